@@ -1,0 +1,19 @@
+"""Call async code from sync code, in a task that has opened a portal."""
+
+from ._adapters import async_context as async_context
+from ._adapters import async_iter as async_iter
+from ._adapters import autoawait as autoawait
+from ._adapters import decorate_as_sync as decorate_as_sync
+from ._bridge import await_ as await_
+from ._portals import bestow_portal as bestow_portal
+from ._portals import ensure_portal as ensure_portal
+from ._portals import has_portal as has_portal
+from ._portals import run as run
+from ._portals import with_portal_run as with_portal_run
+from ._portals import with_portal_run_sync as with_portal_run_sync
+from ._tree import AutoPortalInstrument as AutoPortalInstrument
+from ._tree import portals_for_children as portals_for_children
+from ._tree import portals_for_tree as portals_for_tree
+from ._tree import with_portal_run_tree as with_portal_run_tree
+
+__version__ = "1.4.0"

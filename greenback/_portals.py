@@ -1,0 +1,353 @@
+"""The ways to open a portal, and to ask for one."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Optional,
+    Tuple,
+    TypeVar,
+)
+
+import sniffio
+from greenlet import getcurrent
+
+from . import _bridge
+from ._bridge import Portal, await_, current_portal, portal_of
+from ._tasks import Library, is_loop_running, library_of, start_loop
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec
+
+    from ._tasks import Task
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+
+async def ensure_portal() -> None:
+    """Give the current task a portal that lasts as long as the task does.
+
+    Does nothing to a task that has one already. In both cases this is a checkpoint: other tasks
+    may run, and a cancellation is noticed.
+
+    Raises:
+        RuntimeError: The coroutine of this task cannot be replaced safely (on an interpreter on
+            which nobody has verified how, say); `with_portal_run` works there.
+        sniffio.AsyncLibraryNotFoundError: No async library is running.
+    """
+    library, task, portal = current_portal()
+    if portal is None:
+        open_for_task(library, task, "task")
+    await library.checkpoint()
+
+
+def bestow_portal(task: Task) -> None:
+    """Give *task* a portal that lasts as long as the task does, without its help.
+
+    Does nothing if it has a portal, or is done. The portal works from the next step of the task
+    on: a task that bestows a portal on itself must yield to the event loop before it can use it.
+
+    Args:
+        task: A task of asyncio or Trio, of the loop that runs in this thread.
+
+    Raises:
+        TypeError: *task* is not a task of asyncio or Trio.
+        RuntimeError: Its coroutine cannot be replaced safely; see `ensure_portal`.
+    """
+    bestow(task, "bestowed")
+
+
+def bestow(task: Task, kind: str) -> Optional[Portal]:
+    """As `bestow_portal`; returns the portal if this opened one."""
+    library = library_of(task)
+    # The order matters: on CPython 3.12.1, asking a task that ended in its eager first step for
+    # its coroutine is a crash.
+    if portal_of(task) is not None or library.is_done(task):
+        return None
+    return open_for_task(library, task, kind)
+
+
+async def with_portal_run(
+    async_fn: Callable[P, Awaitable[T]], *args: P.args, **kwds: P.kwargs
+) -> T:
+    """``await async_fn(*args, **kwds)``, with a portal available to it.
+
+    The portal lasts for this call. In a task that has a portal already, that one is used. Adds no
+    checkpoint.
+
+    Args:
+        async_fn: A function that returns something to await.
+        args: Its positional arguments.
+        kwds: Its keyword arguments.
+
+    Returns:
+        What awaiting it gives.
+
+    Raises:
+        sniffio.AsyncLibraryNotFoundError: No async library is running.
+        RuntimeError: Another library than asyncio or Trio is.
+        BaseException: Whatever *async_fn* raises.
+    """
+    library, task, existing = current_portal()
+    if existing is not None:
+        return await async_fn(*args, **kwds)
+    portal = Portal("run", library, task)
+    portal.function, portal.args, portal.kwds = async_fn, args, kwds
+    await _start(portal, _bridge.run_coroutine)
+    error = portal.error
+    if error is None:
+        return portal.result  # type: ignore[no-any-return]
+    portal = task = None  # type: ignore[assignment]  # no cycle through the traceback
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context  # which `raise` sets to what is being handled around here
+        del error, context
+
+
+async def with_portal_run_sync(
+    sync_fn: Callable[P, T], *args: P.args, **kwds: P.kwargs
+) -> T:
+    """``sync_fn(*args, **kwds)``, with a portal available to it.
+
+    The cheapest portal there is, if a plain function is all that has to run in it. The portal
+    lasts for this call. In a task that has a portal already, that one is used. Adds no checkpoint.
+
+    Args:
+        sync_fn: A plain function.
+        args: Its positional arguments.
+        kwds: Its keyword arguments.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        sniffio.AsyncLibraryNotFoundError: No async library is running.
+        RuntimeError: Another library than asyncio or Trio is.
+        BaseException: Whatever *sync_fn* raises.
+    """
+    library, task, existing = current_portal()
+    if existing is not None:
+        return sync_fn(*args, **kwds)
+    portal = Portal("run_sync", library, task)
+    portal.function, portal.args, portal.kwds = sync_fn, args, kwds
+    await _start(portal, _bridge.run_function)
+    error = portal.error
+    if error is None:
+        return portal.result  # type: ignore[no-any-return]
+    portal = task = None  # type: ignore[assignment]  # no cycle through the traceback
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context  # which `raise` sets to what is being handled around here
+        del error, context
+
+
+def run(async_fn: Callable[..., Awaitable[T]], *args: Any, backend: str = "asyncio") -> T:
+    """Run an async function from sync code, wherever that is, and return what it returns.
+
+    In a task that has a portal, this is ``await_(async_fn(*args))``. Where no event loop runs, it
+    starts one, runs the function in it with a portal, and closes it.
+
+    Args:
+        async_fn: A function that returns something to await.
+        args: Its positional arguments.
+        backend: The library whose loop to start where none runs, ``"asyncio"`` or ``"trio"``.
+
+    Raises:
+        ValueError: *backend* is neither.
+        RuntimeError: An event loop is running in this thread, and the caller has no portal.
+        BaseException: Whatever *async_fn* raises.
+    """
+    if backend not in ("asyncio", "trio"):
+        raise ValueError(f"backend must be 'asyncio' or 'trio', not {backend!r}")
+    found = _bridge.find_portal()
+    if type(found) is Portal:
+        return await_(async_fn(*args))
+    if isinstance(found, sniffio.AsyncLibraryNotFoundError):
+        if not is_loop_running():
+            return start_loop(backend, with_portal_run, async_fn, *args)
+        found = _bridge.no_portal_error()  # in a callback, which is no task
+    raise found
+
+
+def has_portal(task: Optional[Task] = None) -> bool:
+    """Whether a task can use `await_`. Never raises.
+
+    Args:
+        task: The task to ask for; the current one, if none is given.
+
+    Returns:
+        For the current task, whether `await_` would work here and now. For another one, whether
+        it will when the task runs next.
+    """
+    try:
+        _, this_task, portal = current_portal()
+    except RuntimeError:
+        this_task = portal = None
+    if task is None or task is this_task:
+        return portal is not None and portal.greenlet not in (None, getcurrent())
+    try:
+        return portal_of(task) is not None
+    except TypeError:
+        return False  # not even hashable, so hardly a task
+
+
+def _start(portal: Portal, run: Callable[[Portal], Any]) -> Any:
+    """Open a portal for a function, and return what is to be awaited to run it."""
+    library = portal.library
+    if not library.is_protected_from_ctrl_c():
+        run = _interruptible(library, run)
+    handled = sys.exc_info()[1]
+    if handled is not None:
+        portal.handled, portal.inner = handled, run
+        run = _bridge.run_while_handling
+    portal.run = run
+    _bridge.open_portal(portal)
+    return library.uninterruptible(_bridge.drive)(portal)
+
+
+def _interruptible(library: Library, run: Callable[[Portal], Any]) -> Callable[[Portal], Any]:
+    run = library.interruptible(run)
+    _bridge.own_codes.add(run.__code__)
+    return run
+
+
+def open_for_task(library: Library, task: Task, kind: str) -> Portal:
+    """Open a portal and have the event loop run *task* through it from its next step on."""
+    portal = _bridge.resting_portal(task)
+    if portal is None:
+        coroutine = library.coroutine_of(task)
+        portal, shim = shim_for(
+            library, kind, coroutine,
+            has_begun=not (
+                type(coroutine) is types.CoroutineType
+                and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
+            ),
+            interruptible=not library.is_protected_from_ctrl_c(task),
+        )
+        portal.task = task
+        library.replace_coroutine(task, coroutine, shim)
+    _bridge.open_portal(portal)
+    return portal
+
+
+def shim_for(
+    library: Library, kind: str, coroutine: Any, *, has_begun: bool = False,
+    interruptible: bool = False,
+) -> Tuple[Portal, Coroutine[Any, Any, Any]]:
+    """What a task is to run in place of its *coroutine*, and the portal that this will drive.
+
+    The portal is not open yet, and does not know its task.
+    """
+    portal = Portal(kind, library, None)
+    portal.run = _bridge.run_coroutine
+    if interruptible:
+        portal.run = _interruptible(library, portal.run)
+    if has_begun:
+        portal.coroutine = coroutine
+        shim = library.uninterruptible(_shim_from_now_on)(portal)
+        shim.send(None)
+    else:
+        shim = library.uninterruptible(_shim_from_the_start)(portal, _Unstarted(coroutine))
+    shim.__name__ = getattr(coroutine, "__name__", shim.__name__)
+    shim.__qualname__ = getattr(coroutine, "__qualname__", shim.__qualname__)
+    return portal, shim
+
+
+class _Unstarted:
+    """A coroutine on its way into a shim that has not begun.
+
+    A task can be cancelled, or dropped, before its first step. Its coroutine has then been dealt
+    with, in Python's eyes, as soon as the shim has been: it is not to warn of its own.
+    """
+
+    __slots__ = ("coroutine",)
+
+    def __init__(self, coroutine: Any) -> None:
+        self.coroutine = coroutine
+
+    def take(self) -> Any:
+        coroutine, self.coroutine = self.coroutine, None
+        return coroutine
+
+    def __del__(self) -> None:
+        if self.coroutine is not None:
+            self.coroutine.close()
+
+
+# Two shims take the place of a task's coroutine and have the portal's worker run that. They are
+# coroutines, not generators, since Trio and anyio look at the attributes of what a task runs; and
+# anyio asks whether it has begun, so the shim of a task that has not begun has not either.
+
+
+async def _shim_from_the_start(portal: Portal, unstarted: _Unstarted) -> Any:
+    portal.coroutine = unstarted.take()
+    if not portal.opened:
+        # Made before its task was, by a task factory that has begun to run it at once.
+        _, portal.task, existing = current_portal()
+        if existing is not None:
+            return await portal.coroutine
+        _bridge.open_portal(portal)
+    await portal.library.uninterruptible(_bridge.drive)(portal)
+    error = portal.error
+    if error is None:
+        return portal.result
+    del portal
+    context = error.__context__
+    try:
+        raise error
+    except BaseException:
+        # Entered with this frame in the traceback. From 3.11 on, raising again takes the
+        # traceback from the exception, so that this frame can be kept out of it.
+        assert error.__traceback__ is not None
+        error.__context__, error.__traceback__ = context, error.__traceback__.tb_next
+        raise
+    finally:
+        del error, context
+
+
+@types.coroutine
+def _first_answer() -> Generator[None, Any, Any]:
+    return (yield)
+
+
+async def _shim_from_now_on(portal: Portal) -> Any:
+    """For a task that is under way.
+
+    The first step is made before it is put in place: a coroutine that has not begun takes no
+    other value than None, and such a task may be sent another.
+    """
+    try:
+        portal.result = await _first_answer()
+    except BaseException as thrown:
+        assert thrown.__traceback__ is not None and thrown.__traceback__.tb_next is not None
+        thrown.__traceback__ = thrown.__traceback__.tb_next.tb_next  # this frame, _first_answer's
+        portal.error = thrown
+        portal.result = _bridge.ERROR
+    await portal.library.uninterruptible(_bridge.drive)(portal)
+    error = portal.error
+    if error is None:
+        return portal.result
+    del portal
+    context = error.__context__
+    try:
+        raise error
+    except BaseException:
+        assert error.__traceback__ is not None
+        error.__context__, error.__traceback__ = context, error.__traceback__.tb_next
+        raise
+    finally:
+        del error, context

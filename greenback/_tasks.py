@@ -1,0 +1,417 @@
+"""What differs between asyncio and Trio, each in one class with the same methods.
+
+The rest of the runtime asks `current` or `library_of` for the library and never which one it is.
+Neither library is imported before the program itself has done so.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import TYPE_CHECKING, Any, Callable, Coroutine, Dict, Optional, Tuple, Union
+
+import sniffio
+
+if TYPE_CHECKING:
+    import asyncio
+
+    import trio
+
+    Task = Union[asyncio.Task[Any], trio.lowlevel.Task]
+
+# `sniffio.thread_local.name` is what Trio sets while its loop runs in a thread; asyncio leaves it
+# alone. The same attribute is read by the hot path.
+sniffio_thread = sniffio.thread_local
+
+# The interpreters on which somebody has looked at where a C task keeps its coroutine, and on which
+# tests/greenback/test_tasks.py has swapped it: CPython with the GIL, up to this version.
+_NEWEST_VERIFIED = (3, 13)
+
+
+class Library:
+    """The interface. One object per library, and per loop of the other library that it runs in."""
+
+    name: str
+    #: What `sniffio.thread_local.name` holds while a task of this library runs in the same
+    #: surroundings as when this object was looked up.
+    mark: Optional[str]
+
+    def current_task(self) -> Optional[Task]:
+        """The running task, or None where none of this library is running right now."""
+        raise NotImplementedError
+
+    def loop(self) -> Any:
+        """What runs the current task: something that can be compared and weakly referenced."""
+        raise NotImplementedError
+
+    def is_closed(self, loop: Any) -> bool:
+        raise NotImplementedError
+
+    def is_done(self, task: Task) -> bool:
+        raise NotImplementedError
+
+    def coroutine_of(self, task: Task) -> Coroutine[Any, Any, Any]:
+        raise NotImplementedError
+
+    def replace_coroutine(
+        self, task: Task, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
+    ) -> None:
+        """Have the loop step *new* where it would have stepped *old*, from the next step on.
+
+        Raises:
+            RuntimeError: It cannot be done safely. Nothing has been changed then.
+        """
+        raise NotImplementedError
+
+    async def checkpoint(self) -> None:
+        """Let other tasks run; notice a cancellation."""
+        raise NotImplementedError
+
+    async def shielded_checkpoint(self) -> None:
+        """Let other tasks run. Notices no cancellation where the library can hold one back."""
+        raise NotImplementedError
+
+    def is_protected_from_ctrl_c(self, task: Optional[Task] = None) -> bool:
+        """Whether Ctrl-C is held back from the code of *task*, or from the caller's callers."""
+        return True
+
+    def interruptible(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A copy of *function* below which Ctrl-C is let through."""
+        return function
+
+    def uninterruptible(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """*function*, made such that Ctrl-C is not let through in its own frame."""
+        return function
+
+
+@types.coroutine
+def _yield_none() -> Any:
+    yield
+
+
+class Asyncio(Library):
+    name = "asyncio"
+
+    def __init__(self, mark: Optional[str]) -> None:
+        import asyncio
+
+        self.mark = mark
+        self._asyncio = asyncio
+        self._c_task: Optional[type] = None
+        try:
+            import _asyncio
+
+            self._c_task = _asyncio.Task
+        except ImportError:
+            pass  # PyPy: tasks are plain Python objects there
+        if sys.version_info >= (3, 12) and self._c_task is not None:
+            # In C, at a tenth of what the older Python function costs.
+            self.current_task = asyncio.current_task  # type: ignore[method-assign,assignment]
+        self._running_loop = asyncio._get_running_loop
+        self._current_tasks: Dict[Any, Any] = getattr(asyncio.tasks, "_current_tasks", {})
+
+    def current_task(self) -> Optional[Task]:
+        return self._current_tasks.get(self._running_loop())
+
+    def loop(self) -> Any:
+        return self._running_loop()
+
+    def is_closed(self, loop: Any) -> bool:
+        return bool(loop.is_closed())
+
+    def is_done(self, task: Any) -> bool:
+        return bool(task.done())
+
+    def coroutine_of(self, task: Any) -> Coroutine[Any, Any, Any]:
+        if self._c_task is not None and isinstance(task, self._c_task):
+            return self._c_task.get_coro(task)  # type: ignore[attr-defined,no-any-return]
+        return task.get_coro()  # type: ignore[no-any-return]
+
+    def replace_coroutine(
+        self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
+    ) -> None:
+        if self._c_task is not None and isinstance(task, self._c_task):
+            _replace_in_c_task(self._c_task, task, old, new)
+            return
+        try:
+            holds_it = task._coro is old
+            if holds_it:
+                task._coro = new
+        except AttributeError:
+            holds_it = False
+        if not holds_it:
+            raise _cannot_replace(task, "it does not keep its coroutine where asyncio's tasks do")
+
+    async def checkpoint(self) -> None:
+        await _yield_none()
+
+    async def shielded_checkpoint(self) -> None:
+        await _yield_none()
+
+
+class Trio(Library):
+    name = "trio"
+    mark = "trio"
+
+    def __init__(self, outer_loop: Any) -> None:
+        import trio
+
+        self._lowlevel = trio.lowlevel
+        self._current = trio.lowlevel.current_task
+        self._outer_loop = outer_loop
+
+    def current_task(self) -> Optional[Task]:
+        if _running_asyncio_loop() is not self._outer_loop:
+            return None  # an asyncio loop was started inside the Trio task, and is the inner one
+        try:
+            return self._current()
+        except RuntimeError:
+            return None
+
+    def loop(self) -> Any:
+        return self  # a run ends after the last of its tasks, so there is nothing to tell apart
+
+    def is_closed(self, loop: Any) -> bool:
+        return False
+
+    def is_done(self, task: Any) -> bool:
+        return task.coro.cr_frame is None
+
+    def coroutine_of(self, task: Any) -> Coroutine[Any, Any, Any]:
+        return task.coro  # type: ignore[no-any-return]
+
+    def replace_coroutine(
+        self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
+    ) -> None:
+        task.coro = new
+        # A task that is due to run has been promised a method of the coroutine that it had then.
+        promised = getattr(task, "_next_send_fn", None)
+        if promised is not None and getattr(promised, "__self__", None) is old:
+            task._next_send_fn = getattr(new, promised.__name__)
+
+    async def checkpoint(self) -> None:
+        await self._lowlevel.checkpoint()
+
+    async def shielded_checkpoint(self) -> None:
+        await self._lowlevel.cancel_shielded_checkpoint()
+
+    def is_protected_from_ctrl_c(self, task: Any = None) -> bool:
+        if task is None:
+            return self._lowlevel.currently_ki_protected()
+        # Before Trio 0.28, the mark is on the frame of the task's coroutine, and stays there.
+        return getattr(task, "_ki_protected", True)
+
+    def interruptible(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        copy = _interruptible_copies.get(function)
+        if copy is None:
+            # Trio keeps its marks by code object, so that the copy needs one of its own.
+            copy = types.FunctionType(
+                function.__code__.replace(), function.__globals__, function.__name__,
+                function.__defaults__, function.__closure__,
+            )
+            copy = _interruptible_copies[function] = self._lowlevel.disable_ki_protection(copy)
+        return copy
+
+    def uninterruptible(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        guarded = _uninterruptible.get(function)
+        if guarded is None:
+            guarded = _uninterruptible[function] = self._lowlevel.enable_ki_protection(function)
+        return guarded
+
+
+# Written by the first portal of each kind, from any thread; writing twice does no harm.
+_interruptible_copies: Dict[Callable[..., Any], Callable[..., Any]] = {}
+_uninterruptible: Dict[Callable[..., Any], Callable[..., Any]] = {}
+_asyncio_marked: Dict[Optional[str], Asyncio] = {}
+_trio_alone: Optional[Trio] = None
+_get_running_loop: Optional[Callable[[], Any]] = None
+
+
+def current() -> Tuple[Library, Task]:
+    """The library and the task that are running here; the inner one where they are nested.
+
+    Raises:
+        sniffio.AsyncLibraryNotFoundError: Nothing is running, or nothing that sniffio knows.
+        RuntimeError: Another library is running, or this is not code of a task.
+    """
+    name = sniffio_thread.name
+    if name is None:
+        name = sniffio.current_async_library_cvar.get()
+    if name is None or name == "asyncio":
+        if "asyncio" in sys.modules:
+            library = running_asyncio()
+            task = library.current_task()
+            if task is not None:
+                return library, task
+        name = sniffio.current_async_library()  # most often, this raises
+        if name == "asyncio":
+            raise RuntimeError("no asyncio task is running")
+    if name != "trio":
+        raise RuntimeError(f"greenback does not support {name}")
+    loop = _running_asyncio_loop()
+    trio_library = _trio(loop)
+    trio_task = trio_library.current_task()
+    if loop is not None:
+        asyncio_library = running_asyncio()
+        asyncio_task = asyncio_library.current_task()
+        if asyncio_task is not None and (
+            trio_task is None
+            or _is_inner(asyncio_library.coroutine_of(asyncio_task), trio_task.coro)
+        ):
+            return asyncio_library, asyncio_task
+    if trio_task is None:
+        raise RuntimeError("no Trio task is running")
+    return trio_library, trio_task
+
+
+def library_of(task: Any) -> Library:
+    """The library that *task* belongs to.
+
+    Raises:
+        TypeError: It is not a task of asyncio or Trio.
+    """
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and isinstance(task, _asyncio_task_types(asyncio)):
+        return running_asyncio()
+    trio = sys.modules.get("trio")
+    if trio is not None and isinstance(task, trio.lowlevel.Task):
+        return _trio(_running_asyncio_loop())
+    raise TypeError(
+        f"{task!r} is not a task of asyncio or Trio; pass asyncio.current_task(), what "
+        "create_task() returned, or trio.lowlevel.current_task()"
+    )
+
+
+def is_loop_running() -> bool:
+    """Whether this thread is inside an event loop, be it in a task or in a callback."""
+    return sniffio_thread.name is not None or _running_asyncio_loop() is not None
+
+
+def start_loop(name: str, async_fn: Callable[..., Any], *args: Any) -> Any:
+    """Run an async function in a new event loop of the library *name*."""
+    if name == "trio":
+        import trio
+
+        return trio.run(async_fn, *args)
+    import asyncio
+
+    return asyncio.run(async_fn(*args))
+
+
+def _asyncio_task_types(asyncio: Any) -> Tuple[type, ...]:
+    return (asyncio.Task, asyncio.tasks._PyTask)
+
+
+def running_asyncio() -> Asyncio:
+    mark = sniffio_thread.name
+    library = _asyncio_marked.get(mark)
+    if library is None:
+        library = _asyncio_marked[mark] = Asyncio(mark)
+    return library
+
+
+def _trio(outer_loop: Any) -> Trio:
+    global _trio_alone
+    if outer_loop is not None:
+        return Trio(outer_loop)
+    if _trio_alone is None:
+        _trio_alone = Trio(None)
+    return _trio_alone
+
+
+def _running_asyncio_loop() -> Any:
+    global _get_running_loop
+    if _get_running_loop is None:
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is None:
+            return None
+        _get_running_loop = asyncio._get_running_loop
+    return _get_running_loop()
+
+
+def _is_inner(first: Any, second: Any) -> bool:
+    """Whether *first* is the inner one of two coroutines that are both being run in this thread.
+
+    Loops of two libraries, one started inside a task of the other: each of them takes its own task
+    for the running one, and nothing but the stack tells which was started last. A coroutine whose
+    frame is not in this greenlet's stack is further out than one whose frame is.
+    """
+    first_frame = getattr(first, "cr_frame", None)
+    second_frame = getattr(second, "cr_frame", None)
+    frame: Optional[types.FrameType] = sys._getframe()
+    while frame is not None:
+        if frame is first_frame:
+            return True
+        if frame is second_frame:
+            return False
+        frame = frame.f_back
+    return False
+
+
+def _cannot_replace(task: Any, why: str) -> RuntimeError:
+    return RuntimeError(
+        f"greenback cannot put a portal under {task!r}, because {why}; use "
+        "'await greenback.with_portal_run(async_fn, *args)', which needs no access to the task"
+    )
+
+
+class _CTaskLayout:
+    """Where the tasks that asyncio writes in C keep their coroutine, which they do not let one set.
+
+    Found from the first task that needs it.
+    """
+
+    __slots__ = ("_decref", "_incref", "_offset", "_task_type", "_word")
+
+    def __init__(self, task_type: Any, task: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
+        version = sys.version_info[:2]
+        if sys.implementation.name != "cpython" or version > _NEWEST_VERIFIED or sys.abiflags:
+            build = f"{sys.implementation.name} {version[0]}.{version[1]}{sys.abiflags}"
+            raise _cannot_replace(task, f"the layout of tasks in {build} has not been verified")
+        import ctypes
+
+        self._word = ctypes.c_size_t
+        size = ctypes.sizeof(self._word)
+        # Only the part that belongs to asyncio.Task itself: a subclass may well have a slot of
+        # its own that refers to the same coroutine.
+        words = (self._word * (task_type.__basicsize__ // size)).from_address(id(task))
+        found = [index for index, value in enumerate(words) if value == id(coroutine)]
+        if len(found) != 1:
+            raise _cannot_replace(task, f"its coroutine was found in {len(found)} places of it")
+        self._offset = found[0] * size
+        self._task_type = task_type
+        # A private handle: argument types set on ctypes.pythonapi would be everybody's.
+        api = ctypes.PyDLL(None)
+        self._incref, self._decref = api.Py_IncRef, api.Py_DecRef
+        for function in (self._incref, self._decref):
+            function.argtypes, function.restype = [ctypes.py_object], None
+
+    def replace(
+        self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
+    ) -> None:
+        """Write only over a word that holds *old*, and look at the result through the task's eyes.
+
+        The task owns a reference to what it holds, so the counts move with it.
+        """
+        field = self._word.from_address(id(task) + self._offset)
+        if field.value != id(old):
+            raise _cannot_replace(task, "its coroutine is not where other tasks have theirs")
+        self._incref(new)
+        field.value = id(new)
+        if self._task_type.get_coro(task) is not new:
+            field.value = id(old)
+            self._decref(new)
+            raise _cannot_replace(task, "it did not take the new coroutine")
+        self._decref(old)
+
+
+_c_task_layout: Optional[_CTaskLayout] = None
+
+
+def _replace_in_c_task(
+    task_type: Any, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
+) -> None:
+    global _c_task_layout
+    if _c_task_layout is None:
+        _c_task_layout = _CTaskLayout(task_type, task, old)
+    _c_task_layout.replace(task, old, new)
