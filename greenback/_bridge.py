@@ -68,10 +68,12 @@ ERROR = object()
 class Worker(greenlet.greenlet):
     """A greenlet that runs the code of one portal after another."""
 
-    __slots__ = ("level", "poolable", "portal")
+    __slots__ = ("level", "poolable", "portal", "spare")
 
-    #: The portal that it works for; None while it is idle. Written by `drive` only.
-    portal: Optional[Portal]
+    #: The portal that it works for; `_NOWHERE` when there is none that may be used.
+    portal: Portal
+    #: A portal that the worker brings with it, to be used by the next function that needs one.
+    spare: Portal
     level: int
     poolable: bool
 
@@ -91,18 +93,20 @@ class Portal:
         "args",
         "coroutine",
         "current_task",
+        "drive",
         "error",
         "function",
         "greenlet",
         "handled",
+        "home",
         "hushed",
         "inner",
         "kind",
         "kwds",
         "library",
-        "loop_state",
         "mark",
-        "opened",
+        "outer",
+        "registered",
         "result",
         "resume",
         "run",
@@ -111,65 +115,124 @@ class Portal:
         "worker",
     )
 
-    def __init__(self, kind: str, library: Library, task: Optional[Task]) -> None:
+    def __init__(self, kind: str, library: Library) -> None:
         self.kind = kind
-        self.task = task
+        self.task: Any = None
         self.library = library
         # The check that the running task is this portal's is made by every bridge, so what it
         # needs is kept here.
         self.current_task: Callable[[], Optional[Task]] = library.current_task
         self.mark = library.mark
+        self.drive = library.uninterruptible(drive)
+        #: The thread's Home, once it is open.
+        self.home: Any = None
         #: The greenlet of `drive` while it waits for the worker. It can be another one at every
         #: step: an eager task takes its first step in its parent's worker.
         self.greenlet: Any = None
-        self.worker: Optional[Worker] = None
+        self.worker: Any = None
         #: Where the answer to the last trap goes: the worker, or a greenlet that the task's code
         #: has started itself. None once the portal's work is done.
         self.resume: Any = None
         #: What the event loop throws in, on its way to the worker; or what the work raised.
         self.error: Optional[BaseException] = None
+        #: What the event loop sends first, and then what the work returned.
         self.result: Any = None
+        #: The work: a coroutine, or a function with its arguments. None for `run` stands for
+        #: just calling the function.
+        self.run: Optional[Callable[[Portal], Any]] = None
+        self.coroutine: Any = None
+        self.function: Any = None
+        self.args: Any = None
+        self.kwds: Any = None
+        #: The exception that is being handled around the work.
+        self.handled: Optional[BaseException] = None
         #: Set while hooks run inside the portal: their own bridges are not announced.
         self.hushed = False
-        self.opened = False
+        #: In the table of its thread's portals.
+        self.registered = False
+        #: While it takes its first step, the portal whose step that is part of.
+        self.outer: Optional[Portal] = None
         #: The worker was killed, so that nobody waits for what it returns.
         self.abandoned = False
-        self.coroutine: Any = None
         #: The scopes (see _tree.py) that the task has inherited this portal from.
         self.scopes: Tuple[Any, ...] = ()
 
-
-class LoopState:
-    """The portals of one event loop in one thread, counted."""
-
-    __slots__ = ("library", "loop", "portals")
-
-    def __init__(self, library: Library, loop: Any) -> None:
-        self.library = library
-        self.loop = weakref.ref(loop)
-        self.portals = 0
+    def __repr__(self) -> str:
+        return f"<Portal {self.kind} of {self.task!r}>"
 
 
-class Home(threading.local):
-    """What a thread owns: its idle workers and the event loops that it has had portals in."""
+class Raised:
+    """What `drive` returns when the work has raised *error*."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Begun:
+    """What `begin` returns when the work waits."""
+
+    __slots__ = ("has_begun", "portal", "trap")
+
+    def __init__(self, portal: Portal, trap: Any, has_begun: bool = True) -> None:
+        self.portal = portal
+        self.trap = trap
+        self.has_begun = has_begun
+
+
+#: What `begin` returns when the task has a portal.
+NO_NEED = object()
+
+
+class Home:
+    """What a thread owns: its idle workers, its open portals, and the loop that it runs."""
+
+    __slots__ = (
+        "__weakref__", "first_step", "library", "loop", "loop_library", "main", "others", "pool", "pools", "portals",
+        "resting",
+    )
 
     def __init__(self) -> None:
         self.pools: Tuple[List[Worker], ...] = tuple([] for _ in range(POOL_LEVELS))
+        self.pool = self.pools[0]
         main = getcurrent()
         while main.parent is not None:
             main = main.parent
         self.main = main
-        self.state: Optional[LoopState] = None
-        self.left: List[LoopState] = []
+        # Strong references to tasks: a weak dictionary costs more than a whole portal, and a task
+        # whose code waits in a greenlet could not be collected anyway.
+        self.portals: Dict[Any, Portal] = {}
+        #: The portal that is taking its first step right now, the innermost one.
+        self.first_step: Optional[Portal] = None
+        #: Portals that were closed while the shim that drives them stays under its task.
+        self.resting: Dict[Any, Portal] = {}
+        #: The library that was running when last looked at.
+        self.library: Library = _NOWHERE.library
+        #: The loop that was running then, by reference, and its library.
+        self.loop: Callable[[], Any] = _no_loop
+        self.loop_library: Any = None
+        #: Loops that have had portals in this thread, and perhaps still have some.
+        self.others: List[Tuple[Library, Callable[[], Any]]] = []
 
 
-_home = Home()
-# The open portals of all threads. A key is added and removed by the thread of its task (or by
-# who bestows a portal on it). Strong references: a weak dictionary costs more than a whole portal,
-# and a task whose code waits in a greenlet could not be collected anyway.
-_portals: Dict[Any, Portal] = {}
-# Portals that were closed while the shim that drives them stays under its task.
-_resting: Dict[Any, Portal] = {}
+def _no_loop() -> None:
+    return None
+
+
+class _Nowhere(Library):
+    """The library of no task."""
+
+    name = mark = "none"
+
+    def current_task(self) -> Any:
+        return self  # which is no portal's task
+
+
+# The Home of each thread is `_local.home`, made by the first portal in it.
+_local = threading.local()
+# All homes, for the questions that are asked from other threads.
+_homes: weakref.WeakSet[Home] = weakref.WeakSet()
 # The instruments' hooks, or None when nobody listens. Written by instruments.py.
 _hooks: Optional[Hooks] = None
 
@@ -201,12 +264,12 @@ def await_(aw: Awaitable[T]) -> T:
             closed, so that Python does not warn that it was never awaited.
     """
     me = getcurrent()
-    portal = me.portal if type(me) is Worker else None
-    if (
-        portal is None
-        or portal.current_task() is not portal.task
-        or sniffio_thread.name != portal.mark
-    ):
+    portal = me.portal if type(me) is Worker else _NOWHERE
+    try:
+        is_here = portal.current_task() is portal.task and sniffio_thread.name == portal.mark
+    except RuntimeError:
+        is_here = False  # somebody has taken the running loop away
+    if not is_here:
         portal = find_portal()
         if type(portal) is not Portal:
             _discard(aw)
@@ -325,7 +388,7 @@ def no_portal_error() -> RuntimeError:
     )
 
 
-def current_portal() -> Tuple[Library, Task, Optional[Portal]]:
+def current_portal() -> Tuple[Library, Any, Optional[Portal]]:
     """The library, the task, and its portal if it has one that is open.
 
     Raises:
@@ -334,53 +397,206 @@ def current_portal() -> Tuple[Library, Task, Optional[Portal]]:
     me = getcurrent()
     if type(me) is Worker:
         portal = me.portal
-        if (
-            portal is not None
-            and portal.current_task() is portal.task
-            and sniffio_thread.name == portal.mark
-        ):
+        if portal.current_task() is portal.task and sniffio_thread.name == portal.mark:
             return portal.library, portal.task, portal
     library, task = current()
-    portal = _portals.get(task)
-    if portal is not None and (
+    found = _portal_in(this_home(), task)
+    if found is not None and (
         # Not so in a callback of an asyncio loop that was started inside a Trio task.
-        portal.current_task() is not task
-        or sniffio_thread.name != portal.mark
+        found.current_task() is not task
+        or sniffio_thread.name != found.mark
     ):
-        portal = None
-    return library, task, portal
+        found = None
+    return library, task, found
 
 
-def portal_of(task: Task) -> Optional[Portal]:
+def _portal_in(home: Home, task: Any) -> Optional[Portal]:
+    portal = home.portals.get(task)
+    if portal is None:
+        portal = home.first_step
+        while portal is not None and portal.task is not task:
+            portal = portal.outer
+    return portal
+
+
+def this_home() -> Home:
+    try:
+        return _local.home  # type: ignore[no-any-return]
+    except AttributeError:
+        home = _local.home = Home()
+        _homes.add(home)
+        return home
+
+
+def portal_of(task: Any) -> Optional[Portal]:
     """The open portal of *task*, in whatever thread it runs."""
-    return _portals.get(task)
+    portal = _portal_in(this_home(), task)
+    if portal is None:
+        for home in list(_homes):
+            portal = home.portals.get(task)
+            if portal is not None:
+                break
+    return portal
+
+
+def begin(
+    kind: str,
+    run: Optional[Callable[[Portal], Any]],
+    function: Callable[..., Any],
+    args: Tuple[Any, ...],
+    kwds: Dict[str, Any],
+) -> Any:
+    """Open a portal for a function in the current task, and run it until it waits or ends.
+
+    What `finish` gives if it has ended; a `Begun` if it waits, or must be driven in another way;
+    `NO_NEED` if the task has a portal, and the function has not been called.
+
+    Raises:
+        RuntimeError: As `greenback._tasks.current`.
+    """
+    # Written out, where `_begin_slowly` calls one function for each thing: that takes half as
+    # long again.
+    try:
+        home = _local.home
+    except AttributeError:
+        home = this_home()
+    me = getcurrent()
+    library = home.library
+    if (
+        _hooks is not None
+        or not _GREENLETS_HAVE_CONTEXT
+        or me is not home.main
+        or not home.pool
+        or home.portals
+        or home.others
+        or home.first_step is not None
+        or sniffio_thread.name != library.mark
+        or handled_exception() is not None
+    ):
+        return _begin_slowly(home, me, kind, run, function, args, kwds)
+    try:
+        task = library.current_task()
+    except RuntimeError:
+        task = None  # no loop is running now
+    portal = home.pool[-1].spare
+    if task is None or portal.library is not library:
+        return _begin_slowly(home, me, kind, run, function, args, kwds)
+    worker = home.pool.pop()
+    portal.kind = kind
+    portal.task = task
+    portal.run = run
+    portal.function = function
+    portal.args = args
+    portal.kwds = kwds
+    portal.greenlet = me
+    home.first_step = portal
+    worker.gr_context = me.gr_context
+    try:
+        trap = worker.switch(portal)
+    except BaseException:
+        portal.abandoned = True
+        finish(portal)
+        raise
+    home.first_step = None
+    if portal.resume is not None:
+        _register(portal, home)
+        return Begun(portal, trap)
+    if portal.abandoned or portal.error is not None:
+        return finish(portal)
+    result = portal.result
+    portal.task = portal.greenlet = portal.result = None
+    portal.function = portal.args = portal.kwds = None
+    worker.gr_context = None
+    home.pool.append(worker)
+    return result
+
+
+def _begin_slowly(
+    home: Home,
+    me: Any,
+    kind: str,
+    run: Optional[Callable[[Portal], Any]],
+    function: Callable[..., Any],
+    args: Tuple[Any, ...],
+    kwds: Dict[str, Any],
+) -> Any:
+    if type(me) is Worker:
+        portal = me.portal
+        if portal.current_task() is portal.task and sniffio_thread.name == portal.mark:
+            return NO_NEED
+    library, task = current()
+    home.library = library
+    if _portal_in(home, task) is not None:
+        return NO_NEED
+    loop = library.loop()
+    if home.others or loop is not home.loop():
+        _enter_loop(home, library, loop)
+    worker = _take_worker(home, me)
+    portal = worker.spare
+    if _hooks is not None or portal.library is not library:
+        # Instruments may keep a portal, or use it as a key: they get a new one each time.
+        portal = Portal(kind, library)
+        portal.home = home
+        portal.worker = worker
+        worker.portal = portal
+        if _hooks is None and not library.holds_back_ctrl_c:
+            worker.spare = portal
+    portal.kind = kind
+    portal.task = task
+    portal.run = run
+    portal.function, portal.args, portal.kwds = function, args, kwds
+    portal.greenlet = me
+    handled = handled_exception()
+    if library.holds_back_ctrl_c or handled is not None:
+        _adapt_to_surroundings(portal, handled)
+    if library.holds_back_ctrl_c:
+        return Begun(portal, None, False)
+    trap = first_step(portal)
+    return finish(portal) if portal.resume is None else Begun(portal, trap)
+
+
+def _adapt_to_surroundings(portal: Portal, handled: Optional[BaseException]) -> None:
+    """Have the work of a portal see what it would see if it were called where the portal is."""
+    library = portal.library
+    run = run_function if portal.run is None else portal.run
+    if library.holds_back_ctrl_c and not library.is_protected_from_ctrl_c():
+        run = interruptible(library, run)
+    if handled is not None:
+        portal.handled, portal.inner = handled, run
+        run = run_while_handling
+    portal.run = run
+
+
+def interruptible(library: Library, run: Callable[[Portal], Any]) -> Callable[[Portal], Any]:
+    """*run*, such that Ctrl-C is let through to what it runs."""
+    copy = _interruptible.get(run)
+    if copy is None:
+        copy = _interruptible[run] = library.interruptible(run)
+        own_codes.add(copy.__code__)
+    return copy
 
 
 def open_portal(portal: Portal) -> None:
-    """Make *portal* the one of its task."""
-    home = _home
-    loop = portal.library.loop()
-    state = home.state
-    if state is None or state.loop() is not loop:
-        state = _enter_loop(home, portal.library, loop)
-    state.portals += 1
-    portal.loop_state = state
-    portal.opened = True
-    _portals[portal.task] = portal
-    if portal.worker is not None:  # it was resting
-        portal.worker.portal = portal
-        del _resting[portal.task]
+    """Make *portal* the one of its task, whatever greenlet or thread asks."""
+    home = portal.home = this_home()
+    _register(portal, home)
     if _hooks is not None:
         _hooks.open_portal(portal)
 
 
+def _register(portal: Portal, home: Home) -> None:
+    library = portal.library
+    loop = library.loop()
+    if home.others or loop is not home.loop():
+        _enter_loop(home, library, loop)
+    home.portals[portal.task] = portal
+    portal.registered = True
+
+
 def close_portal(portal: Portal) -> None:
     """Undo `open_portal`. Where the work goes on, it goes on without being able to bridge."""
-    portal.opened = False
-    portal.loop_state.portals -= 1
-    del _portals[portal.task]
-    if portal.worker is not None:
-        portal.worker.portal = None
+    portal.registered = False
+    del portal.home.portals[portal.task]
     if _hooks is not None:
         _hooks.close_portal(portal)
 
@@ -388,66 +604,132 @@ def close_portal(portal: Portal) -> None:
 def rest_portal(portal: Portal) -> None:
     """Close a portal whose shim stays under its task, such that it can be opened again."""
     close_portal(portal)
-    _resting[portal.task] = portal
+    portal.home.resting[portal.task] = portal
+    if portal.worker is not None:
+        portal.worker.portal = _NOWHERE
 
 
-def resting_portal(task: Task) -> Optional[Portal]:
-    return _resting.get(task)
+def wake_portal(task: Any) -> bool:
+    """Open the portal that rests in *task* again, if there is one."""
+    portal = this_home().resting.pop(task, None)
+    if portal is None:
+        return False
+    open_portal(portal)
+    if portal.worker is not None:
+        portal.worker.portal = portal
+    return True
+
+
+def _take_worker(home: Home, me: Any) -> Worker:
+    """An idle worker, or a new one, to be used from the greenlet *me*."""
+    if me is home.main:
+        level = 0
+    elif type(me) is Worker:
+        level = me.level + 1
+    else:
+        level = POOL_LEVELS  # somebody else's greenlet; how deep it is nobody knows
+    if level < POOL_LEVELS:
+        pool = home.pools[level]
+        if pool:
+            worker = pool.pop()
+            if level:
+                # Where an exception goes that kills the worker: to whom it works for.
+                worker.parent = me
+            return worker
+    worker = Worker(_work)
+    worker.level = level
+    worker.poolable = level < POOL_LEVELS and not _stack_is_deeper_than(POOL_DEPTH)
+    worker.portal = worker.spare = _NOWHERE
+    return worker
+
+
+def first_step(portal: Portal) -> Any:
+    """Run the portal's work until it waits for the first time or ends, and return its trap.
+
+    ``portal.resume`` is None afterwards if it has ended; `finish` is to be called then.
+    """
+    worker = portal.worker
+    home = portal.home
+    me = portal.greenlet
+    if worker is None:
+        # Of a task, and open since before its first step.
+        me = portal.greenlet = getcurrent()
+        worker = portal.worker = _take_worker(home, me)
+        worker.portal = portal
+    elif _hooks is not None:
+        _hooks.open_portal(portal)
+    # A portal whose work never waits is gone before anything else gets to run, but for what it
+    # calls itself: until it has waited it is not in the thread's table, but in this chain.
+    outer = portal.outer = home.first_step
+    home.first_step = portal
+    portal.resume = worker
+    try:
+        if _GREENLETS_HAVE_CONTEXT:
+            worker.gr_context = me.gr_context
+            if _hooks is None:
+                return worker.switch(portal)
+        return _observed_switch(portal, worker, portal)
+    except BaseException:
+        portal.abandoned = True
+        raise
+    finally:
+        home.first_step = outer
+        if portal.abandoned:
+            finish(portal)
+        elif portal.resume is not None and not portal.registered:
+            _register(portal, home)
+
+
+def finish(portal: Portal) -> Any:
+    """Close the portal after its work has ended, and put the worker back.
+
+    Returns what the work returned, or `Raised` with what it raised.
+    """
+    home, worker, result = portal.home, portal.worker, portal.result
+    if portal.error is not None:
+        result = Raised(portal.error)
+        portal.error = None
+    if portal.registered:
+        close_portal(portal)
+    elif home.resting or _hooks is not None:
+        if home.resting.pop(portal.task, None) is None and _hooks is not None:
+            _hooks.close_portal(portal)
+    # Neither an idle worker nor its spare portal may keep anything of the work alive.
+    portal.task = portal.greenlet = portal.result = portal.outer = None
+    portal.function = portal.args = portal.kwds = None
+    if worker.spare is not portal:
+        portal.worker = None
+        worker.portal = worker.spare
+    if portal.resume is None and not portal.abandoned:
+        pool = home.pools[worker.level]
+        if len(pool) < POOL_SIZE:
+            if _GREENLETS_HAVE_CONTEXT:
+                worker.gr_context = None
+            if worker.level:
+                worker.parent = home.main
+            pool.append(worker)
+    else:
+        portal.worker = portal.resume = None  # a way around in which the worker would keep itself
+    return result
 
 
 @types.coroutine
-def drive(portal: Portal) -> Generator[Any, Any, None]:
+def drive(begun: Begun) -> Generator[Any, Any, Any]:
     """Run the portal's work, forwarding its traps to the event loop, and close the portal.
 
-    Returns when the work is done, with what came out of it in ``portal.result`` or
-    ``portal.error``: raising it is left to the caller, whose frame the traceback is to show.
+    Returns what the work returned, or `Raised` with what it raised: raising it again is left to
+    the caller, whose frame the traceback is to show.
     """
-    me = getcurrent()
-    home = _home
-    level = me.level + 1 if type(me) is Worker else 0 if me is home.main else POOL_LEVELS
-    pool = home.pools[level] if level < POOL_LEVELS else None
-    if pool:
-        worker = pool.pop()
-        if level:
-            # Where an exception goes that kills the worker, so it must be whom it works for.
-            worker.parent = me
-    else:
-        worker = Worker(_work)
-        worker.level = level
-        worker.poolable = pool is not None and not _stack_is_deeper_than(POOL_DEPTH)
-    worker.portal = portal
-    portal.worker = worker
-    context = None
-    target = worker
-    answer: Any = portal
+    portal = begun.portal
+    trap = begun.trap if begun.has_begun else first_step(portal)
+    if portal.resume is None:
+        return finish(portal)
+    begun.trap = None
+    worker, me, target = portal.worker, portal.greenlet, portal.resume
     try:
-        while True:
-            # The step may run in another greenlet than the one before.
-            now = getcurrent()
-            if now is not portal.greenlet:
-                portal.greenlet = now
-                if worker.parent is not now:
-                    worker.parent = now
-            if _GREENLETS_HAVE_CONTEXT:
-                # The worker works in the task's context, also where somebody replaces that
-                # between two steps. What the task's code enters by Context.run() is its own.
-                if now.gr_context is not context:
-                    if worker.gr_context is context:
-                        worker.gr_context = now.gr_context
-                    context = now.gr_context
-                if _hooks is None:
-                    trap = target.switch(answer)
-                else:
-                    _hooks.start_step(portal)
-                    trap = target.switch(answer)
-                    if _hooks is not None:
-                        _hooks.finish_step(portal)
-            else:
-                trap = _switch_keeping_context(portal, target, answer)
-            target = portal.resume
-            if target is None:
-                break
-            answer = None
+        if _GREENLETS_HAVE_CONTEXT:
+            context = me.gr_context
+        while target is not None:
             try:
                 answer = yield trap
             except BaseException as error:
@@ -456,29 +738,43 @@ def drive(portal: Portal) -> Generator[Any, Any, None]:
                 portal.error = error
                 answer = ERROR
             trap = None
-    finally:
-        if portal.opened:
-            close_portal(portal)
-        elif _resting:
-            _resting.pop(portal.task, None)
-        portal.greenlet = portal.worker = portal.resume = None
-        if not worker.dead and pool is not None and target is None:
-            worker.portal = None
+            # The step may run in another greenlet than the one before, ...
+            now = getcurrent()
+            if now is not me:
+                me = portal.greenlet = worker.parent = now
             if _GREENLETS_HAVE_CONTEXT:
-                worker.gr_context = None
-            if level:
-                worker.parent = home.main
-            pool.append(worker)
+                # ... and in another context, where somebody has replaced the task's. What its
+                # code has entered by Context.run() is its own.
+                if now.gr_context is not context:
+                    if worker.gr_context is context:
+                        worker.gr_context = now.gr_context
+                    context = now.gr_context
+                if _hooks is None:
+                    trap = target.switch(answer)
+                else:
+                    trap = _observed_switch(portal, target, answer)
+            else:
+                trap = _observed_switch(portal, target, answer)
+            target = portal.resume
+    except BaseException:
+        # Closed before the work was over, or the worker is dead.
+        finish(portal)
+        raise
+    return finish(portal)
 
 
-def _switch_keeping_context(portal: Portal, target: Any, answer: Any) -> Any:
-    context = get_contextvar_context()
-    if _hooks is not None:
-        _hooks.start_step(portal)
+def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
+    """A step, when somebody listens or when greenlets do not know of contexts."""
+    hooks = _hooks
+    if not _GREENLETS_HAVE_CONTEXT:
+        context = get_contextvar_context()
+    if hooks is not None:
+        hooks.start_step(portal)
     trap = target.switch(answer)
-    if _hooks is not None:
-        _hooks.finish_step(portal)
-    set_contextvar_context(context)
+    if hooks is not None:
+        hooks.finish_step(portal)
+    if not _GREENLETS_HAVE_CONTEXT:
+        set_contextvar_context(context)
     return trap
 
 
@@ -486,32 +782,34 @@ def _work(portal: Any) -> None:
     """What a worker runs: the work of one portal after another."""
     while True:
         try:
-            portal.result = portal.run(portal)
+            run = portal.run
+            if run is None:
+                # A call with ** makes a dictionary, so it is worth a look.
+                if portal.kwds:
+                    portal.result = portal.function(*portal.args, **portal.kwds)
+                else:
+                    portal.result = portal.function(*portal.args)
+            else:
+                portal.result = run(portal)
         except BaseException as error:
             if portal.abandoned:
                 raise
             error.__traceback__ = _without_own_frames(error.__traceback__)
             portal.error = error
-        portal.resume = None
-        worker = portal.worker
-        if (
-            not worker.poolable
-            or len(_home.pools[worker.level]) >= POOL_SIZE
-            # A debugger that stepped out of the work would go on to step through a stranger's.
-            or sys._getframe().f_trace is not None
-        ):
+        portal.resume = run = None
+        # A debugger that stepped out of the work would go on to step through a stranger's.
+        if not portal.worker.poolable or sys._getframe().f_trace is not None:
+            portal.abandoned = True
             return
         # While it is parked, this frame must keep nothing alive, and not itself either: the
         # garbage collector cannot look into the stack of a greenlet.
-        worker = None
         employer = portal.greenlet
         portal = None
         portal = employer.switch()
-        employer = None
 
 
 def run_function(portal: Portal) -> Any:
-    """The work of a `with_portal_run_sync`."""
+    """The work of a `with_portal_run_sync` that needs a frame of its own."""
     return portal.function(*portal.args, **portal.kwds)
 
 
@@ -541,16 +839,16 @@ def run_while_handling(portal: Portal) -> Any:
 
     A greenlet starts with none, and then what is raised in it would lack its `__context__`.
     """
-    handled = portal.handled
+    handled, inner = portal.handled, portal.inner
     assert handled is not None
-    portal.handled = None
+    portal.handled = portal.inner = None
     context, traceback = handled.__context__, handled.__traceback__
     try:
         raise handled
     except BaseException:
         handled.__context__, handled.__traceback__ = context, traceback
         del handled, context, traceback
-        return portal.inner(portal)
+        return inner(portal)
 
 
 # What a traceback from a worker begins with. Code objects are equal if they do the same, so this
@@ -558,6 +856,17 @@ def run_while_handling(portal: Portal) -> Any:
 own_codes = {
     function.__code__ for function in (_work, run_function, run_coroutine, run_while_handling, _awaited)
 }
+
+
+# Written by the first portal of each kind under Trio, from any thread.
+_interruptible: Dict[Callable[[Portal], Any], Callable[[Portal], Any]] = {}
+
+if sys.version_info >= (3, 11):
+    handled_exception = sys.exception
+else:
+
+    def handled_exception() -> Optional[BaseException]:
+        return sys.exc_info()[1]
 
 
 def _without_own_frames(traceback: Optional[types.TracebackType]) -> Optional[types.TracebackType]:
@@ -574,38 +883,49 @@ def _stack_is_deeper_than(frames: int) -> bool:
     return True
 
 
-def _enter_loop(home: Home, library: Library, loop: Any) -> LoopState:
-    """Note that the thread runs another loop now, and close what closed loops have left behind.
+def _enter_loop(home: Home, library: Library, loop: Any) -> None:
+    """Note which loop the thread runs now, and close what closed loops have left behind.
 
     A task of a closed loop is never resumed, and while its code waits in a greenlet the garbage
     collector cannot see that nobody else refers to it, so that its ``finally`` blocks would wait
     for the end of the process.
     """
-    known = home.left
-    if home.state is not None:
-        known.append(home.state)
-    home.state = LoopState(library, loop)
-    home.left = []
-    for state in known:
-        its_loop = state.loop()
+    others = home.others
+    previous = home.loop()
+    if previous is not loop:
+        if home.loop_library is not None:
+            others.append((home.loop_library, home.loop))
+        home.loop_library, home.loop = library, weakref.ref(loop)
+    home.others = []
+    for its_library, reference in others:
+        its_loop = reference()
         if its_loop is loop:
-            home.state = state
-        elif its_loop is None or state.library.is_closed(its_loop):
-            _sweep(state)
-        elif state.portals:
-            home.left.append(state)
-    return home.state
+            continue
+        its_portals = [
+            portal for portal in (*home.portals.values(), *home.resting.values())
+            if portal.library.name == its_library.name
+            and portal.library.loop_of(portal.task) is its_loop
+        ]
+        if not its_portals:
+            continue
+        if its_loop is not None and not its_library.is_closed(its_loop):
+            home.others.append((its_library, reference))
+            continue
+        for portal in its_portals:
+            _sweep(portal)
 
 
-def _sweep(state: LoopState) -> None:
-    if not state.portals:
-        return
-    for portal in [portal for portal in list(_portals.values()) if portal.loop_state is state]:
-        try:
-            state.library.coroutine_of(portal.task).close()
-        except Exception:
-            logging.getLogger("greenback").exception(
-                "closing %r, which a closed event loop had left behind, failed", portal.task
-            )
-        if portal.opened:
-            close_portal(portal)
+def _sweep(portal: Portal) -> None:
+    task = portal.task
+    try:
+        portal.library.coroutine_of(task).close()
+    except Exception:
+        logging.getLogger("greenback").exception(
+            "closing %r, which a closed event loop had left behind, failed", task
+        )
+    if portal.registered:
+        close_portal(portal)
+
+
+# The portal of greenlets that have none.
+_NOWHERE = Portal("none", _Nowhere())

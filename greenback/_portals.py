@@ -20,8 +20,23 @@ from typing import (
 import sniffio
 from greenlet import getcurrent
 
-from . import _bridge
-from ._bridge import Portal, await_, current_portal, portal_of
+from ._bridge import (
+    ERROR,
+    NO_NEED,
+    Begun,
+    Portal,
+    Raised,
+    await_,
+    begin,
+    current_portal,
+    find_portal,
+    interruptible,
+    no_portal_error,
+    open_portal,
+    portal_of,
+    run_coroutine,
+    wake_portal,
+)
 from ._tasks import Library, is_loop_running, library_of, start_loop
 
 if TYPE_CHECKING:
@@ -67,14 +82,13 @@ def bestow_portal(task: Task) -> None:
     bestow(task, "bestowed")
 
 
-def bestow(task: Task, kind: str) -> Optional[Portal]:
-    """As `bestow_portal`; returns the portal if this opened one."""
+def bestow(task: Task, kind: str) -> None:
+    """`bestow_portal`, whatever the kind of the portal is to be called."""
     library = library_of(task)
     # The order matters: on CPython 3.12.1, asking a task that ended in its eager first step for
     # its coroutine is a crash.
-    if portal_of(task) is not None or library.is_done(task):
-        return None
-    return open_for_task(library, task, kind)
+    if portal_of(task) is None and not library.is_done(task):
+        open_for_task(library, task, kind)
 
 
 async def with_portal_run(
@@ -98,16 +112,15 @@ async def with_portal_run(
         RuntimeError: Another library than asyncio or Trio is.
         BaseException: Whatever *async_fn* raises.
     """
-    library, task, existing = current_portal()
-    if existing is not None:
+    result = begin("run", run_coroutine, async_fn, args, kwds)
+    if result is NO_NEED:
         return await async_fn(*args, **kwds)
-    portal = Portal("run", library, task)
-    portal.function, portal.args, portal.kwds = async_fn, args, kwds
-    await _start(portal, _bridge.run_coroutine)
-    error = portal.error
-    if error is None:
-        return portal.result  # type: ignore[no-any-return]
-    portal = task = None  # type: ignore[assignment]  # no cycle through the traceback
+    if type(result) is Begun:
+        result = await result.portal.drive(result)
+    if type(result) is not Raised:
+        return result  # type: ignore[no-any-return]
+    error = result.error
+    del result  # nothing may lead from the traceback back to the exception
     context = error.__context__
     try:
         raise error
@@ -137,16 +150,15 @@ async def with_portal_run_sync(
         RuntimeError: Another library than asyncio or Trio is.
         BaseException: Whatever *sync_fn* raises.
     """
-    library, task, existing = current_portal()
-    if existing is not None:
+    result = begin("run_sync", None, sync_fn, args, kwds)
+    if result is NO_NEED:
         return sync_fn(*args, **kwds)
-    portal = Portal("run_sync", library, task)
-    portal.function, portal.args, portal.kwds = sync_fn, args, kwds
-    await _start(portal, _bridge.run_function)
-    error = portal.error
-    if error is None:
-        return portal.result  # type: ignore[no-any-return]
-    portal = task = None  # type: ignore[assignment]  # no cycle through the traceback
+    if type(result) is Begun:
+        result = await result.portal.drive(result)
+    if type(result) is not Raised:
+        return result  # type: ignore[no-any-return]
+    error = result.error
+    del result  # nothing may lead from the traceback back to the exception
     context = error.__context__
     try:
         raise error
@@ -173,13 +185,13 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any, backend: str = "async
     """
     if backend not in ("asyncio", "trio"):
         raise ValueError(f"backend must be 'asyncio' or 'trio', not {backend!r}")
-    found = _bridge.find_portal()
+    found = find_portal()
     if type(found) is Portal:
         return await_(async_fn(*args))
     if isinstance(found, sniffio.AsyncLibraryNotFoundError):
         if not is_loop_running():
             return start_loop(backend, with_portal_run, async_fn, *args)
-        found = _bridge.no_portal_error()  # in a callback, which is no task
+        found = no_portal_error()  # in a callback, which is no task
     raise found
 
 
@@ -205,30 +217,9 @@ def has_portal(task: Optional[Task] = None) -> bool:
         return False  # not even hashable, so hardly a task
 
 
-def _start(portal: Portal, run: Callable[[Portal], Any]) -> Any:
-    """Open a portal for a function, and return what is to be awaited to run it."""
-    library = portal.library
-    if not library.is_protected_from_ctrl_c():
-        run = _interruptible(library, run)
-    handled = sys.exc_info()[1]
-    if handled is not None:
-        portal.handled, portal.inner = handled, run
-        run = _bridge.run_while_handling
-    portal.run = run
-    _bridge.open_portal(portal)
-    return library.uninterruptible(_bridge.drive)(portal)
-
-
-def _interruptible(library: Library, run: Callable[[Portal], Any]) -> Callable[[Portal], Any]:
-    run = library.interruptible(run)
-    _bridge.own_codes.add(run.__code__)
-    return run
-
-
-def open_for_task(library: Library, task: Task, kind: str) -> Portal:
+def open_for_task(library: Library, task: Task, kind: str) -> None:
     """Open a portal and have the event loop run *task* through it from its next step on."""
-    portal = _bridge.resting_portal(task)
-    if portal is None:
+    if not wake_portal(task):
         coroutine = library.coroutine_of(task)
         portal, shim = shim_for(
             library, kind, coroutine,
@@ -236,26 +227,23 @@ def open_for_task(library: Library, task: Task, kind: str) -> Portal:
                 type(coroutine) is types.CoroutineType
                 and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
             ),
-            interruptible=not library.is_protected_from_ctrl_c(task),
+            ctrl_c=library.holds_back_ctrl_c and not library.is_protected_from_ctrl_c(task),
         )
         portal.task = task
         library.replace_coroutine(task, coroutine, shim)
-    _bridge.open_portal(portal)
-    return portal
+        open_portal(portal)
 
 
 def shim_for(
     library: Library, kind: str, coroutine: Any, *, has_begun: bool = False,
-    interruptible: bool = False,
+    ctrl_c: bool = False,
 ) -> Tuple[Portal, Coroutine[Any, Any, Any]]:
     """What a task is to run in place of its *coroutine*, and the portal that this will drive.
 
     The portal is not open yet, and does not know its task.
     """
-    portal = Portal(kind, library, None)
-    portal.run = _bridge.run_coroutine
-    if interruptible:
-        portal.run = _interruptible(library, portal.run)
+    portal = Portal(kind, library)
+    portal.run = interruptible(library, run_coroutine) if ctrl_c else run_coroutine
     if has_begun:
         portal.coroutine = coroutine
         shim = library.uninterruptible(_shim_from_now_on)(portal)
@@ -295,17 +283,17 @@ class _Unstarted:
 
 async def _shim_from_the_start(portal: Portal, unstarted: _Unstarted) -> Any:
     portal.coroutine = unstarted.take()
-    if not portal.opened:
+    if portal.task is None:
         # Made before its task was, by a task factory that has begun to run it at once.
         _, portal.task, existing = current_portal()
         if existing is not None:
             return await portal.coroutine
-        _bridge.open_portal(portal)
-    await portal.library.uninterruptible(_bridge.drive)(portal)
-    error = portal.error
-    if error is None:
-        return portal.result
-    del portal
+        open_portal(portal)
+    result = await portal.drive(Begun(portal, None, False))
+    if type(result) is not Raised:
+        return result
+    error = result.error
+    del portal, result
     context = error.__context__
     try:
         raise error
@@ -336,12 +324,12 @@ async def _shim_from_now_on(portal: Portal) -> Any:
         assert thrown.__traceback__ is not None and thrown.__traceback__.tb_next is not None
         thrown.__traceback__ = thrown.__traceback__.tb_next.tb_next  # this frame, _first_answer's
         portal.error = thrown
-        portal.result = _bridge.ERROR
-    await portal.library.uninterruptible(_bridge.drive)(portal)
-    error = portal.error
-    if error is None:
-        return portal.result
-    del portal
+        portal.result = ERROR
+    result = await portal.drive(Begun(portal, None, False))
+    if type(result) is not Raised:
+        return result
+    error = result.error
+    del portal, result
     context = error.__context__
     try:
         raise error

@@ -35,6 +35,8 @@ class Library:
     #: What `sniffio.thread_local.name` holds while a task of this library runs in the same
     #: surroundings as when this object was looked up.
     mark: Optional[str]
+    #: Whether the library can hold Ctrl-C back from some code and let it through to other.
+    holds_back_ctrl_c = False
 
     def current_task(self) -> Optional[Task]:
         """The running task, or None where none of this library is running right now."""
@@ -42,6 +44,10 @@ class Library:
 
     def loop(self) -> Any:
         """What runs the current task: something that can be compared and weakly referenced."""
+        raise NotImplementedError
+
+    def loop_of(self, task: Any) -> Any:
+        """What `loop` returns in the steps of *task*."""
         raise NotImplementedError
 
     def is_closed(self, loop: Any) -> bool:
@@ -107,7 +113,7 @@ class Asyncio(Library):
         if sys.version_info >= (3, 12) and self._c_task is not None:
             # In C, at a tenth of what the older Python function costs.
             self.current_task = asyncio.current_task  # type: ignore[method-assign,assignment]
-        self._running_loop = asyncio._get_running_loop
+        self._running_loop = self.loop = asyncio._get_running_loop  # type: ignore[method-assign]
         self._current_tasks: Dict[Any, Any] = getattr(asyncio.tasks, "_current_tasks", {})
 
     def current_task(self) -> Optional[Task]:
@@ -115,6 +121,9 @@ class Asyncio(Library):
 
     def loop(self) -> Any:
         return self._running_loop()
+
+    def loop_of(self, task: Any) -> Any:
+        return task.get_loop()
 
     def is_closed(self, loop: Any) -> bool:
         return bool(loop.is_closed())
@@ -152,6 +161,7 @@ class Asyncio(Library):
 class Trio(Library):
     name = "trio"
     mark = "trio"
+    holds_back_ctrl_c = True
 
     def __init__(self, outer_loop: Any) -> None:
         import trio
@@ -170,6 +180,9 @@ class Trio(Library):
 
     def loop(self) -> Any:
         return self  # a run ends after the last of its tasks, so there is nothing to tell apart
+
+    def loop_of(self, task: Any) -> Any:
+        return self
 
     def is_closed(self, loop: Any) -> bool:
         return False
@@ -238,7 +251,7 @@ def current() -> Tuple[Library, Task]:
     if name is None:
         name = sniffio.current_async_library_cvar.get()
     if name is None or name == "asyncio":
-        if "asyncio" in sys.modules:
+        if _running_asyncio_loop() is not None:
             library = running_asyncio()
             task = library.current_task()
             if task is not None:

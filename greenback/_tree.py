@@ -32,20 +32,22 @@ from typing import (
     TypeVar,
 )
 
-from . import _bridge
-from ._bridge import Portal, current_portal, portal_of
+from ._bridge import Portal, current_portal, open_portal, portal_of, rest_portal
 from ._portals import bestow, open_for_task, shim_for, with_portal_run
 from ._tasks import running_asyncio
 
 if TYPE_CHECKING:
     import asyncio
 
-    import trio
+    import trio.abc
     from typing_extensions import ParamSpec
 
-    from ._tasks import Library, Task
+    from ._tasks import Library
 
+    TrioInstrument = trio.abc.Instrument
     P = ParamSpec("P")
+else:
+    TrioInstrument = object  # Trio goes by the names of the methods
 
 T = TypeVar("T")
 
@@ -96,7 +98,7 @@ def portals_for_tree() -> AsyncContextManager[None]:
     return _TreeScope()
 
 
-class AutoPortalInstrument:
+class AutoPortalInstrument(TrioInstrument):
     """A `trio.abc.Instrument` that gives the children of some tasks a portal when they start.
 
     ``trio.run(main, instruments=[AutoPortalInstrument()])`` gives one to every task of the run,
@@ -159,7 +161,9 @@ class _TreeScope:
         self._children.__enter__()
         try:
             self._library, task, portal = current_portal()
-            self._opened = open_for_task(self._library, task, "task") if portal is None else None
+            if portal is None:
+                open_for_task(self._library, task, "task")
+                self._opened = portal_of(task)
             await self._library.shielded_checkpoint()
         except BaseException:
             self._leave()
@@ -176,8 +180,12 @@ class _TreeScope:
 
     def _leave(self) -> None:
         self._children.__exit__(None, None, None)
-        if self._opened is not None and self._opened.opened:
-            _bridge.rest_portal(self._opened)
+        if self._opened is not None and self._opened.registered:
+            rest_portal(self._opened)
+
+
+# Made by the first scope that is entered under Trio.
+_run_var: Optional[trio.lowlevel.RunVar[Optional[AutoPortalInstrument]]] = None
 
 
 def _instrument_of_run() -> trio.lowlevel.RunVar[Optional[AutoPortalInstrument]]:
@@ -188,10 +196,6 @@ def _instrument_of_run() -> trio.lowlevel.RunVar[Optional[AutoPortalInstrument]]
 
         _run_var = trio.lowlevel.RunVar("greenback.AutoPortalInstrument", default=None)
     return _run_var
-
-
-# Made by the first scope that is entered under Trio.
-_run_var: Optional[trio.lowlevel.RunVar[Optional[AutoPortalInstrument]]] = None
 
 
 class _TrioScope:
@@ -297,7 +301,7 @@ class _TaskFactory:
             raise
         if portal.task is None and isinstance(task, asyncio.Future):
             portal.task = task
-            _bridge.open_portal(portal)
+            open_portal(portal)
         return task
 
     def _scopes_that_cover_the_creator(self) -> Tuple[_AsyncioScope, ...]:

@@ -16,11 +16,10 @@ import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from . import _bridge
+from ._bridge import Portal
 
 if TYPE_CHECKING:
     from types import FrameType
-
-    from ._bridge import Portal
 
 __all__ = ["Bridge", "Instrument", "Portal", "add_instrument", "remove_instrument"]
 

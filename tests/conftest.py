@@ -1,0 +1,98 @@
+"""What all tests share: a way to run an async function on each of the event loops."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Awaitable, Callable
+
+import pytest
+import trio
+
+try:
+    import uvloop
+except ImportError:  # PyPy, and platforms without a wheel
+    uvloop = None
+
+BACKENDS = ["asyncio", *(["uvloop"] if uvloop is not None else []), "trio"]
+
+
+class Backend:
+    """One of the event loops, and the few things that its library spells in its own way."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.library = "trio" if name == "trio" else "asyncio"
+        self.is_trio = name == "trio"
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def run(self, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Run an async function in a new event loop."""
+        if self.is_trio:
+            return trio.run(async_fn, *args)
+        if self.name == "uvloop":
+            loop = uvloop.new_event_loop()
+        else:
+            loop = asyncio.new_event_loop()
+        # asyncio.Runner is 3.11+; this does the same for a single call.
+        asyncio.set_event_loop(loop)
+        try:
+            return loop.run_until_complete(async_fn(*args))
+        finally:
+            try:
+                pending = asyncio.all_tasks(loop)
+                for task in pending:
+                    task.cancel()
+                if pending:
+                    loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            finally:
+                asyncio.set_event_loop(None)
+                loop.close()
+
+    async def checkpoint(self) -> None:
+        """Let other tasks run."""
+        if self.is_trio:
+            await trio.lowlevel.checkpoint()
+        else:
+            await asyncio.sleep(0)
+
+    async def sleep(self, seconds: float) -> None:
+        if self.is_trio:
+            await trio.sleep(seconds)
+        else:
+            await asyncio.sleep(seconds)
+
+    def current_task(self) -> Any:
+        return trio.lowlevel.current_task() if self.is_trio else asyncio.current_task()
+
+    def event(self) -> Any:
+        """An event with set(), is_set() and an async wait()."""
+        return trio.Event() if self.is_trio else asyncio.Event()
+
+    @property
+    def cancelled(self) -> type:
+        """What is raised in a task that is cancelled."""
+        return trio.Cancelled if self.is_trio else asyncio.CancelledError
+
+    async def together(self, *async_fns: Callable[[], Awaitable[Any]]) -> None:
+        """Run several async functions as tasks of their own, and wait for all."""
+        if self.is_trio:
+            async with trio.open_nursery() as nursery:
+                for async_fn in async_fns:
+                    nursery.start_soon(async_fn)
+        else:
+            await asyncio.gather(*(async_fn() for async_fn in async_fns))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each of the event loops in turn."""
+    return Backend(request.param)
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name != "trio"])
+def asyncio_backend(request: pytest.FixtureRequest) -> Backend:
+    """asyncio's own event loop, and uvloop."""
+    return Backend(request.param)
