@@ -1,5 +1,7 @@
 """Call async code from sync code, in a task that has opened a portal."""
 
+import os as _os
+
 from ._adapters import async_context as async_context
 from ._adapters import async_iter as async_iter
 from ._adapters import autoawait as autoawait
@@ -17,3 +19,9 @@ from ._tree import portals_for_tree as portals_for_tree
 from ._tree import with_portal_run_tree as with_portal_run_tree
 
 __version__ = "1.4.0"
+
+# The one place where the runtime knows of the tracing side.
+if _os.environ.get("GREENBACK_TRACE"):
+    from greenback_trace import _activate
+
+    _activate.from_environment()

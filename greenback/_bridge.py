@@ -18,9 +18,7 @@ from __future__ import annotations
 import collections.abc
 import logging
 import sys
-import threading
 import types
-import weakref
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -37,137 +35,44 @@ from typing import (
 import greenlet
 from greenlet import getcurrent
 
-from ._tasks import Library, current, sniffio_thread
+from ._state import (
+    NOWHERE,
+    POOL_DEPTH,
+    POOL_LEVELS,
+    POOL_SIZE,
+    Home,
+    Portal,
+    Raised,
+    Worker,
+    current_in,
+    current_portal,
+    enter_loop,
+    local,
+    portal_in,
+    this_home,
+)
+from ._tasks import Library, sniffio_thread
+from ._work import (
+    ERROR,
+    CoroutineType,
+    awaited,
+    handled_exception,
+    interruptible,
+    run_function,
+    run_while_handling,
+    take_error,
+    work,
+)
 
 if TYPE_CHECKING:
-    from ._tasks import Task
     from .instruments import Bridge, Hooks
 
 T = TypeVar("T")
-
-#: Idle workers kept per thread and nesting level. One takes 20-30 kB on CPython 3.11 and later.
-POOL_SIZE = 32
-#: A portal inside another portal's worker is one level up. Deeper ones start a fresh greenlet.
-POOL_LEVELS = 3
-#: A worker keeps the recursion budget of the place where it was born, so one that was born with
-#: more frames than this below it is used once and never pooled.
-POOL_DEPTH = 128
 
 # greenlet 0.4, which PyPy has built in, knows nothing of contexts; there, they belong to the thread.
 _GREENLETS_HAVE_CONTEXT = hasattr(greenlet.greenlet, "gr_context")
 if not _GREENLETS_HAVE_CONTEXT:
     from __pypy__ import get_contextvar_context, set_contextvar_context
-
-# What the event loop's greenlet sends into a portal instead of an answer when it throws: the
-# exception is in `Portal.error`. Throwing it into the greenlet would raise it inside `await_`,
-# which could then resume the awaitable only from inside an `except` block, and that changes the
-# `__context__` of whatever is raised there.
-ERROR = object()
-
-
-class Worker(greenlet.greenlet):
-    """A greenlet that runs the code of one portal after another."""
-
-    __slots__ = ("level", "poolable", "portal", "spare")
-
-    #: The portal that it works for; `_NOWHERE` when there is none that may be used.
-    portal: Portal
-    #: A portal that the worker brings with it, to be used by the next function that needs one.
-    spare: Portal
-    level: int
-    poolable: bool
-
-
-class Portal:
-    """What makes `await_` possible in one task, from when it is opened until it is closed.
-
-    Attributes:
-        kind: ``"task"``, ``"run"``, ``"run_sync"``, ``"bestowed"`` or ``"inherited"``.
-        task: The task that it was opened in.
-        library: ``.name`` is ``"asyncio"`` or ``"trio"``.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "abandoned",
-        "args",
-        "coroutine",
-        "current_task",
-        "drive",
-        "error",
-        "function",
-        "greenlet",
-        "handled",
-        "home",
-        "hushed",
-        "inner",
-        "kind",
-        "kwds",
-        "library",
-        "mark",
-        "outer",
-        "registered",
-        "result",
-        "resume",
-        "run",
-        "scopes",
-        "task",
-        "worker",
-    )
-
-    def __init__(self, kind: str, library: Library) -> None:
-        self.kind = kind
-        self.task: Any = None
-        self.library = library
-        # The check that the running task is this portal's is made by every bridge, so what it
-        # needs is kept here.
-        self.current_task: Callable[[], Optional[Task]] = library.current_task
-        self.mark = library.mark
-        self.drive = library.uninterruptible(drive)
-        #: The thread's Home, once it is open.
-        self.home: Any = None
-        #: The greenlet of `drive` while it waits for the worker. It can be another one at every
-        #: step: an eager task takes its first step in its parent's worker.
-        self.greenlet: Any = None
-        self.worker: Any = None
-        #: Where the answer to the last trap goes: the worker, or a greenlet that the task's code
-        #: has started itself. None once the portal's work is done.
-        self.resume: Any = None
-        #: What the event loop throws in, on its way to the worker; or what the work raised.
-        self.error: Optional[BaseException] = None
-        #: What the event loop sends first, and then what the work returned.
-        self.result: Any = None
-        #: The work: a coroutine, or a function with its arguments. None for `run` stands for
-        #: just calling the function.
-        self.run: Optional[Callable[[Portal], Any]] = None
-        self.coroutine: Any = None
-        self.function: Any = None
-        self.args: Any = None
-        self.kwds: Any = None
-        #: The exception that is being handled around the work.
-        self.handled: Optional[BaseException] = None
-        #: Set while hooks run inside the portal: their own bridges are not announced.
-        self.hushed = False
-        #: In the table of its thread's portals.
-        self.registered = False
-        #: While it takes its first step, the portal whose step that is part of.
-        self.outer: Optional[Portal] = None
-        #: The worker was killed, so that nobody waits for what it returns.
-        self.abandoned = False
-        #: The scopes (see _tree.py) that the task has inherited this portal from.
-        self.scopes: Tuple[Any, ...] = ()
-
-    def __repr__(self) -> str:
-        return f"<Portal {self.kind} of {self.task!r}>"
-
-
-class Raised:
-    """What `drive` returns when the work has raised *error*."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
 
 
 class Begun:
@@ -185,54 +90,6 @@ class Begun:
 NO_NEED = object()
 
 
-class Home:
-    """What a thread owns: its idle workers, its open portals, and the loop that it runs."""
-
-    __slots__ = (
-        "__weakref__", "first_step", "library", "loop", "loop_library", "main", "others", "pool", "pools", "portals",
-        "resting",
-    )
-
-    def __init__(self) -> None:
-        self.pools: Tuple[List[Worker], ...] = tuple([] for _ in range(POOL_LEVELS))
-        self.pool = self.pools[0]
-        main = getcurrent()
-        while main.parent is not None:
-            main = main.parent
-        self.main = main
-        # Strong references to tasks: a weak dictionary costs more than a whole portal, and a task
-        # whose code waits in a greenlet could not be collected anyway.
-        self.portals: Dict[Any, Portal] = {}
-        #: The portal that is taking its first step right now, the innermost one.
-        self.first_step: Optional[Portal] = None
-        #: Portals that were closed while the shim that drives them stays under its task.
-        self.resting: Dict[Any, Portal] = {}
-        #: The library that was running when last looked at.
-        self.library: Library = _NOWHERE.library
-        #: The loop that was running then, by reference, and its library.
-        self.loop: Callable[[], Any] = _no_loop
-        self.loop_library: Any = None
-        #: Loops that have had portals in this thread, and perhaps still have some.
-        self.others: List[Tuple[Library, Callable[[], Any]]] = []
-
-
-def _no_loop() -> None:
-    return None
-
-
-class _Nowhere(Library):
-    """The library of no task."""
-
-    name = mark = "none"
-
-    def current_task(self) -> Any:
-        return self  # which is no portal's task
-
-
-# The Home of each thread is `_local.home`, made by the first portal in it.
-_local = threading.local()
-# All homes, for the questions that are asked from other threads.
-_homes: weakref.WeakSet[Home] = weakref.WeakSet()
 # The instruments' hooks, or None when nobody listens. Written by instruments.py.
 _hooks: Optional[Hooks] = None
 
@@ -264,7 +121,7 @@ def await_(aw: Awaitable[T]) -> T:
             closed, so that Python does not warn that it was never awaited.
     """
     me = getcurrent()
-    portal = me.portal if type(me) is Worker else _NOWHERE
+    portal = me.portal if type(me) is Worker else NOWHERE
     try:
         is_here = portal.current_task() is portal.task and sniffio_thread.name == portal.mark
     except RuntimeError:
@@ -280,8 +137,8 @@ def await_(aw: Awaitable[T]) -> T:
     bridge: Optional[Bridge] = None
     if _hooks is not None and not portal.hushed:
         bridge = _hooks.start_bridge(portal, aw, sys._getframe(1))
-    if type(aw) is not types.CoroutineType or aw.cr_await is not None:
-        aw = _awaited(aw)
+    if type(aw) is not CoroutineType or aw.cr_await is not None:
+        aw = awaited(aw)
     # A coroutine that is sent into ends with a StopIteration, whose making and catching costs as
     # much as all the rest of a bridge. A for loop over a generator needs none.
     box: List[T] = []
@@ -305,7 +162,7 @@ def await_(aw: Awaitable[T]) -> T:
                 if answer is None:
                     break  # the for loop sends the None
                 if answer is ERROR:
-                    trap = steps.throw(_take_error(portal))
+                    trap = steps.throw(take_error(portal))
                 else:
                     trap = steps.send(answer)
     except StopIteration:
@@ -327,11 +184,7 @@ def _step(aw: Any, box: List[Any]) -> Generator[Any, Any, None]:
     box.append((yield from aw))
 
 
-async def _awaited(aw: Any) -> Any:
-    return await aw
-
-
-_STEP_CODES = frozenset({_step.__code__, _awaited.__code__})
+_STEP_CODES = frozenset({_step.__code__, awaited.__code__})
 
 
 def _hide_steps(portal: Portal, error: BaseException) -> None:
@@ -345,13 +198,6 @@ def _hide_steps(portal: Portal, error: BaseException) -> None:
     while below is not None and below.tb_frame.f_code in _STEP_CODES:
         below = below.tb_next
     mine.tb_next = below
-
-
-def _take_error(portal: Portal) -> BaseException:
-    error = portal.error
-    assert error is not None
-    portal.error = None
-    return error
 
 
 def _discard(aw: Any) -> None:
@@ -388,57 +234,6 @@ def no_portal_error() -> RuntimeError:
     )
 
 
-def current_portal() -> Tuple[Library, Any, Optional[Portal]]:
-    """The library, the task, and its portal if it has one that is open.
-
-    Raises:
-        RuntimeError: As `greenback._tasks.current`.
-    """
-    me = getcurrent()
-    if type(me) is Worker:
-        portal = me.portal
-        if portal.current_task() is portal.task and sniffio_thread.name == portal.mark:
-            return portal.library, portal.task, portal
-    library, task = current()
-    found = _portal_in(this_home(), task)
-    if found is not None and (
-        # Not so in a callback of an asyncio loop that was started inside a Trio task.
-        found.current_task() is not task
-        or sniffio_thread.name != found.mark
-    ):
-        found = None
-    return library, task, found
-
-
-def _portal_in(home: Home, task: Any) -> Optional[Portal]:
-    portal = home.portals.get(task)
-    if portal is None:
-        portal = home.first_step
-        while portal is not None and portal.task is not task:
-            portal = portal.outer
-    return portal
-
-
-def this_home() -> Home:
-    try:
-        return _local.home  # type: ignore[no-any-return]
-    except AttributeError:
-        home = _local.home = Home()
-        _homes.add(home)
-        return home
-
-
-def portal_of(task: Any) -> Optional[Portal]:
-    """The open portal of *task*, in whatever thread it runs."""
-    portal = _portal_in(this_home(), task)
-    if portal is None:
-        for home in list(_homes):
-            portal = home.portals.get(task)
-            if portal is not None:
-                break
-    return portal
-
-
 def begin(
     kind: str,
     run: Optional[Callable[[Portal], Any]],
@@ -457,7 +252,7 @@ def begin(
     # Written out, where `_begin_slowly` calls one function for each thing: that takes half as
     # long again.
     try:
-        home = _local.home
+        home = local.home
     except AttributeError:
         home = this_home()
     me = getcurrent()
@@ -524,13 +319,12 @@ def _begin_slowly(
         portal = me.portal
         if portal.current_task() is portal.task and sniffio_thread.name == portal.mark:
             return NO_NEED
-    library, task = current()
-    home.library = library
-    if _portal_in(home, task) is not None:
+    library, task = current_in(home)
+    if portal_in(home, task) is not None:
         return NO_NEED
     loop = library.loop()
     if home.others or loop is not home.loop():
-        _enter_loop(home, library, loop)
+        _look_at_loop(home, library, loop)
     worker = _take_worker(home, me)
     portal = worker.spare
     if _hooks is not None or portal.library is not library:
@@ -567,15 +361,6 @@ def _adapt_to_surroundings(portal: Portal, handled: Optional[BaseException]) -> 
     portal.run = run
 
 
-def interruptible(library: Library, run: Callable[[Portal], Any]) -> Callable[[Portal], Any]:
-    """*run*, such that Ctrl-C is let through to what it runs."""
-    copy = _interruptible.get(run)
-    if copy is None:
-        copy = _interruptible[run] = library.interruptible(run)
-        own_codes.add(copy.__code__)
-    return copy
-
-
 def open_portal(portal: Portal) -> None:
     """Make *portal* the one of its task, whatever greenlet or thread asks."""
     home = portal.home = this_home()
@@ -588,7 +373,7 @@ def _register(portal: Portal, home: Home) -> None:
     library = portal.library
     loop = library.loop()
     if home.others or loop is not home.loop():
-        _enter_loop(home, library, loop)
+        _look_at_loop(home, library, loop)
     home.portals[portal.task] = portal
     portal.registered = True
 
@@ -606,14 +391,15 @@ def rest_portal(portal: Portal) -> None:
     close_portal(portal)
     portal.home.resting[portal.task] = portal
     if portal.worker is not None:
-        portal.worker.portal = _NOWHERE
+        portal.worker.portal = NOWHERE
 
 
 def wake_portal(task: Any) -> bool:
     """Open the portal that rests in *task* again, if there is one."""
-    portal = this_home().resting.pop(task, None)
-    if portal is None:
+    resting = this_home().resting
+    if not resting or task not in resting:
         return False
+    portal = resting.pop(task)
     open_portal(portal)
     if portal.worker is not None:
         portal.worker.portal = portal
@@ -636,10 +422,10 @@ def _take_worker(home: Home, me: Any) -> Worker:
                 # Where an exception goes that kills the worker: to whom it works for.
                 worker.parent = me
             return worker
-    worker = Worker(_work)
+    worker = Worker(work)
     worker.level = level
     worker.poolable = level < POOL_LEVELS and not _stack_is_deeper_than(POOL_DEPTH)
-    worker.portal = worker.spare = _NOWHERE
+    worker.portal = worker.spare = NOWHERE
     return worker
 
 
@@ -676,7 +462,9 @@ def first_step(portal: Portal) -> Any:
         home.first_step = outer
         if portal.abandoned:
             finish(portal)
-        elif portal.resume is not None and not portal.registered:
+        elif (
+            portal.resume is not None and not portal.registered and portal.task not in home.resting
+        ):
             _register(portal, home)
 
 
@@ -701,15 +489,15 @@ def finish(portal: Portal) -> Any:
         portal.worker = None
         worker.portal = worker.spare
     if portal.resume is None and not portal.abandoned:
-        pool = home.pools[worker.level]
-        if len(pool) < POOL_SIZE:
+        pool = home.pools[worker.level] if worker.poolable else home.pool
+        if worker.poolable and len(pool) < POOL_SIZE:
             if _GREENLETS_HAVE_CONTEXT:
                 worker.gr_context = None
             if worker.level:
                 worker.parent = home.main
             pool.append(worker)
     else:
-        portal.worker = portal.resume = None  # a way around in which the worker would keep itself
+        portal.worker = portal.resume = None  # through which the worker would keep itself alive
     return result
 
 
@@ -724,7 +512,7 @@ def drive(begun: Begun) -> Generator[Any, Any, Any]:
     trap = begun.trap if begun.has_begun else first_step(portal)
     if portal.resume is None:
         return finish(portal)
-    begun.trap = None
+    del begun
     worker, me, target = portal.worker, portal.greenlet, portal.resume
     try:
         if _GREENLETS_HAVE_CONTEXT:
@@ -778,103 +566,6 @@ def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
     return trap
 
 
-def _work(portal: Any) -> None:
-    """What a worker runs: the work of one portal after another."""
-    while True:
-        try:
-            run = portal.run
-            if run is None:
-                # A call with ** makes a dictionary, so it is worth a look.
-                if portal.kwds:
-                    portal.result = portal.function(*portal.args, **portal.kwds)
-                else:
-                    portal.result = portal.function(*portal.args)
-            else:
-                portal.result = run(portal)
-        except BaseException as error:
-            if portal.abandoned:
-                raise
-            error.__traceback__ = _without_own_frames(error.__traceback__)
-            portal.error = error
-        portal.resume = run = None
-        # A debugger that stepped out of the work would go on to step through a stranger's.
-        if not portal.worker.poolable or sys._getframe().f_trace is not None:
-            portal.abandoned = True
-            return
-        # While it is parked, this frame must keep nothing alive, and not itself either: the
-        # garbage collector cannot look into the stack of a greenlet.
-        employer = portal.greenlet
-        portal = None
-        portal = employer.switch()
-
-
-def run_function(portal: Portal) -> Any:
-    """The work of a `with_portal_run_sync` that needs a frame of its own."""
-    return portal.function(*portal.args, **portal.kwds)
-
-
-def run_coroutine(portal: Portal) -> Any:
-    """The work of all other portals: what an event loop does with a coroutine, trap by trap."""
-    coroutine = portal.coroutine
-    if coroutine is None:
-        coroutine = portal.function(*portal.args, **portal.kwds)
-        if type(coroutine) is not types.CoroutineType or coroutine.cr_await is not None:
-            coroutine = _awaited(coroutine)
-    answer, portal.result = portal.result, None
-    try:
-        while True:
-            if answer is ERROR:
-                trap = coroutine.throw(_take_error(portal))
-            else:
-                trap = coroutine.send(answer)
-            portal.resume = portal.worker
-            answer = portal.greenlet.switch(trap)
-            trap = None
-    except StopIteration as stop:
-        return stop.value
-
-
-def run_while_handling(portal: Portal) -> Any:
-    """Work that was started inside an `except` block, with that exception being handled.
-
-    A greenlet starts with none, and then what is raised in it would lack its `__context__`.
-    """
-    handled, inner = portal.handled, portal.inner
-    assert handled is not None
-    portal.handled = portal.inner = None
-    context, traceback = handled.__context__, handled.__traceback__
-    try:
-        raise handled
-    except BaseException:
-        handled.__context__, handled.__traceback__ = context, traceback
-        del handled, context, traceback
-        return inner(portal)
-
-
-# What a traceback from a worker begins with. Code objects are equal if they do the same, so this
-# holds for the copies that a library makes of these functions, too.
-own_codes = {
-    function.__code__ for function in (_work, run_function, run_coroutine, run_while_handling, _awaited)
-}
-
-
-# Written by the first portal of each kind under Trio, from any thread.
-_interruptible: Dict[Callable[[Portal], Any], Callable[[Portal], Any]] = {}
-
-if sys.version_info >= (3, 11):
-    handled_exception = sys.exception
-else:
-
-    def handled_exception() -> Optional[BaseException]:
-        return sys.exc_info()[1]
-
-
-def _without_own_frames(traceback: Optional[types.TracebackType]) -> Optional[types.TracebackType]:
-    while traceback is not None and traceback.tb_frame.f_code in own_codes:
-        traceback = traceback.tb_next
-    return traceback
-
-
 def _stack_is_deeper_than(frames: int) -> bool:
     try:
         sys._getframe(frames + 1)
@@ -883,36 +574,9 @@ def _stack_is_deeper_than(frames: int) -> bool:
     return True
 
 
-def _enter_loop(home: Home, library: Library, loop: Any) -> None:
-    """Note which loop the thread runs now, and close what closed loops have left behind.
-
-    A task of a closed loop is never resumed, and while its code waits in a greenlet the garbage
-    collector cannot see that nobody else refers to it, so that its ``finally`` blocks would wait
-    for the end of the process.
-    """
-    others = home.others
-    previous = home.loop()
-    if previous is not loop:
-        if home.loop_library is not None:
-            others.append((home.loop_library, home.loop))
-        home.loop_library, home.loop = library, weakref.ref(loop)
-    home.others = []
-    for its_library, reference in others:
-        its_loop = reference()
-        if its_loop is loop:
-            continue
-        its_portals = [
-            portal for portal in (*home.portals.values(), *home.resting.values())
-            if portal.library.name == its_library.name
-            and portal.library.loop_of(portal.task) is its_loop
-        ]
-        if not its_portals:
-            continue
-        if its_loop is not None and not its_library.is_closed(its_loop):
-            home.others.append((its_library, reference))
-            continue
-        for portal in its_portals:
-            _sweep(portal)
+def _look_at_loop(home: Home, library: Library, loop: Any) -> None:
+    for portal in enter_loop(home, library, loop):
+        _sweep(portal)
 
 
 def _sweep(portal: Portal) -> None:
@@ -925,7 +589,3 @@ def _sweep(portal: Portal) -> None:
         )
     if portal.registered:
         close_portal(portal)
-
-
-# The portal of greenlets that have none.
-_NOWHERE = Portal("none", _Nowhere())

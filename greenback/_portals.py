@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import types
 from typing import (
     TYPE_CHECKING,
@@ -21,23 +20,19 @@ import sniffio
 from greenlet import getcurrent
 
 from ._bridge import (
-    ERROR,
     NO_NEED,
     Begun,
-    Portal,
-    Raised,
     await_,
     begin,
-    current_portal,
+    drive,
     find_portal,
-    interruptible,
     no_portal_error,
     open_portal,
-    portal_of,
-    run_coroutine,
     wake_portal,
 )
+from ._state import Portal, Raised, current_portal, portal_of
 from ._tasks import Library, is_loop_running, library_of, start_loop
+from ._work import ERROR, interruptible, own_codes, run_coroutine, without_own_frames
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
@@ -116,7 +111,7 @@ async def with_portal_run(
     if result is NO_NEED:
         return await async_fn(*args, **kwds)
     if type(result) is Begun:
-        result = await result.portal.drive(result)
+        result = await result.portal.library.uninterruptible(drive)(result)
     if type(result) is not Raised:
         return result  # type: ignore[no-any-return]
     error = result.error
@@ -129,9 +124,7 @@ async def with_portal_run(
         del error, context
 
 
-async def with_portal_run_sync(
-    sync_fn: Callable[P, T], *args: P.args, **kwds: P.kwargs
-) -> T:
+async def with_portal_run_sync(sync_fn: Callable[P, T], *args: P.args, **kwds: P.kwargs) -> T:
     """``sync_fn(*args, **kwds)``, with a portal available to it.
 
     The cheapest portal there is, if a plain function is all that has to run in it. The portal
@@ -154,7 +147,7 @@ async def with_portal_run_sync(
     if result is NO_NEED:
         return sync_fn(*args, **kwds)
     if type(result) is Begun:
-        result = await result.portal.drive(result)
+        result = await result.portal.library.uninterruptible(drive)(result)
     if type(result) is not Raised:
         return result  # type: ignore[no-any-return]
     error = result.error
@@ -222,7 +215,9 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
     if not wake_portal(task):
         coroutine = library.coroutine_of(task)
         portal, shim = shim_for(
-            library, kind, coroutine,
+            library,
+            kind,
+            coroutine,
             has_begun=not (
                 type(coroutine) is types.CoroutineType
                 and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
@@ -235,7 +230,11 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
 
 
 def shim_for(
-    library: Library, kind: str, coroutine: Any, *, has_begun: bool = False,
+    library: Library,
+    kind: str,
+    coroutine: Any,
+    *,
+    has_begun: bool = False,
     ctrl_c: bool = False,
 ) -> Tuple[Portal, Coroutine[Any, Any, Any]]:
     """What a task is to run in place of its *coroutine*, and the portal that this will drive.
@@ -250,8 +249,10 @@ def shim_for(
         shim.send(None)
     else:
         shim = library.uninterruptible(_shim_from_the_start)(portal, _Unstarted(coroutine))
-    shim.__name__ = getattr(coroutine, "__name__", shim.__name__)
-    shim.__qualname__ = getattr(coroutine, "__qualname__", shim.__qualname__)
+    try:
+        shim.__name__, shim.__qualname__ = coroutine.__name__, coroutine.__qualname__
+    except AttributeError:
+        pass  # a coroutine of another make, without a name to take over
     return portal, shim
 
 
@@ -289,7 +290,7 @@ async def _shim_from_the_start(portal: Portal, unstarted: _Unstarted) -> Any:
         if existing is not None:
             return await portal.coroutine
         open_portal(portal)
-    result = await portal.drive(Begun(portal, None, False))
+    result = await portal.library.uninterruptible(drive)(Begun(portal, None, False))
     if type(result) is not Raised:
         return result
     error = result.error
@@ -321,11 +322,10 @@ async def _shim_from_now_on(portal: Portal) -> Any:
     try:
         portal.result = await _first_answer()
     except BaseException as thrown:
-        assert thrown.__traceback__ is not None and thrown.__traceback__.tb_next is not None
-        thrown.__traceback__ = thrown.__traceback__.tb_next.tb_next  # this frame, _first_answer's
+        thrown.__traceback__ = without_own_frames(thrown.__traceback__)
         portal.error = thrown
         portal.result = ERROR
-    result = await portal.drive(Begun(portal, None, False))
+    result = await portal.library.uninterruptible(drive)(Begun(portal, None, False))
     if type(result) is not Raised:
         return result
     error = result.error
@@ -339,3 +339,6 @@ async def _shim_from_now_on(portal: Portal) -> Any:
         raise
     finally:
         del error, context
+
+
+own_codes.update(function.__code__ for function in (_first_answer, _shim_from_now_on))

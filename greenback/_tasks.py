@@ -8,7 +8,18 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import TYPE_CHECKING, Any, Callable, Coroutine, Dict, Optional, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Dict,
+    Generator,
+    Optional,
+    Tuple,
+    Union,
+)
 
 import sniffio
 
@@ -69,12 +80,12 @@ class Library:
         """
         raise NotImplementedError
 
-    async def checkpoint(self) -> None:
-        """Let other tasks run; notice a cancellation."""
+    def checkpoint(self) -> Awaitable[None]:
+        """To be awaited: lets other tasks run, and notices a cancellation."""
         raise NotImplementedError
 
-    async def shielded_checkpoint(self) -> None:
-        """Let other tasks run. Notices no cancellation where the library can hold one back."""
+    def shielded_checkpoint(self) -> Awaitable[None]:
+        """To be awaited: lets other tasks run. Notices no cancellation if the library can do that."""
         raise NotImplementedError
 
     def is_protected_from_ctrl_c(self, task: Optional[Task] = None) -> bool:
@@ -91,7 +102,7 @@ class Library:
 
 
 @types.coroutine
-def _yield_none() -> Any:
+def _yield_none() -> Generator[None, None, None]:
     yield
 
 
@@ -151,11 +162,10 @@ class Asyncio(Library):
         if not holds_it:
             raise _cannot_replace(task, "it does not keep its coroutine where asyncio's tasks do")
 
-    async def checkpoint(self) -> None:
-        await _yield_none()
+    def checkpoint(self) -> Awaitable[None]:
+        return _yield_none()
 
-    async def shielded_checkpoint(self) -> None:
-        await _yield_none()
+    shielded_checkpoint = checkpoint
 
 
 class Trio(Library):
@@ -202,11 +212,11 @@ class Trio(Library):
         if promised is not None and getattr(promised, "__self__", None) is old:
             task._next_send_fn = getattr(new, promised.__name__)
 
-    async def checkpoint(self) -> None:
-        await self._lowlevel.checkpoint()
+    def checkpoint(self) -> Awaitable[None]:
+        return self._lowlevel.checkpoint()
 
-    async def shielded_checkpoint(self) -> None:
-        await self._lowlevel.cancel_shielded_checkpoint()
+    def shielded_checkpoint(self) -> Awaitable[None]:
+        return self._lowlevel.cancel_shielded_checkpoint()
 
     def is_protected_from_ctrl_c(self, task: Any = None) -> bool:
         if task is None:
@@ -219,8 +229,11 @@ class Trio(Library):
         if copy is None:
             # Trio keeps its marks by code object, so that the copy needs one of its own.
             copy = types.FunctionType(
-                function.__code__.replace(), function.__globals__, function.__name__,
-                function.__defaults__, function.__closure__,
+                function.__code__.replace(),
+                function.__globals__,
+                function.__name__,
+                function.__defaults__,
+                function.__closure__,
             )
             copy = _interruptible_copies[function] = self._lowlevel.disable_ki_protection(copy)
         return copy
@@ -378,8 +391,9 @@ class _CTaskLayout:
 
     def __init__(self, task_type: Any, task: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
         version = sys.version_info[:2]
-        if sys.implementation.name != "cpython" or version > _NEWEST_VERIFIED or sys.abiflags:
-            build = f"{sys.implementation.name} {version[0]}.{version[1]}{sys.abiflags}"
+        abi_flags = getattr(sys, "abiflags", "")  # debug and free-threaded builds; not on Windows
+        if sys.implementation.name != "cpython" or version > _NEWEST_VERIFIED or abi_flags:
+            build = f"{sys.implementation.name} {version[0]}.{version[1]}{abi_flags}"
             raise _cannot_replace(task, f"the layout of tasks in {build} has not been verified")
         import ctypes
 
@@ -393,11 +407,12 @@ class _CTaskLayout:
             raise _cannot_replace(task, f"its coroutine was found in {len(found)} places of it")
         self._offset = found[0] * size
         self._task_type = task_type
-        # A private handle: argument types set on ctypes.pythonapi would be everybody's.
-        api = ctypes.PyDLL(None)
-        self._incref, self._decref = api.Py_IncRef, api.Py_DecRef
-        for function in (self._incref, self._decref):
-            function.argtypes, function.restype = [ctypes.py_object], None
+        # At a tenth of the price of a call into ctypes.pythonapi, whose argument types are
+        # everybody's, besides.
+        import _ctypes
+
+        self._incref: Callable[[Any], None] = _ctypes.Py_INCREF  # type: ignore[attr-defined]
+        self._decref: Callable[[Any], None] = _ctypes.Py_DECREF  # type: ignore[attr-defined]
 
     def replace(
         self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]

@@ -32,8 +32,9 @@ from typing import (
     TypeVar,
 )
 
-from ._bridge import Portal, current_portal, open_portal, portal_of, rest_portal
+from ._bridge import open_portal, rest_portal
 from ._portals import bestow, open_for_task, shim_for, with_portal_run
+from ._state import Portal, current_portal, portal_of
 from ._tasks import running_asyncio
 
 if TYPE_CHECKING:

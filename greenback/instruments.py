@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from . import _bridge
-from ._bridge import Portal
+from ._state import Portal
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -118,25 +118,52 @@ class Hooks:
     def __init__(self, instruments: List[Instrument]) -> None:
         for name in _HOOKS:
             nothing = getattr(Instrument, name)
-            setattr(self, name, tuple(
-                getattr(instrument, name) for instrument in instruments
-                if getattr(type(instrument), name, nothing) is not nothing
-            ))
+            setattr(
+                self,
+                name,
+                tuple(
+                    getattr(instrument, name)
+                    for instrument in instruments
+                    if getattr(type(instrument), name, nothing) is not nothing
+                ),
+            )
+
+    # The hooks of bridges run inside the portal, where they could bridge: such a bridge is not
+    # announced. The loops are written out because they are on the path of every bridge.
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType) -> Bridge:
         bridge = Bridge(portal, awaitable, frame)
-        _tell_of_bridge(self.bridge_started, bridge)
+        portal.hushed = True
+        try:
+            for hook in self.bridge_started:
+                try:
+                    hook(bridge)
+                except Exception as failure:  # an instrument is never felt by the program
+                    _failed(hook, failure)
+        finally:
+            portal.hushed = False
         return bridge
 
     def suspend_bridge(self, bridge: Bridge) -> None:
-        _tell_of_bridge(self.bridge_suspended, bridge)
+        if self.bridge_suspended:
+            _tell_from_inside(self.bridge_suspended, bridge)
 
     def resume_bridge(self, bridge: Bridge) -> None:
-        _tell_of_bridge(self.bridge_resumed, bridge)
+        if self.bridge_resumed:
+            _tell_from_inside(self.bridge_resumed, bridge)
 
     def finish_bridge(self, bridge: Bridge, error: Optional[BaseException]) -> None:
-        _tell_of_bridge(self.bridge_finished, bridge, error)
-        bridge.frame = bridge.awaitable = None
+        portal = bridge.portal
+        portal.hushed = True
+        try:
+            for hook in self.bridge_finished:
+                try:
+                    hook(bridge, error)
+                except Exception as failure:  # an instrument is never felt by the program
+                    _failed(hook, failure)
+        finally:
+            portal.hushed = False
+            bridge.frame = bridge.awaitable = None
 
     def open_portal(self, portal: Portal) -> None:
         _tell(self.portal_opened, portal)
@@ -151,22 +178,19 @@ class Hooks:
         _tell(self.step_finished, portal)
 
 
-def _tell_of_bridge(hooks: Tuple[_Hook, ...], bridge: Bridge, *more: Any) -> None:
-    """Call hooks that run inside the portal, where they could bridge: that is not announced."""
-    if not hooks:
-        return
+def _tell_from_inside(hooks: Tuple[_Hook, ...], bridge: Bridge) -> None:
     portal = bridge.portal
     portal.hushed = True
     try:
-        _tell(hooks, bridge, *more)
+        _tell(hooks, bridge)
     finally:
         portal.hushed = False
 
 
-def _tell(hooks: Tuple[_Hook, ...], *what: Any) -> None:
+def _tell(hooks: Tuple[_Hook, ...], subject: Any) -> None:
     for hook in hooks:
         try:
-            hook(*what)
+            hook(subject)
         except Exception as failure:  # an instrument is never felt by the program
             _failed(hook, failure)
 
@@ -226,5 +250,8 @@ def _failed(hook: _Hook, error: Exception) -> None:
         _publish()
     logging.getLogger("greenback").error(
         "instrument %r was removed: its %s raised %r",
-        instrument, getattr(hook, "__name__", "hook"), error, exc_info=error,
+        instrument,
+        getattr(hook, "__name__", "hook"),
+        error,
+        exc_info=error,
     )

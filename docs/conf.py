@@ -1,0 +1,54 @@
+"""Sphinx configuration. Build with ``sphinx-build -W -n -b html docs docs/_build/html``."""
+
+import importlib.metadata
+
+project = "greenback"
+author = "the greenback authors"
+copyright = "the greenback authors"
+release = version = importlib.metadata.version("greenback")
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+
+default_role = "py:obj"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 80
+
+nitpicky = True
+# What other projects document. A link would need their inventories, and a build needs no network.
+nitpick_ignore_regex = [
+    (
+        "py:.*",
+        r"(asyncio|collections\.abc|contextlib|json|opentelemetry|os|sniffio|trio|types|typing)\..*",
+    ),
+    ("py:.*", r"(Async)?(ContextManager|Iterable|Iterator)|Awaitable|Callable|Mapping|Optional"),
+    ("py:.*", r"(Base)?Exception|(Attribute|Key|Runtime|Type)Error|None|Any"),
+    ("py:.*", r"FrameType|Task|(Meter|Tracer)Provider"),
+    # Type variables.
+    ("py:.*", r"(greenback\..*\.)?[A-Z](\.(args|kwargs))?"),
+    # In the docstring of a class that is documented in another module than it is written in.
+    ("py:obj", "await_"),
+    # Described in telemetry.rst.
+    ("py:.*", r"greenback_trace\._snapshot\.\w+Totals|Config\.\w+"),
+]
+
+html_theme = "furo"
+html_title = f"greenback {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+
+
+def without_constructor(app, what, name, obj, options, signature, returns):
+    """A program is given portals and bridges; it does not make them."""
+    if name in {"greenback.instruments.Bridge", "greenback.instruments.Portal"}:
+        return "", None
+    return None
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", without_constructor)

@@ -1,0 +1,136 @@
+"""What runs in a worker greenlet: the work of portals, one after another."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any, Callable, Dict, Optional
+
+from ._state import Portal
+from ._tasks import Library
+
+CoroutineType = types.CoroutineType
+
+# What the event loop's greenlet sends into a portal instead of an answer when it throws: the
+# exception is in `Portal.error`. Throwing it into the greenlet would raise it inside `await_`,
+# which could then resume the awaitable only from inside an `except` block, and that changes the
+# `__context__` of whatever is raised there.
+ERROR = object()
+
+
+def work(portal: Any) -> None:
+    """What a worker runs: the work of one portal after another."""
+    while True:
+        try:
+            run = portal.run
+            if run is None:
+                # A call with ** makes a dictionary, so it is worth a look.
+                if portal.kwds:
+                    portal.result = portal.function(*portal.args, **portal.kwds)
+                else:
+                    portal.result = portal.function(*portal.args)
+            else:
+                portal.result = run(portal)
+        except BaseException as error:
+            if portal.abandoned:
+                raise
+            error.__traceback__ = without_own_frames(error.__traceback__)
+            portal.error = error
+        portal.resume = run = None
+        # A debugger that stepped out of the work would go on to step through a stranger's.
+        if sys._getframe().f_trace is not None:
+            portal.abandoned = True
+            return
+        # While it is parked, this frame must keep nothing alive, and not itself either: the
+        # garbage collector cannot look into the stack of a greenlet.
+        employer = portal.greenlet
+        portal = None
+        portal = employer.switch()
+
+
+def run_function(portal: Portal) -> Any:
+    """The work of a `with_portal_run_sync` that needs a frame of its own."""
+    return portal.function(*portal.args, **portal.kwds)
+
+
+def run_coroutine(portal: Portal) -> Any:
+    """The work of all other portals: what an event loop does with a coroutine, trap by trap."""
+    coroutine = portal.coroutine
+    if coroutine is None:
+        coroutine = portal.function(*portal.args, **portal.kwds)
+        if type(coroutine) is not CoroutineType or coroutine.cr_await is not None:
+            coroutine = awaited(coroutine)
+    answer, portal.result = portal.result, None
+    try:
+        while True:
+            if answer is ERROR:
+                trap = coroutine.throw(take_error(portal))
+            else:
+                trap = coroutine.send(answer)
+            portal.resume = portal.worker
+            answer = portal.greenlet.switch(trap)
+            trap = None
+    except StopIteration as stop:
+        return stop.value
+
+
+def run_while_handling(portal: Portal) -> Any:
+    """Work that was started inside an `except` block, with that exception being handled.
+
+    A greenlet starts with none, and then what is raised in it would lack its `__context__`.
+    """
+    handled, inner = portal.handled, portal.inner
+    assert handled is not None
+    portal.handled = None
+    context, traceback = handled.__context__, handled.__traceback__
+    try:
+        raise handled
+    except BaseException:
+        handled.__context__, handled.__traceback__ = context, traceback
+        del handled, context, traceback
+        return inner(portal)
+
+
+async def awaited(aw: Any) -> Any:
+    return await aw
+
+
+# What a traceback from a worker begins with. Code objects are equal if they do the same, so this
+# holds for the copies that a library makes of these functions, too.
+own_codes = {
+    function.__code__
+    for function in (work, run_function, run_coroutine, run_while_handling, awaited)
+}
+
+
+# Written by the first portal of each kind under Trio, from any thread.
+_interruptible: Dict[Callable[[Portal], Any], Callable[[Portal], Any]] = {}
+
+if sys.version_info >= (3, 11):
+    handled_exception = sys.exception
+else:
+
+    def handled_exception() -> Optional[BaseException]:
+        return sys.exc_info()[1]
+
+
+def without_own_frames(traceback: Optional[types.TracebackType]) -> Optional[types.TracebackType]:
+    while traceback is not None and traceback.tb_frame.f_code in own_codes:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def take_error(portal: Portal) -> BaseException:
+    error = portal.error
+    assert error is not None
+    portal.error = None
+    return error
+
+
+def interruptible(library: Library, run: Callable[[Portal], Any]) -> Callable[[Portal], Any]:
+    """*run*, such that Ctrl-C is let through to what it runs."""
+    copy = _interruptible.get(run)
+    if copy is None:
+        copy = _interruptible[run] = library.interruptible(run)
+        own_codes.add(copy.__code__)
+    return copy

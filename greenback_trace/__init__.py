@@ -1,0 +1,15 @@
+"""What the portals and bridges of greenback do, as OpenTelemetry metrics and spans.
+
+Set ``GREENBACK_TRACE=1`` before the program starts, or call `enable`.
+"""
+
+# Before all the rest: with GREENBACK_TRACE set, greenback imports modules of this package.
+import greenback as _greenback  # noqa: F401
+
+from ._activate import disable as disable
+from ._activate import enable as enable
+from ._activate import is_enabled as is_enabled
+from ._activate import snapshot as snapshot
+from ._config import Config as Config
+from ._config import ConfigError as ConfigError
+from ._snapshot import Snapshot as Snapshot

@@ -1,0 +1,137 @@
+"""Environment and keyword arguments -> `Config`, checked."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Callable, Dict, Mapping, Optional
+
+_MODES = {"0": "off", "off": "off", "1": "on", "on": "on", "debug": "debug"}
+_SPANS = ("all", "suspended", "portals", "none")
+_UNITS = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class ConfigError(ValueError):
+    """A setting has a value that it cannot have. The message says what it can be."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is traced, and where it goes. Every field has the variable that sets it in its comment.
+
+    Raises:
+        ConfigError: A field has a value that it cannot have.
+    """
+
+    #: ``"off"``, ``"on"`` or ``"debug"``. (``GREENBACK_TRACE``, where ``0`` is off and ``1`` is on)
+    mode: str = "on"
+    #: OTLP JSON lines are appended to this file; ``{pid}`` in it is replaced by the number of the
+    #: process. (``GREENBACK_TRACE_FILE``)
+    file: Optional[str] = None
+    #: Bytes after which the file is closed. (``GREENBACK_TRACE_FILE_LIMIT``, where ``k``, ``M`` and
+    #: ``G`` are powers of 1024)
+    file_limit: int = 1 << 30
+    #: Which spans: ``"all"``, ``"suspended"``, ``"portals"`` or ``"none"``.
+    #: (``GREENBACK_TRACE_SPANS``)
+    spans: str = "all"
+    #: Spans per second at most, 0 for no limit. ``None`` is no limit into a file and 100 elsewhere.
+    #: (``GREENBACK_TRACE_SPAN_RATE``)
+    span_rate: Optional[float] = None
+    #: Sites that are kept; later ones count under the function name ``_OTHER``.
+    #: (``GREENBACK_TRACE_SITES``)
+    sites: int = 500
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            if not _FIELDS[field.name].accepts(value):
+                raise ConfigError(
+                    f"{field.name}={value!r} is not a value that Config can have; it must be "
+                    f"{_FIELDS[field.name].allowed_in_python}"
+                )
+
+    @classmethod
+    def from_env(cls, environ: Optional[Mapping[str, str]] = None) -> Config:
+        """What the variables ``GREENBACK_TRACE...`` say.
+
+        A variable that is unset or empty has its default. So has one with a bad value, of which one
+        warning is logged: a typo must not stop a service. ``GREENBACK_TRACE`` is off by default.
+
+        Args:
+            environ: Where to look instead of `os.environ`.
+        """
+        environ = os.environ if environ is None else environ
+        settings: Dict[str, Any] = {"mode": "off"}
+        for name, setting in _FIELDS.items():
+            text = environ.get(setting.variable, "").strip()
+            if not text:
+                continue
+            try:
+                value = setting.parse(text)
+            except (ValueError, KeyError, OverflowError):
+                value = None
+            if value is None or not setting.accepts(value):
+                logging.getLogger("greenback").warning(
+                    "%s=%r is ignored: it must be %s",
+                    setting.variable, text, setting.allowed_in_environment,
+                )
+            else:
+                settings[name] = value
+        return cls(**settings)
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([kMG]?)", text)
+    if match is None:
+        raise ValueError(text)
+    return int(match[1]) * _UNITS[match[2]]
+
+
+@dataclass(frozen=True)
+class _Setting:
+    variable: str
+    parse: Callable[[str], Any]
+    accepts: Callable[[Any], bool]
+    allowed_in_environment: str
+    allowed_in_python: str
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_rate(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < float("inf")
+
+
+_FIELDS: Dict[str, _Setting] = {
+    "mode": _Setting(
+        "GREENBACK_TRACE", lambda text: _MODES[text.lower()],
+        lambda value: value in _MODES.values(),
+        "0, off, 1, on or debug", "'off', 'on' or 'debug'",
+    ),
+    "file": _Setting(
+        "GREENBACK_TRACE_FILE", str, lambda value: isinstance(value, str) and value != "",
+        "a path", "a path as a string",
+    ),
+    "file_limit": _Setting(
+        "GREENBACK_TRACE_FILE_LIMIT", _bytes, _is_whole,
+        "a number of bytes above 0, as in 500000, 200k, 50M or 1G", "a number of bytes above 0",
+    ),
+    "spans": _Setting(
+        "GREENBACK_TRACE_SPANS", str.lower, lambda value: value in _SPANS,
+        "all, suspended, portals or none", "'all', 'suspended', 'portals' or 'none'",
+    ),
+    "span_rate": _Setting(
+        "GREENBACK_TRACE_SPAN_RATE", float, _is_rate,
+        "a number per second, or 0 for no limit", "a number per second, or 0 for no limit",
+    ),
+    "sites": _Setting(
+        "GREENBACK_TRACE_SITES", int, _is_whole, "a whole number above 0", "an int above 0"
+    ),
+}

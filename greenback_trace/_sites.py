@@ -1,0 +1,138 @@
+"""Frames -> interned sites.
+
+A site is known by the id of its code object and the offset of the instruction, since hashing a code
+object alone costs 0.2 us. The code object is kept, so that no other one can take over its id.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from types import CodeType, FrameType
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from greenback import _bridge
+
+#: The flags of functions whose calls return something to await or to iterate with ``async for``.
+ASYNC = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
+#: The sync functions that a chain has at most.
+CHAIN_LIMIT = 32
+#: Where worker greenlets have their outermost frame. Everything in it counts as not the program's.
+BRIDGE_FILE = _bridge.await_.__code__.co_filename
+_ADAPTERS_FILE = os.path.join(os.path.dirname(BRIDGE_FILE), "_adapters.py")
+
+Key = Tuple[int, int]
+
+
+class Site:
+    """A place in the source that called something: `greenback.await_`, or what leads to it.
+
+    Attributes:
+        function: ``module.qualname`` of the function.
+        qualname: Its second part alone.
+        file: The file name that the code object has.
+        line: The line of the call.
+        is_async: Whether the function is an async one.
+    """
+
+    __slots__ = ("code", "file", "function", "is_async", "line", "qualname")
+
+    def __init__(
+        self, function: str, qualname: str, file: str, line: int, code: Optional[CodeType]
+    ) -> None:
+        self.function = function
+        self.qualname = qualname
+        self.file = file
+        self.line = line
+        self.code = code
+        self.is_async = code is not None and bool(code.co_flags & ASYNC)
+
+    def __str__(self) -> str:
+        return f"{self.function} ({self.file}:{self.line})" if self.file else self.function
+
+
+#: Stands for all the sites, or chains, that are not kept.
+OTHER = Site("_OTHER", "_OTHER", "", 0, None)
+
+
+def outside_adapters(frame: FrameType) -> FrameType:
+    """*frame*, or the first of its callers that is not a function of greenback's adapters.
+
+    An adapter has no other caller than the portal where a decorator that is written in C calls it.
+    Then it is the site itself.
+    """
+    caller: Optional[FrameType] = frame
+    while caller is not None and caller.f_code.co_filename == _ADAPTERS_FILE:
+        caller = caller.f_back
+    if caller is None or caller.f_code.co_filename == BRIDGE_FILE:
+        return frame
+    return caller
+
+
+class Sites:
+    """The sites that have been seen, one object each, in all threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        # Written under the lock, by any thread.
+        self._bridging: Dict[Key, Site] = {}
+        self._calling: Dict[Key, Site] = {}
+
+    def bridging(self, frame: FrameType) -> Site:
+        """The site of a frame that called `greenback.await_`; `OTHER` if there are too many."""
+        key = (id(frame.f_code), frame.f_lasti)
+        site = self._bridging.get(key)
+        if site is None:
+            if len(self._bridging) >= self._limit:
+                return OTHER
+            with self._lock:
+                site = self._bridging.setdefault(key, _site(frame))
+        return site
+
+    def calling(self, frame: FrameType) -> Site:
+        """The site of a frame further out."""
+        key = (id(frame.f_code), frame.f_lasti)
+        site = self._calling.get(key)
+        if site is None:
+            with self._lock:
+                site = self._calling.setdefault(key, _site(frame))
+        return site
+
+
+def _site(frame: FrameType) -> Site:
+    code = frame.f_code
+    qualname = getattr(code, "co_qualname", None) or _guess_qualname(frame)
+    module = frame.f_globals.get("__name__", "?")
+    return Site(f"{module}.{qualname}", qualname, code.co_filename, frame.f_lineno or 0, code)
+
+
+def _guess_qualname(frame: FrameType) -> str:
+    """The qualified name before Python 3.11, where code objects do not know it.
+
+    The plain name, unless a function that is found under that name, in the module or in the class
+    of the first argument, certainly is the one that runs.
+    """
+    code = frame.f_code
+    name = code.co_name
+    places: List[Mapping[str, Any]] = [frame.f_globals]
+    if code.co_argcount and code.co_varnames:
+        first = frame.f_locals.get(code.co_varnames[0])
+        owner = first if isinstance(first, type) else type(first)
+        places += [vars(base) for base in owner.__mro__]
+    for place in places:
+        function = _function_in(place.get(name))
+        if getattr(function, "__code__", None) is code:
+            return str(function.__qualname__)
+    return name
+
+
+def _function_in(found: Any) -> Any:
+    if isinstance(found, (classmethod, staticmethod)):
+        found = found.__func__
+    elif isinstance(found, property):
+        found = found.fget
+    if hasattr(found, "__code__"):
+        return found
+    return getattr(found, "__wrapped__", None)

@@ -1,0 +1,1 @@
+"""Exported traces -> what a person wants to know of them."""

@@ -1,0 +1,135 @@
+"""What `make check` runs. ``nox --list`` shows the sessions, ``nox -s tests-3.8`` runs one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Iterator, Optional
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+CPYTHONS = ("3.8", "3.10", "3.11", "3.12", "3.13")
+
+PROBE = """
+import ensurepip, json, sys
+print(json.dumps([sys.implementation.name, list(sys.version_info[:2]), sys.executable]))
+"""
+
+CHECK_INSTALLED = """
+import importlib.metadata
+import greenback
+import greenback_trace
+assert greenback.__version__ == importlib.metadata.version("greenback")
+"""
+
+
+def group(name: str) -> list[str]:
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+def find_interpreter(command: str, implementation: str, version: str = "") -> Optional[str]:
+    """The path of an interpreter that runs and can make virtual environments.
+
+    On the PATH there may only be a shim of pyenv that refuses to run the versions which are not
+    active, so pyenv's directory is looked at, too.
+    """
+    for candidate in candidates(command):
+        try:
+            answer = subprocess.run(
+                [candidate, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True
+            ).stdout
+        except (OSError, subprocess.SubprocessError):
+            continue
+        name, numbers, path = json.loads(answer)
+        if name == implementation and version in ("", "{}.{}".format(*numbers)):
+            return str(path)
+    return None
+
+
+def candidates(command: str) -> Iterator[str]:
+    on_path = shutil.which(command)
+    if on_path is not None:
+        yield on_path
+    versions = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
+    by_number = sorted(
+        versions.glob(f"*/bin/{command}"),
+        key=lambda path: [int(part) for part in re.findall(r"\d+", path.parts[-3])],
+        reverse=True,
+    )
+    yield from map(str, by_number)
+
+
+def add_test_session(label: str, command: str, implementation: str, version: str = "") -> None:
+    interpreter = find_interpreter(command, implementation, version)
+    name = f"tests-{label}"
+    if interpreter is None:
+
+        @nox.session(name=name, python=False)
+        def skipped(session: nox.Session) -> None:
+            print(f"SKIPPED {name}: no interpreter {command} that has venv", flush=True)
+            session.skip(f"no interpreter {command}")
+
+        return
+
+    @nox.session(name=name, python=interpreter)
+    def tests(session: nox.Session) -> None:
+        session.install("--quiet", "--editable", ".[all]", *group("test"))
+        session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff, the formatter, mypy and pyright."""
+    session.install("--quiet", "--editable", ".[all]", *group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    for version in (CPYTHONS[0], CPYTHONS[-1]):
+        session.run("pyright", "--pythonversion", version)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, with every warning an error, and its examples."""
+    session.install("--quiet", "--editable", ".[all]", *group("docs"), *group("test"))
+    session.run(
+        "python", "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "docs", "docs/_build/html"
+    )
+    session.run("python", "-m", "pytest", "docs", "README.md")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """A wheel, made from the source distribution, imports and runs where the source is not."""
+    dist = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.install("--quiet", "build", "twine")
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    (wheel,) = dist.glob("*.whl")
+    # The exporters' newest release must go with the extras.
+    session.install(
+        "--quiet",
+        "--force-reinstall",
+        f"greenback[all] @ {wheel.as_uri()}",
+        "opentelemetry-exporter-otlp-proto-grpc",
+        "opentelemetry-exporter-otlp-proto-http",
+    )
+    session.run("python", "-m", "pip", "check")
+    with session.chdir(dist):
+        session.run("python", "-c", CHECK_INSTALLED)
+        session.run("greenback-trace", "--help")
+
+
+for minor in CPYTHONS:
+    add_test_session(minor, f"python{minor}", "cpython", minor)
+add_test_session("pypy", "pypy3", "pypy")

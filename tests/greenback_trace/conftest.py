@@ -1,0 +1,83 @@
+"""What the tests of tracing share: the two async libraries, and a program that bridges."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Awaitable, Callable, Iterator
+
+import pytest
+import trio
+
+import greenback
+import greenback_trace
+
+pytest.importorskip("opentelemetry.metrics", reason="tracing needs greenback[trace]")
+
+
+class AsyncioBackend:
+    name = "asyncio"
+    sleep = staticmethod(asyncio.sleep)
+
+    def run(self, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        return asyncio.run(async_fn(*args))  # type: ignore[arg-type]
+
+    async def cancelled_in(self, async_fn: Callable[[Callable[[], None]], Awaitable[Any]]) -> None:
+        """Run *async_fn* and cancel it when it calls what it is passed."""
+
+        async def cancellable() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            await async_fn(task.cancel)  # type: ignore[arg-type]
+
+        task = asyncio.ensure_future(cancellable())
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+
+class TrioBackend:
+    name = "trio"
+    sleep = staticmethod(trio.sleep)
+
+    def run(self, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        return trio.run(async_fn, *args)
+
+    async def cancelled_in(self, async_fn: Callable[[Callable[[], None]], Awaitable[Any]]) -> None:
+        with trio.CancelScope() as scope:
+            await async_fn(scope.cancel)
+        assert scope.cancelled_caught
+
+
+@pytest.fixture(params=[AsyncioBackend(), TrioBackend()], ids=lambda backend: backend.name)
+def backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _untraced_afterwards() -> Iterator[None]:
+    assert not greenback_trace.is_enabled()
+    yield
+    greenback_trace.disable()
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Any:
+    """Runs another interpreter, in a directory of its own and without variables of ours."""
+
+    def run(*arguments: str, **variables: str) -> Any:
+        environ = {
+            name: value for name, value in os.environ.items()
+            if not name.startswith(("GREENBACK_", "OTEL_"))
+        }
+        files = [str(module.__file__) for module in (greenback, greenback_trace)]
+        roots = {str(Path(file).parents[1]) for file in files}
+        environ.update(variables, PYTHONPATH=os.pathsep.join(sorted(roots)))
+        return subprocess.run(
+            [sys.executable, *arguments], env=environ, cwd=str(tmp_path), capture_output=True,
+            text=True, timeout=60, check=False,
+        )
+
+    return run

@@ -1,0 +1,345 @@
+"""The embedded pipeline: a real program, its file, and the report of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+
+import greenback
+import greenback_trace
+from greenback_trace import Config
+
+pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
+pytest.importorskip("opentelemetry.exporter.otlp.proto.common", reason="needs greenback[report]")
+
+from google.protobuf import json_format
+from opentelemetry import trace
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+
+PROGRAM = '''
+import asyncio, sys
+import greenback
+
+class Shop:
+    def load(self):
+        greenback.await_(sleep(0.001))
+
+def page(shop):
+    shop.load()
+    async def nothing(): pass
+    greenback.await_(nothing())
+
+async def main():
+    for _ in range(30):
+        await greenback.with_portal_run_sync(page, Shop())
+
+if sys.argv[1] == "trio":
+    import trio
+    sleep = trio.sleep
+    trio.run(main)
+else:
+    sleep = asyncio.sleep
+    asyncio.run(main())
+'''
+
+
+def messages(path: Path, message: Any) -> Iterator[Any]:
+    """The lines of one kind, as OTLP's own messages."""
+    field = message.DESCRIPTOR.fields[0].json_name
+    for line in path.read_text().splitlines():
+        request = json.loads(line)
+        if field in request:
+            ids_to_base64(request)
+            yield json_format.ParseDict(request, message())
+
+
+def ids_to_base64(request: Any) -> None:
+    """Undo what OTLP/JSON does otherwise than protobuf's JSON, by the letter of its definition."""
+    import base64
+
+    if isinstance(request, list):
+        for item in request:
+            ids_to_base64(item)
+    elif isinstance(request, dict):
+        for name, value in request.items():
+            if name in ("traceId", "spanId", "parentSpanId"):
+                assert len(value) == (32 if name == "traceId" else 16)
+                request[name] = base64.b64encode(bytes.fromhex(value)).decode()
+            else:
+                ids_to_base64(value)
+
+
+def attributes(holder: Any) -> Dict[str, Any]:
+    found: Dict[str, Any] = {}
+    for attribute in holder.attributes:
+        value = attribute.value
+        kind = value.WhichOneof("value")
+        found[attribute.key] = (
+            [item.string_value for item in value.array_value.values] if kind == "array_value"
+            else getattr(value, kind)
+        )
+    return found
+
+
+def last_part(name: str) -> str:
+    """Before Python 3.11, a function inside of another one has only this part of its name."""
+    return name.replace(" ", ".").rpartition(".")[2]
+
+
+def spans(path: Path) -> List[Any]:
+    return [
+        span
+        for request in messages(path, ExportTraceServiceRequest)
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+
+
+def points(path: Path, name: str) -> List[Any]:
+    """The points of a metric in the last line that has it."""
+    found: List[Any] = []
+    for request in messages(path, ExportMetricsServiceRequest):
+        for resource in request.resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    if metric.name == name:
+                        found = list(metric.sum.data_points)
+    return found
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return str(path)
+
+
+class TestProgram:
+    """A program that knows nothing of tracing, run with GREENBACK_TRACE=1."""
+
+    def test_file_and_report(self, python: Any, backend: Any, program: str, tmp_path: Path) -> None:
+        """The file is OTLP with exact numbers per sync chain, and its report shows the hot spot."""
+        path = tmp_path / "trace.jsonl"
+        done = python(
+            program, backend.name, GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path),
+            OTEL_SERVICE_NAME="shop",
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+        loads = [span for span in spans(path) if span.name == "await_ Shop.load"]
+        assert len(loads) == 30
+        portal_ids = {span.span_id for span in spans(path) if span.name == "portal run_sync"}
+        assert len(portal_ids) == 30
+        assert {span.parent_span_id for span in loads} == portal_ids
+        (request, *_) = messages(path, ExportTraceServiceRequest)
+        resource = attributes(request.resource_spans[0].resource)
+        assert resource["service.name"] == "shop"
+        assert isinstance(resource["process.pid"], int)
+
+        counts = {
+            attributes(point)["code.function.name"]: (point.as_int, attributes(point))
+            for point in points(path, "greenback.chain.bridges")
+        }
+        count, load = counts["__main__.Shop.load"]
+        assert count == 30
+        assert load["greenback.outcome"] == "ok"
+        assert load["code.file.path"] == program
+        assert load["greenback.sync_chain"] == [
+            f"__main__.page ({program}:10)", f"__main__.Shop.load ({program}:7)"
+        ]
+        assert counts["__main__.page"][0] == 30
+        suspended = {
+            attributes(point)["code.function.name"]: point.as_int
+            for point in points(path, "greenback.chain.suspensions")
+        }
+        assert suspended == {"__main__.Shop.load": 30, "__main__.page": 0}
+        (opened,) = points(path, "greenback.portals")
+        assert opened.as_int == 30
+
+        for columns in ("80", "200"):
+            report = python("-m", "greenback_trace", "report", str(path), COLUMNS=columns)
+            assert report.returncode == 0, report.stderr
+            lines = report.stdout.splitlines()
+            assert max(map(len, lines)) <= int(columns)
+            assert lines[0].startswith("60 bridges from 2 sites: 30 suspended, ")
+            (row,) = [line for line in lines if line.split()[:1] == ["1"] and " ms " in line]
+            assert row.split()[1] == "__main__.Shop.load"
+            numbers = row.replace("program.py:7", "").split()
+            assert "30" in numbers
+            text = " ".join(report.stdout.split())
+            assert "30 bridges, 30 suspended, " in text
+            assert text.index("__main__.page") < text.rindex("__main__.Shop.load")
+            assert "program.py:7" in text.replace(" ", "")
+            assert "run_sync 30 0" in text
+
+    def test_pid(self, python: Any, program: str, tmp_path: Path) -> None:
+        """{pid} in the name of the file is replaced, so that each process has its own."""
+        done = python(
+            program, "asyncio", GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(tmp_path / "trace-{pid}.jsonl"),
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        (path,) = tmp_path.glob("trace-*.jsonl")
+        (request, *_) = messages(path, ExportTraceServiceRequest)
+        pid = attributes(request.resource_spans[0].resource)["process.pid"]
+        assert path.name == f"trace-{pid}.jsonl"
+
+    def test_unwritable(self, python: Any, program: str, tmp_path: Path) -> None:
+        """A program whose trace cannot be written runs as ever, with one warning."""
+        path = tmp_path / "missing" / "trace.jsonl"
+        done = python(program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path))
+        assert done.returncode == 0
+        (warning,) = done.stderr.splitlines()
+        assert str(path) in warning
+        assert "GREENBACK_TRACE_FILE" in warning
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+    def test_full_disk(self, python: Any, program: str) -> None:
+        """A full disk is one warning, not an error in the program."""
+        done = python(program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE="/dev/full")
+        assert done.returncode == 0
+        (warning,) = done.stderr.splitlines()
+        assert "No space left" in warning
+
+    def test_limit(self, python: Any, program: str, tmp_path: Path) -> None:
+        """A file does not grow beyond its limit, and is whole lines up to there."""
+        path = tmp_path / "trace.jsonl"
+        done = python(
+            program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path),
+            GREENBACK_TRACE_FILE_LIMIT="10k",
+        )
+        assert done.returncode == 0
+        (warning,) = done.stderr.splitlines()
+        assert "limit of 10240 bytes" in warning
+        assert path.stat().st_size <= 10240
+        for line in path.read_text().splitlines():
+            json.loads(line)
+
+    def test_otel_variables_change_nothing(self, python: Any, program: str, tmp_path: Path) -> None:
+        """The file does not depend on how the application's own SDK is sampled or limited."""
+        path = tmp_path / "trace.jsonl"
+        done = python(
+            program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path),
+            OTEL_TRACES_SAMPLER="always_off", OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT="1",
+            OTEL_BSP_MAX_QUEUE_SIZE="1", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1",
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        found = spans(path)
+        assert len(found) == 90
+        assert all("greenback.portal.kind" in attributes(span) or
+                   "greenback.sync_chain" in attributes(span) for span in found)
+
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+    def test_forked_child(self, python: Any, program: str, tmp_path: Path) -> None:
+        """A forked child that ends as a program does adds nothing of its parent's to the file."""
+        path = tmp_path / "trace.jsonl"
+        done = python(
+            "-c", "import os, runpy, sys\n"
+            f"sys.argv = [{program!r}, 'asyncio']\n"
+            f"runpy.run_path({program!r}, run_name='__main__')\n"
+            "child = os.fork()\n"
+            "if child: os.waitpid(child, 0)\n"
+            "else: sys.exit()\n",
+            GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path),
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(spans(path)) == 90
+        written = [
+            line for line in path.read_text().splitlines() if '"greenback.chain.bridges"' in line
+        ]
+        assert len(written) == 1
+
+
+class TestPipeline:
+    def enable(self, path: Path) -> None:
+        greenback_trace.enable(config=Config(file=str(path)))
+
+    def test_leaves_the_application_alone(self, backend: Any, tmp_path: Path) -> None:
+        """The application's spans are neither parents nor children of those in the file."""
+        tracer = TracerProvider(shutdown_on_exit=False).get_tracer("application")
+        self.enable(tmp_path / "trace.jsonl")
+        seen = []
+
+        async def look() -> None:
+            seen.append(trace.get_current_span())
+
+        async def program() -> None:
+            with tracer.start_as_current_span("request") as request:
+                await greenback.with_portal_run_sync(lambda: greenback.await_(look()))
+                assert seen == [request]
+
+        backend.run(program)
+        greenback_trace.disable()
+        portal, bridge = sorted(spans(tmp_path / "trace.jsonl"), key=lambda span: -len(span.name)
+                                if span.name.startswith("await_") else -1000)
+        assert portal.name == "portal run_sync"
+        assert portal.parent_span_id == b""
+        assert bridge.parent_span_id == portal.span_id
+
+    def test_never_global(self, tmp_path: Path) -> None:
+        """The application's providers are what they were."""
+        before = trace.get_tracer_provider()
+        self.enable(tmp_path / "trace.jsonl")
+        assert trace.get_tracer_provider() is before
+
+    def test_bridge_in_a_bridge(self, backend: Any, tmp_path: Path) -> None:
+        """A bridge inside the coroutine of another one is its child."""
+
+        def inner() -> None:
+            greenback.await_(backend.sleep(0))
+
+        async def between() -> None:
+            inner()
+
+        def outer() -> None:
+            greenback.await_(between())
+
+        self.enable(tmp_path / "trace.jsonl")
+        backend.run(greenback.with_portal_run_sync, outer)
+        greenback_trace.disable()
+        by_name = {
+            last_part(span.name): span for span in spans(tmp_path / "trace.jsonl")
+        }
+        assert by_name["inner"].parent_span_id == by_name["outer"].span_id
+
+    def test_disable_completes_the_file(self, backend: Any, tmp_path: Path) -> None:
+        """After disable(), the file has everything, and nothing is added."""
+        path = tmp_path / "trace.jsonl"
+
+        async def nop() -> None:
+            pass
+
+        self.enable(path)
+        backend.run(greenback.with_portal_run_sync, lambda: greenback.await_(nop()))
+        greenback_trace.disable()
+        size = path.stat().st_size
+        assert [point.as_int for point in points(path, "greenback.bridges")] == [1]
+        backend.run(greenback.with_portal_run_sync, lambda: greenback.await_(nop()))
+        assert path.stat().st_size == size
+
+    def test_nothing_happened(self, tmp_path: Path) -> None:
+        """Where no portal was opened, the file stays empty."""
+        self.enable(tmp_path / "trace.jsonl")
+        greenback_trace.disable()
+        assert (tmp_path / "trace.jsonl").read_bytes() == b""
+
+    def test_debug_is_on(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The mode debug traces, and says what it does not do yet."""
+        with caplog.at_level(logging.WARNING, "greenback"):
+            greenback_trace.enable(config=Config(mode="debug"))
+        assert greenback_trace.is_enabled()
+        (record,) = caplog.records
+        assert "does not detect misuse" in record.getMessage()

@@ -1,0 +1,171 @@
+"""Metrics, with the real SDK."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+import greenback
+import greenback_trace
+from greenback_trace import Config
+
+pytest.importorskip("opentelemetry.sdk.metrics", reason="these tests need greenback[report]")
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+Points = Dict[Tuple[Tuple[str, Any], ...], float]
+
+
+class Reading:
+    def __init__(self) -> None:
+        self.reader = InMemoryMetricReader()
+        self.provider = MeterProvider([self.reader], shutdown_on_exit=False)
+
+    def enable(self, **settings: Any) -> None:
+        greenback_trace.enable(config=Config(**settings), meter_provider=self.provider)
+
+    def metrics(self) -> List[Any]:
+        data = self.reader.get_metrics_data()
+        return [
+            metric
+            for resource in (data.resource_metrics if data is not None else ())
+            for scope in resource.scope_metrics
+            if scope.scope.name == "greenback"
+            for metric in scope.metrics
+        ]
+
+    def points(self) -> Dict[str, Points]:
+        return {
+            metric.name: {
+                tuple(sorted(point.attributes.items())): point.value
+                for point in metric.data.data_points
+            }
+            for metric in self.metrics()
+        }
+
+
+async def nop() -> None:
+    pass
+
+
+async def fail() -> None:
+    raise LookupError
+
+
+def bridge_to_nop() -> None:
+    greenback.await_(nop())
+
+
+def fails() -> None:
+    with pytest.raises(LookupError):
+        greenback.await_(fail())
+
+
+class TestMetrics:
+    def test_values(self, backend: Any) -> None:
+        """The metrics say exactly what happened, with the names and attributes of the contract."""
+        reading = Reading()
+        reading.enable(spans="none")
+        during = []
+
+        async def look() -> None:
+            during.append(reading.points())
+            await backend.sleep(0)
+
+        def program() -> None:
+            bridge_to_nop()
+            bridge_to_nop()
+            fails()
+            greenback.await_(look())
+
+        backend.run(greenback.with_portal_run_sync, program)
+        points = reading.points()
+        function = "code.function.name"
+        nops, failures = f"{__name__}.bridge_to_nop", f"{__name__}.fails"
+        # Before Python 3.11, a function inside of another one has only its last name.
+        qualname = program.__qualname__ if sys.version_info >= (3, 11) else "program"
+        programs = f"{__name__}.{qualname}"
+        assert points["greenback.bridges"] == {
+            ((function, nops), ("greenback.outcome", "ok")): 2,
+            ((function, failures), ("greenback.outcome", "error")): 1,
+            ((function, programs), ("greenback.outcome", "ok")): 1,
+        }
+        assert points["greenback.bridge.suspensions"] == {
+            ((function, nops),): 0, ((function, failures),): 0, ((function, programs),): 1,
+        }
+        time, waiting = points["greenback.bridge.time"], points["greenback.bridge.suspended_time"]
+        assert set(time) == set(waiting) == set(points["greenback.bridge.suspensions"])
+        assert time[((function, programs),)] > waiting[((function, programs),)] > 0
+        assert waiting[((function, nops),)] == 0
+        library = (("greenback.async_library", backend.name),)
+        assert during[0]["greenback.bridge.active"] == {library: 1}
+        assert points["greenback.bridge.active"] == {library: 0}
+        assert points["greenback.switches"] == {
+            (("greenback.switch.direction", "to_loop"),): 1,
+            (("greenback.switch.direction", "to_task"),): 1,
+        }
+        kind = (("greenback.portal.kind", "run_sync"),)
+        assert points["greenback.portals"] == {kind: 1}
+        assert during[0]["greenback.portal.active"] == {kind: 1}
+        assert points["greenback.portal.active"] == {kind: 0}
+        assert points["greenback.steps"] == {library: 2}
+        assert points["greenback.step.time"][library] > 0
+
+    def test_units(self, backend: Any) -> None:
+        """Times are in seconds, counts in what is counted; counters only grow."""
+        reading = Reading()
+        reading.enable(spans="none")
+        backend.run(greenback.with_portal_run_sync, bridge_to_nop)
+        assert {metric.name: (metric.unit, metric.data.is_monotonic) for metric in
+                reading.metrics()} == {
+            "greenback.bridges": ("{bridge}", True),
+            "greenback.bridge.suspensions": ("{bridge}", True),
+            "greenback.bridge.time": ("s", True),
+            "greenback.bridge.suspended_time": ("s", True),
+            "greenback.bridge.active": ("{bridge}", False),
+            "greenback.switches": ("{switch}", True),
+            "greenback.portals": ("{portal}", True),
+            "greenback.portal.active": ("{portal}", False),
+            "greenback.steps": ("{step}", True),
+            "greenback.step.time": ("s", True),
+        }
+
+    def test_sites_of_one_function_are_one_series(self, backend: Any) -> None:
+        """Metrics are per function, so that a new line number starts no new series."""
+
+        def twice() -> None:
+            greenback.await_(nop())
+            greenback.await_(nop())
+
+        reading = Reading()
+        reading.enable(spans="none")
+        backend.run(greenback.with_portal_run_sync, twice)
+        assert list(reading.points()["greenback.bridges"].values()) == [2]
+
+    def test_disabled(self, backend: Any) -> None:
+        """After disable(), nothing is reported; enabled again, the same provider works again."""
+        reading = Reading()
+        reading.enable(spans="none")
+        backend.run(greenback.with_portal_run_sync, bridge_to_nop)
+        greenback_trace.disable()
+        assert not any(reading.points().values())
+        reading.enable(spans="none")
+        backend.run(greenback.with_portal_run_sync, fails)
+        (point,) = reading.points()["greenback.bridges"]
+        assert ("greenback.outcome", "error") in point
+
+    def test_spans_left_out(self, backend: Any) -> None:
+        """Spans that the rate limit leaves out are counted."""
+        sdk = pytest.importorskip("opentelemetry.sdk.trace")
+        reading = Reading()
+        greenback_trace.enable(
+            config=Config(span_rate=1), meter_provider=reading.provider,
+            tracer_provider=sdk.TracerProvider(shutdown_on_exit=False),
+        )
+        backend.run(greenback.with_portal_run_sync, bridge_to_nop)
+        assert reading.points()["greenback.trace.item.dropped"] == {
+            (("greenback.trace.drop.reason", "rate_limit"), ("greenback.trace.item", "span")): 1,
+        }

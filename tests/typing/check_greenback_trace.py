@@ -1,0 +1,46 @@
+"""What a type checker sees of greenback_trace. Read by mypy and pyright, never run.
+
+A call that must be refused carries an ignore comment, and both checkers report one that suppresses
+nothing.
+"""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+from typing_extensions import assert_type
+
+import greenback_trace
+
+
+def switched_on_and_off() -> None:
+    greenback_trace.enable()
+    greenback_trace.enable(tracer_provider=TracerProvider(), meter_provider=MeterProvider())
+    greenback_trace.enable(config=greenback_trace.Config(spans="suspended", sites=20))
+    greenback_trace.enable(greenback_trace.Config())  # type: ignore[call-arg]
+    greenback_trace.enable(config="debug")  # type: ignore[arg-type]
+    greenback_trace.disable()
+    assert_type(greenback_trace.is_enabled(), bool)
+
+
+def configured() -> None:
+    assert_type(greenback_trace.Config.from_env(), greenback_trace.Config)
+    greenback_trace.Config().spans = "none"  # type: ignore[misc]
+    error: ValueError = greenback_trace.ConfigError()
+    raise error
+
+
+def counted() -> None:
+    snapshot = greenback_trace.snapshot()
+    assert_type(snapshot, greenback_trace.Snapshot)
+    assert_type(snapshot.as_dict(), Dict[str, Any])
+    for site in snapshot.sites:
+        assert_type(site.bridges, int)
+        assert_type(site.suspended, int)
+    for chain in snapshot.chains:
+        assert_type(chain.bridges, int)
+    assert_type(snapshot.portals["task"].bridges, int)
