@@ -187,7 +187,7 @@ class async_generator(async_iter[T]):  # noqa: N801  (beside async_iter)
     def send(self, value: Any) -> T:
         """Resume the generator with *value*, and return what it yields next."""
         try:
-            return await_(self._it.asend(value))
+            return await_(self._it.asend(value))  # type: ignore[no-any-return]
         except StopAsyncIteration as stop:
             args = stop.args
         raise StopIteration(*args)
@@ -195,7 +195,7 @@ class async_generator(async_iter[T]):  # noqa: N801  (beside async_iter)
     def throw(self, *error: Any) -> T:
         """Raise an exception where the generator stands, and return what it yields next."""
         try:
-            return await_(self._it.athrow(*error))
+            return await_(self._it.athrow(*error))  # type: ignore[no-any-return]
         except StopAsyncIteration as stop:
             args = stop.args
         raise StopIteration(*args)

@@ -69,21 +69,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# greenlet 0.4, which PyPy has built in, knows nothing of contexts; there, they belong to the thread.
+# greenlet 0.4, which PyPy has built in, knows nothing of contexts: they belong to the thread.
 _GREENLETS_HAVE_CONTEXT = hasattr(greenlet.greenlet, "gr_context")
 if not _GREENLETS_HAVE_CONTEXT:
     from __pypy__ import get_contextvar_context, set_contextvar_context
 
 
 class Begun:
-    """What `begin` returns when the work waits."""
+    """What `begin` returns when there is something left to `drive`."""
 
-    __slots__ = ("has_begun", "portal", "trap")
+    __slots__ = ("portal", "trap")
 
-    def __init__(self, portal: Portal, trap: Any, has_begun: bool = True) -> None:
+    def __init__(self, portal: Portal, trap: Any) -> None:
         self.portal = portal
         self.trap = trap
-        self.has_begun = has_begun
 
 
 #: What `begin` returns when the task has a portal.
@@ -120,8 +119,8 @@ def await_(aw: Awaitable[T]) -> T:
         BaseException: Whatever *aw* raises. In all the other cases, a coroutine that was passed is
             closed, so that Python does not warn that it was never awaited.
     """
-    me = getcurrent()
-    portal = me.portal if type(me) is Worker else NOWHERE
+    me: Any = getcurrent()
+    portal: Any = me.portal if type(me) is Worker else NOWHERE
     try:
         is_here = portal.current_task() is portal.task and sniffio_thread.name == portal.mark
     except RuntimeError:
@@ -142,7 +141,7 @@ def await_(aw: Awaitable[T]) -> T:
     # A coroutine that is sent into ends with a StopIteration, whose making and catching costs as
     # much as all the rest of a bridge. A for loop over a generator needs none.
     box: List[T] = []
-    steps = _step(aw, box)
+    steps: Any = _step(aw, box)
     aw = None  # type: ignore[assignment]  # a failed future would keep this frame, and so itself
     try:
         for trap in steps:
@@ -172,7 +171,7 @@ def await_(aw: Awaitable[T]) -> T:
         if bridge is not None and _hooks is not None:
             _hooks.finish_bridge(bridge, error)
         # The traceback has this frame: nothing in it may lead back to the task and its exception.
-        portal = me = bridge = steps = None  # type: ignore[assignment]
+        portal = me = bridge = steps = None
         raise
     if bridge is not None and _hooks is not None:
         _hooks.finish_bridge(bridge, None)
@@ -193,8 +192,7 @@ def _hide_steps(portal: Portal, error: BaseException) -> None:
     assert mine is not None
     below = mine.tb_next
     if below is None and isinstance(error, greenlet.GreenletExit):
-        # Raised by the switch itself: this greenlet is being killed, and must not be used again.
-        portal.abandoned = True
+        portal.abandoned = True  # raised by the switch: this greenlet is being killed
     while below is not None and below.tb_frame.f_code in _STEP_CODES:
         below = below.tb_next
     mine.tb_next = below
@@ -243,7 +241,7 @@ def begin(
 ) -> Any:
     """Open a portal for a function in the current task, and run it until it waits or ends.
 
-    What `finish` gives if it has ended; a `Begun` if it waits, or must be driven in another way;
+    What `finish` gives if it has ended; a `Begun` if it waits, or may not begin here;
     `NO_NEED` if the task has a portal, and the function has not been called.
 
     Raises:
@@ -289,6 +287,7 @@ def begin(
     try:
         trap = worker.switch(portal)
     except BaseException:
+        home.first_step = None
         portal.abandoned = True
         finish(portal)
         raise
@@ -296,7 +295,7 @@ def begin(
     if portal.resume is not None:
         _register(portal, home)
         return Begun(portal, trap)
-    if portal.abandoned or portal.error is not None:
+    if portal.error is not None or not worker.poolable:
         return finish(portal)
     result = portal.result
     portal.task = portal.greenlet = portal.result = None
@@ -333,7 +332,7 @@ def _begin_slowly(
         portal.home = home
         portal.worker = worker
         worker.portal = portal
-        if _hooks is None and not library.holds_back_ctrl_c:
+        if _hooks is None:
             worker.spare = portal
     portal.kind = kind
     portal.task = task
@@ -344,7 +343,7 @@ def _begin_slowly(
     if library.holds_back_ctrl_c or handled is not None:
         _adapt_to_surroundings(portal, handled)
     if library.holds_back_ctrl_c:
-        return Begun(portal, None, False)
+        return Begun(portal, None)  # a first step may only be taken where Ctrl-C is held back
     trap = first_step(portal)
     return finish(portal) if portal.resume is None else Begun(portal, trap)
 
@@ -448,24 +447,22 @@ def first_step(portal: Portal) -> Any:
     # calls itself: until it has waited it is not in the thread's table, but in this chain.
     outer = portal.outer = home.first_step
     home.first_step = portal
-    portal.resume = worker
     try:
         if _GREENLETS_HAVE_CONTEXT:
             worker.gr_context = me.gr_context
-            if _hooks is None:
-                return worker.switch(portal)
-        return _observed_switch(portal, worker, portal)
+        if _hooks is None and _GREENLETS_HAVE_CONTEXT:
+            trap = worker.switch(portal)
+        else:
+            trap = _observed_switch(portal, worker, portal)
     except BaseException:
-        portal.abandoned = True
-        raise
-    finally:
         home.first_step = outer
-        if portal.abandoned:
-            finish(portal)
-        elif (
-            portal.resume is not None and not portal.registered and portal.task not in home.resting
-        ):
-            _register(portal, home)
+        portal.abandoned = True
+        finish(portal)
+        raise
+    home.first_step = outer
+    if portal.resume is not None and not portal.registered and portal.task not in home.resting:
+        _register(portal, home)
+    return trap
 
 
 def finish(portal: Portal) -> Any:
@@ -479,40 +476,44 @@ def finish(portal: Portal) -> Any:
         portal.error = None
     if portal.registered:
         close_portal(portal)
-    elif home.resting or _hooks is not None:
-        if home.resting.pop(portal.task, None) is None and _hooks is not None:
-            _hooks.close_portal(portal)
+    elif home.resting and portal.task in home.resting:
+        del home.resting[portal.task]
+    elif _hooks is not None:
+        _hooks.close_portal(portal)
     # Neither an idle worker nor its spare portal may keep anything of the work alive.
     portal.task = portal.greenlet = portal.result = portal.outer = None
     portal.function = portal.args = portal.kwds = None
     if worker.spare is not portal:
         portal.worker = None
         worker.portal = worker.spare
-    if portal.resume is None and not portal.abandoned:
-        pool = home.pools[worker.level] if worker.poolable else home.pool
-        if worker.poolable and len(pool) < POOL_SIZE:
+    if portal.resume is not None or portal.abandoned:
+        portal.worker = portal.resume = None  # through which the worker would keep itself alive
+    elif worker.poolable:
+        pool = home.pools[worker.level]
+        if len(pool) < POOL_SIZE:
             if _GREENLETS_HAVE_CONTEXT:
                 worker.gr_context = None
             if worker.level:
                 worker.parent = home.main
             pool.append(worker)
-    else:
-        portal.worker = portal.resume = None  # through which the worker would keep itself alive
     return result
 
 
 @types.coroutine
-def drive(begun: Begun) -> Generator[Any, Any, Any]:
+def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
     """Run the portal's work, forwarding its traps to the event loop, and close the portal.
 
     Returns what the work returned, or `Raised` with what it raised: raising it again is left to
     the caller, whose frame the traceback is to show.
+
+    Args:
+        portal: The portal.
+        trap: What `first_step` has returned, if it has been called already.
     """
-    portal = begun.portal
-    trap = begun.trap if begun.has_begun else first_step(portal)
     if portal.resume is None:
-        return finish(portal)
-    del begun
+        trap = first_step(portal)
+        if portal.resume is None:
+            return finish(portal)
     worker, me, target = portal.worker, portal.greenlet, portal.resume
     try:
         if _GREENLETS_HAVE_CONTEXT:
@@ -589,3 +590,5 @@ def _sweep(portal: Portal) -> None:
         )
     if portal.registered:
         close_portal(portal)
+    else:
+        portal.home.resting.pop(task, None)

@@ -111,7 +111,7 @@ async def with_portal_run(
     if result is NO_NEED:
         return await async_fn(*args, **kwds)
     if type(result) is Begun:
-        result = await result.portal.library.uninterruptible(drive)(result)
+        result = await _drive_on(result)
     if type(result) is not Raised:
         return result  # type: ignore[no-any-return]
     error = result.error
@@ -147,7 +147,7 @@ async def with_portal_run_sync(sync_fn: Callable[P, T], *args: P.args, **kwds: P
     if result is NO_NEED:
         return sync_fn(*args, **kwds)
     if type(result) is Begun:
-        result = await result.portal.library.uninterruptible(drive)(result)
+        result = await _drive_on(result)
     if type(result) is not Raised:
         return result  # type: ignore[no-any-return]
     error = result.error
@@ -183,7 +183,7 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any, backend: str = "async
         return await_(async_fn(*args))
     if isinstance(found, sniffio.AsyncLibraryNotFoundError):
         if not is_loop_running():
-            return start_loop(backend, with_portal_run, async_fn, *args)
+            return start_loop(backend, with_portal_run, async_fn, *args)  # type: ignore[no-any-return]
         found = no_portal_error()  # in a callback, which is no task
     raise found
 
@@ -206,8 +206,14 @@ def has_portal(task: Optional[Task] = None) -> bool:
         return portal is not None and portal.greenlet not in (None, getcurrent())
     try:
         return portal_of(task) is not None
-    except TypeError:
-        return False  # not even hashable, so hardly a task
+    except Exception:
+        return False  # it cannot even be hashed, so it is no task
+
+
+def _drive_on(begun: Begun) -> Any:
+    portal, trap = begun.portal, begun.trap
+    begun.trap = None  # it is not to live as long as the portal
+    return portal.library.uninterruptible(drive)(portal, trap)
 
 
 def open_for_task(library: Library, task: Task, kind: str) -> None:
@@ -218,15 +224,19 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
             library,
             kind,
             coroutine,
-            has_begun=not (
-                type(coroutine) is types.CoroutineType
-                and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
-            ),
+            has_begun=kind == "task" or not _is_new(coroutine),
             ctrl_c=library.holds_back_ctrl_c and not library.is_protected_from_ctrl_c(task),
         )
         portal.task = task
         library.replace_coroutine(task, coroutine, shim)
         open_portal(portal)
+
+
+def _is_new(coroutine: Any) -> bool:
+    return (
+        type(coroutine) is types.CoroutineType
+        and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
+    )
 
 
 def shim_for(
@@ -290,7 +300,7 @@ async def _shim_from_the_start(portal: Portal, unstarted: _Unstarted) -> Any:
         if existing is not None:
             return await portal.coroutine
         open_portal(portal)
-    result = await portal.library.uninterruptible(drive)(Begun(portal, None, False))
+    result = await portal.library.uninterruptible(drive)(portal)
     if type(result) is not Raised:
         return result
     error = result.error
@@ -325,7 +335,7 @@ async def _shim_from_now_on(portal: Portal) -> Any:
         thrown.__traceback__ = without_own_frames(thrown.__traceback__)
         portal.error = thrown
         portal.result = ERROR
-    result = await portal.library.uninterruptible(drive)(Begun(portal, None, False))
+    result = await portal.library.uninterruptible(drive)(portal)
     if type(result) is not Raised:
         return result
     error = result.error

@@ -75,9 +75,6 @@ class Portal:
     function: Any
     args: Any
     kwds: Any
-    #: Where the answer to the last trap goes: the worker, or a greenlet that the task's code
-    #: has started itself. None once the portal's work is done.
-    resume: Any
     #: The exception that is being handled around the work, and the work without it.
     handled: Optional[BaseException]
     inner: Callable[[Portal], Any]
@@ -98,6 +95,9 @@ class Portal:
         #: step: an eager task takes its first step in its parent's worker.
         self.greenlet: Any = None
         self.worker: Any = None
+        #: Where the answer to the last trap goes: the worker, or a greenlet that the task's code
+        #: has started itself. None before the portal's work begins and once it is done.
+        self.resume: Any = None
         #: What the event loop throws in, on its way to the worker; or what the work raised.
         self.error: Optional[BaseException] = None
         #: What the event loop sends first, and then what the work returned.

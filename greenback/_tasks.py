@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
+import weakref
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -85,7 +86,7 @@ class Library:
         raise NotImplementedError
 
     def shielded_checkpoint(self) -> Awaitable[None]:
-        """To be awaited: lets other tasks run. Notices no cancellation if the library can do that."""
+        """The same, without noticing a cancellation if the library can do that."""
         raise NotImplementedError
 
     def is_protected_from_ctrl_c(self, task: Optional[Task] = None) -> bool:
@@ -168,6 +169,10 @@ class Asyncio(Library):
     shielded_checkpoint = checkpoint
 
 
+def _no_loop() -> None:
+    return None
+
+
 class Trio(Library):
     name = "trio"
     mark = "trio"
@@ -178,10 +183,11 @@ class Trio(Library):
 
         self._lowlevel = trio.lowlevel
         self._current = trio.lowlevel.current_task
-        self._outer_loop = outer_loop
+        #: The asyncio loop that runs around the Trio run, if there is one, by reference.
+        self._outer_loop = weakref.ref(outer_loop) if outer_loop is not None else _no_loop
 
     def current_task(self) -> Optional[Task]:
-        if _running_asyncio_loop() is not self._outer_loop:
+        if _running_asyncio_loop() is not self._outer_loop():
             return None  # an asyncio loop was started inside the Trio task, and is the inner one
         try:
             return self._current()
@@ -250,6 +256,7 @@ _interruptible_copies: Dict[Callable[..., Any], Callable[..., Any]] = {}
 _uninterruptible: Dict[Callable[..., Any], Callable[..., Any]] = {}
 _asyncio_marked: Dict[Optional[str], Asyncio] = {}
 _trio_alone: Optional[Trio] = None
+_trio_inside: weakref.WeakKeyDictionary[Any, Trio] = weakref.WeakKeyDictionary()
 _get_running_loop: Optional[Callable[[], Any]] = None
 
 
@@ -276,7 +283,7 @@ def current() -> Tuple[Library, Task]:
         raise RuntimeError(f"greenback does not support {name}")
     loop = _running_asyncio_loop()
     trio_library = _trio(loop)
-    trio_task = trio_library.current_task()
+    trio_task: Any = trio_library.current_task()
     if loop is not None:
         asyncio_library = running_asyncio()
         asyncio_task = asyncio_library.current_task()
@@ -339,7 +346,10 @@ def running_asyncio() -> Asyncio:
 def _trio(outer_loop: Any) -> Trio:
     global _trio_alone
     if outer_loop is not None:
-        return Trio(outer_loop)
+        library = _trio_inside.get(outer_loop)
+        if library is None:
+            library = _trio_inside[outer_loop] = Trio(outer_loop)
+        return library
     if _trio_alone is None:
         _trio_alone = Trio(None)
     return _trio_alone
@@ -411,8 +421,8 @@ class _CTaskLayout:
         # everybody's, besides.
         import _ctypes
 
-        self._incref: Callable[[Any], None] = _ctypes.Py_INCREF  # type: ignore[attr-defined]
-        self._decref: Callable[[Any], None] = _ctypes.Py_DECREF  # type: ignore[attr-defined]
+        self._incref: Callable[[Any], None] = _ctypes.Py_INCREF
+        self._decref: Callable[[Any], None] = _ctypes.Py_DECREF
 
     def replace(
         self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]

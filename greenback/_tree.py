@@ -15,7 +15,6 @@ any scope that covers its creator is open.
 from __future__ import annotations
 
 import contextvars
-import weakref
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -257,16 +256,14 @@ class _AsyncioScope:
 _scopes_here: contextvars.ContextVar[Tuple[_AsyncioScope, ...]] = contextvars.ContextVar(
     "greenback.scopes", default=()
 )
-# The factory that scopes have installed in each loop. Written by the thread of the loop.
-_factories: weakref.WeakKeyDictionary[Any, _TaskFactory] = weakref.WeakKeyDictionary()
 
 
 def _factory_of(loop: asyncio.AbstractEventLoop) -> _TaskFactory:
     installed = loop.get_task_factory()
-    factory = _factories.get(loop)
-    if factory is None or factory is not installed:
-        factory = _factories[loop] = _TaskFactory(installed)
-        loop.set_task_factory(factory)
+    if isinstance(installed, _TaskFactory):
+        return installed
+    factory = _TaskFactory(installed)
+    loop.set_task_factory(factory)
     return factory
 
 
@@ -283,9 +280,7 @@ class _TaskFactory:
 
     def uninstall(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop.get_task_factory() is self:
-            loop.set_task_factory(self._previous)  # type: ignore[arg-type]
-        if _factories.get(loop) is self:
-            del _factories[loop]
+            loop.set_task_factory(self._previous)
 
     def __call__(self, loop: asyncio.AbstractEventLoop, coro: Any, **kwds: Any) -> Any:
         import asyncio

@@ -6,6 +6,8 @@ import sys
 import types
 from typing import Any, Callable, Dict, Optional
 
+import greenlet
+
 from ._state import Portal
 from ._tasks import Library
 
@@ -39,7 +41,7 @@ def work(portal: Any) -> None:
         portal.resume = run = None
         # A debugger that stepped out of the work would go on to step through a stranger's.
         if sys._getframe().f_trace is not None:
-            portal.abandoned = True
+            portal.worker.poolable = False
             return
         # While it is parked, this frame must keep nothing alive, and not itself either: the
         # garbage collector cannot look into the stack of a greenlet.
@@ -68,7 +70,11 @@ def run_coroutine(portal: Portal) -> Any:
             else:
                 trap = coroutine.send(answer)
             portal.resume = portal.worker
-            answer = portal.greenlet.switch(trap)
+            try:
+                answer = portal.greenlet.switch(trap)
+            except greenlet.GreenletExit:
+                portal.abandoned = True  # this greenlet is being killed
+                raise
             trap = None
     except StopIteration as stop:
         return stop.value
