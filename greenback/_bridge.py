@@ -58,9 +58,12 @@ from ._work import (
     awaited,
     handled_exception,
     interruptible,
+    leave_handler,
     run_function,
     run_while_handling,
+    set_traceback,
     take_error,
+    traceback_of,
     work,
 )
 
@@ -142,6 +145,8 @@ def await_(aw: Awaitable[T]) -> T:
     # much as all the rest of a bridge. A for loop over a generator needs none.
     box: List[T] = []
     steps: Any = _step(aw, box)
+    answer: Any = None
+    handled: Optional[BaseException] = None
     aw = None  # type: ignore[assignment]  # a failed future would keep this frame, and so itself
     try:
         for trap in steps:
@@ -161,17 +166,21 @@ def await_(aw: Awaitable[T]) -> T:
                 if answer is None:
                     break  # the for loop sends the None
                 if answer is ERROR:
+                    handled = handled_exception()
                     trap = steps.throw(take_error(portal))
+                    handled = None
                 else:
                     trap = steps.send(answer)
+                    answer = None  # Trio's may hold an exception, and so what raised it
     except StopIteration:
         pass  # the last step was a send() or a throw(), and the awaitable has returned
     except BaseException as error:
         _hide_steps(portal, error)
+        leave_handler(error, handled)
         if bridge is not None and _hooks is not None:
             _hooks.finish_bridge(bridge, error)
         # The traceback has this frame: nothing in it may lead back to the task and its exception.
-        portal = me = bridge = steps = None
+        portal = me = bridge = steps = answer = handled = None
         raise
     if bridge is not None and _hooks is not None:
         _hooks.finish_bridge(bridge, None)
@@ -188,7 +197,7 @@ _STEP_CODES = frozenset({_step.__code__, awaited.__code__})
 
 def _hide_steps(portal: Portal, error: BaseException) -> None:
     """Take the helpers of `await_` out of the traceback of what went through it."""
-    mine = error.__traceback__
+    mine = traceback_of(error)
     assert mine is not None
     below = mine.tb_next
     if below is None and isinstance(error, greenlet.GreenletExit):
@@ -522,8 +531,10 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
             try:
                 answer = yield trap
             except BaseException as error:
-                assert error.__traceback__ is not None
-                error.__traceback__ = error.__traceback__.tb_next  # this frame
+                traceback = traceback_of(error)
+                assert traceback is not None
+                set_traceback(error, traceback.tb_next)  # without this frame
+                traceback = None
                 portal.error = error
                 answer = ERROR
             trap = None
@@ -544,6 +555,7 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
                     trap = _observed_switch(portal, target, answer)
             else:
                 trap = _observed_switch(portal, target, answer)
+            answer = None
             target = portal.resume
     except BaseException:
         # Closed before the work was over, or the worker is dead.

@@ -32,7 +32,17 @@ from ._bridge import (
 )
 from ._state import Portal, Raised, current_portal, portal_of
 from ._tasks import Library, is_loop_running, library_of, start_loop
-from ._work import ERROR, interruptible, own_codes, run_coroutine, without_own_frames
+from ._work import (
+    ERROR,
+    context_of,
+    interruptible,
+    own_codes,
+    run_coroutine,
+    set_context,
+    set_traceback,
+    traceback_of,
+    without_own_frames,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
@@ -116,11 +126,11 @@ async def with_portal_run(
         return result  # type: ignore[no-any-return]
     error = result.error
     del result  # nothing may lead from the traceback back to the exception
-    context = error.__context__
+    context = context_of(error)
     try:
         raise error
     finally:
-        error.__context__ = context  # which `raise` sets to what is being handled around here
+        set_context(error, context)  # which `raise` sets to what is being handled around here
         del error, context
 
 
@@ -152,11 +162,11 @@ async def with_portal_run_sync(sync_fn: Callable[P, T], *args: P.args, **kwds: P
         return result  # type: ignore[no-any-return]
     error = result.error
     del result  # nothing may lead from the traceback back to the exception
-    context = error.__context__
+    context = context_of(error)
     try:
         raise error
     finally:
-        error.__context__ = context  # which `raise` sets to what is being handled around here
+        set_context(error, context)  # which `raise` sets to what is being handled around here
         del error, context
 
 
@@ -305,14 +315,14 @@ async def _shim_from_the_start(portal: Portal, unstarted: _Unstarted) -> Any:
         return result
     error = result.error
     del portal, result
-    context = error.__context__
+    context = context_of(error)
     try:
         raise error
     except BaseException:
         # Entered with this frame in the traceback. From 3.11 on, raising again takes the
         # traceback from the exception, so that this frame can be kept out of it.
-        assert error.__traceback__ is not None
-        error.__context__, error.__traceback__ = context, error.__traceback__.tb_next
+        set_context(error, context)
+        _hide_this_frame(error)
         raise
     finally:
         del error, context
@@ -332,7 +342,7 @@ async def _shim_from_now_on(portal: Portal) -> Any:
     try:
         portal.result = await _first_answer()
     except BaseException as thrown:
-        thrown.__traceback__ = without_own_frames(thrown.__traceback__)
+        set_traceback(thrown, without_own_frames(traceback_of(thrown)))
         portal.error = thrown
         portal.result = ERROR
     result = await portal.library.uninterruptible(drive)(portal)
@@ -340,15 +350,22 @@ async def _shim_from_now_on(portal: Portal) -> Any:
         return result
     error = result.error
     del portal, result
-    context = error.__context__
+    context = context_of(error)
     try:
         raise error
     except BaseException:
-        assert error.__traceback__ is not None
-        error.__context__, error.__traceback__ = context, error.__traceback__.tb_next
+        set_context(error, context)
+        _hide_this_frame(error)
         raise
     finally:
         del error, context
+
+
+def _hide_this_frame(error: BaseException) -> None:
+    """Take the caller's frame, the outermost so far, out of the traceback."""
+    traceback = traceback_of(error)
+    assert traceback is not None
+    set_traceback(error, traceback.tb_next)
 
 
 own_codes.update(function.__code__ for function in (_first_answer, _shim_from_now_on))

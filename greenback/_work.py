@@ -36,7 +36,7 @@ def work(portal: Any) -> None:
         except BaseException as error:
             if portal.abandoned:
                 raise
-            error.__traceback__ = without_own_frames(error.__traceback__)
+            set_traceback(error, without_own_frames(traceback_of(error)))
             portal.error = error
         portal.resume = run = None
         # A debugger that stepped out of the work would go on to step through a stranger's.
@@ -63,12 +63,16 @@ def run_coroutine(portal: Portal) -> Any:
         if type(coroutine) is not CoroutineType or coroutine.cr_await is not None:
             coroutine = awaited(coroutine)
     answer, portal.result = portal.result, None
+    handled = None
     try:
         while True:
             if answer is ERROR:
+                handled = handled_exception()
                 trap = coroutine.throw(take_error(portal))
+                handled = None
             else:
                 trap = coroutine.send(answer)
+            answer = None  # Trio's may hold an exception, and so what raised it
             portal.resume = portal.worker
             try:
                 answer = portal.greenlet.switch(trap)
@@ -78,6 +82,9 @@ def run_coroutine(portal: Portal) -> Any:
             trap = None
     except StopIteration as stop:
         return stop.value
+    except BaseException as error:
+        leave_handler(error, handled)
+        raise
 
 
 def run_while_handling(portal: Portal) -> Any:
@@ -88,11 +95,12 @@ def run_while_handling(portal: Portal) -> Any:
     handled, inner = portal.handled, portal.inner
     assert handled is not None
     portal.handled = None
-    context, traceback = handled.__context__, handled.__traceback__
+    context, traceback = context_of(handled), traceback_of(handled)
     try:
         raise handled
     except BaseException:
-        handled.__context__, handled.__traceback__ = context, traceback
+        set_context(handled, context)
+        set_traceback(handled, traceback)
         del handled, context, traceback
         return inner(portal)
 
@@ -124,6 +132,38 @@ def without_own_frames(traceback: Optional[types.TracebackType]) -> Optional[typ
     while traceback is not None and traceback.tb_frame.f_code in own_codes:
         traceback = traceback.tb_next
     return traceback
+
+
+# An exception's class may forbid setting attributes, or shadow these. Context and traceback are
+# the interpreter's business, which does not ask the class either.
+set_traceback = BaseException.with_traceback
+_CONTEXT = BaseException.__dict__["__context__"]
+_TRACEBACK = BaseException.__dict__["__traceback__"]
+
+
+def context_of(error: BaseException) -> Optional[BaseException]:
+    return _CONTEXT.__get__(error)  # type: ignore[no-any-return]
+
+
+def set_context(error: BaseException, context: Optional[BaseException]) -> None:
+    _CONTEXT.__set__(error, context)
+
+
+def traceback_of(error: BaseException) -> Optional[types.TracebackType]:
+    return _TRACEBACK.__get__(error)  # type: ignore[no-any-return]
+
+
+def leave_handler(error: BaseException, handled: Optional[BaseException]) -> None:
+    """Do what CPython 3.9 and later do to what leaves a coroutine that it was thrown into.
+
+    Where it passes a coroutine that is handling an exception, that becomes its context. Sync code
+    is no coroutine, so it is done here.
+    """
+    if handled is not None and error is not handled and _THROW_CHAINS:
+        set_context(error, handled)
+
+
+_THROW_CHAINS = sys.version_info >= (3, 9)
 
 
 def take_error(portal: Portal) -> BaseException:

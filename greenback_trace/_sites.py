@@ -12,15 +12,15 @@ import threading
 from types import CodeType, FrameType
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from greenback import _bridge
+import greenback
 
 #: The flags of functions whose calls return something to await or to iterate with ``async for``.
 ASYNC = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
 #: The sync functions that a chain has at most.
 CHAIN_LIMIT = 32
 #: Where worker greenlets have their outermost frame. Everything in it counts as not the program's.
-BRIDGE_FILE = _bridge.await_.__code__.co_filename
-_ADAPTERS_FILE = os.path.join(os.path.dirname(BRIDGE_FILE), "_adapters.py")
+RUNTIME = os.path.dirname(greenback.__file__) + os.sep
+_ADAPTERS_FILE = RUNTIME + "_adapters.py"
 
 Key = Tuple[int, int]
 
@@ -65,7 +65,7 @@ def outside_adapters(frame: FrameType) -> FrameType:
     caller: Optional[FrameType] = frame
     while caller is not None and caller.f_code.co_filename == _ADAPTERS_FILE:
         caller = caller.f_back
-    if caller is None or caller.f_code.co_filename == BRIDGE_FILE:
+    if caller is None or caller.f_code.co_filename.startswith(RUNTIME):
         return frame
     return caller
 

@@ -24,7 +24,7 @@ from greenback.instruments import Instrument
 
 from ._sites import (
     ASYNC,
-    BRIDGE_FILE,
+    RUNTIME,
     CHAIN_LIMIT,
     OTHER,
     Key,
@@ -367,7 +367,7 @@ class Totals(Instrument):
         """The node of a caller of *inner*; or *inner* itself where the chain ends with it."""
         code = frame.f_code
         is_full = len(counts.nodes) + len(counts.kept) >= self._node_limit
-        if code.co_flags & ASYNC or code.co_filename == BRIDGE_FILE:
+        if code.co_flags & ASYNC or code.co_filename.startswith(RUNTIME):
             if not is_full:
                 counts.kept.append(code)
                 assert inner.callers is not None

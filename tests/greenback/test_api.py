@@ -13,7 +13,7 @@ import pytest
 import greenback
 import greenback.instruments
 
-# What inspect.signature() says of greenback 1.3.0 (of `async_iter`, of its __init__).
+# What inspect.signature() says of greenback 1.3.0, without the annotations.
 UPSTREAM = {
     "AutoPortalInstrument": "()",
     "async_context": "(cm)",
@@ -40,12 +40,16 @@ COROUTINE_FUNCTIONS = {
 
 
 def parameters(thing: Any) -> str:
-    signature = inspect.signature(thing)
+    drop = 0
+    if isinstance(thing, type):
+        # Before Python 3.9, the signature of a generic class is that of Generic.__new__.
+        thing = vars(thing).get("__init__") or thing.__new__
+        drop = 1
     bare = [
         parameter.replace(annotation=inspect.Parameter.empty)
-        for parameter in signature.parameters.values()
+        for parameter in inspect.signature(thing).parameters.values()
     ]
-    return str(inspect.Signature(bare))
+    return str(inspect.Signature(bare[drop:]))
 
 
 def in_a_fresh_interpreter(code: str) -> List[str]:

@@ -1,0 +1,770 @@
+"""The seam: which hooks are called, when, with what, and that the program never feels it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import types
+import weakref
+from typing import Any, Callable, Iterator, List, Optional, Tuple
+
+import pytest
+import trio
+
+import greenback
+from greenback import await_
+from greenback.instruments import Bridge, Instrument, Portal, add_instrument, remove_instrument
+
+HOOKS = [
+    "portal_opened", "portal_closed", "bridge_started", "bridge_suspended", "bridge_resumed",
+    "bridge_finished", "step_started", "step_finished",
+]
+
+OPENED, CLOSED = "portal_opened", "portal_closed"
+STARTED, SUSPENDED = "bridge_started", "bridge_suspended"
+RESUMED, FINISHED = "bridge_resumed", "bridge_finished"
+STEP, STOP = "step_started", "step_finished"
+
+
+class Recorder(Instrument):
+    """Notes every hook with its arguments."""
+
+    def __init__(self) -> None:
+        self.calls: List[Tuple[Any, ...]] = []
+
+    def names(self) -> List[str]:
+        return [call[0] for call in self.calls]
+
+    def portal_opened(self, portal: Portal) -> None:
+        self.calls.append((OPENED, portal))
+
+    def portal_closed(self, portal: Portal) -> None:
+        self.calls.append((CLOSED, portal))
+
+    def bridge_started(self, bridge: Bridge) -> None:
+        self.calls.append((STARTED, bridge))
+
+    def bridge_suspended(self, bridge: Bridge) -> None:
+        self.calls.append((SUSPENDED, bridge))
+
+    def bridge_resumed(self, bridge: Bridge) -> None:
+        self.calls.append((RESUMED, bridge))
+
+    def bridge_finished(self, bridge: Bridge, error: Optional[BaseException]) -> None:
+        self.calls.append((FINISHED, bridge, error))
+
+    def step_started(self, portal: Portal) -> None:
+        self.calls.append((STEP, portal))
+
+    def step_finished(self, portal: Portal) -> None:
+        self.calls.append((STOP, portal))
+
+
+async def immediate(value: Any = None) -> Any:
+    return value
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    """A listener for as long as the test lasts."""
+    instrument = Recorder()
+    add_instrument(instrument)
+    yield instrument
+    try:
+        remove_instrument(instrument)
+    except KeyError:
+        pass
+
+
+@pytest.fixture
+def added() -> Iterator[Callable[[Any], Any]]:
+    """Adds instruments, and removes at the end those that are still there."""
+    instruments: List[Any] = []
+
+    def add(instrument: Any) -> Any:
+        add_instrument(instrument)
+        instruments.append(instrument)
+        return instrument
+
+    yield add
+    for instrument in instruments:
+        try:
+            remove_instrument(instrument)
+        except KeyError:
+            pass
+
+
+class TestHooks:
+    @pytest.mark.parametrize("kind", ["run", "run_sync"])
+    def test_portal_functions(self, backend: Any, recorder: Recorder, kind: str) -> None:
+        """A portal of a function opens, takes its steps, and closes when the function ends."""
+
+        def sync() -> None:
+            await_(immediate())
+            await_(backend.checkpoint())
+
+        async def fn() -> None:
+            sync()
+
+        async def main() -> None:
+            if kind == "run":
+                await greenback.with_portal_run(fn)
+            else:
+                await greenback.with_portal_run_sync(sync)
+
+        backend.run(main)
+        names = recorder.names()
+        first = [OPENED, STEP, STARTED, FINISHED, STARTED]
+        rest = [SUSPENDED, STOP, STEP, RESUMED] * names.count(SUSPENDED)
+        assert names.count(SUSPENDED) > 0
+        assert names == [*first, *rest, FINISHED, STOP, CLOSED]
+        self.check_arguments(recorder, kind)
+
+    def test_task(self, backend: Any, recorder: Recorder) -> None:
+        """The portal of ensure_portal() opens at once, works from the next step on, and closes
+        when the task ends."""
+
+        async def task() -> None:
+            await greenback.ensure_portal()
+            recorder.calls.append(("body",))
+            await_(immediate())
+            recorder.calls.append(("end",))
+
+        async def main() -> None:
+            await backend.together(task)
+
+        backend.run(main)
+        names = recorder.names()
+        assert [name for name in names if name not in (STEP, STOP)] == [
+            OPENED, "body", STARTED, FINISHED, "end", CLOSED
+        ]
+        assert names[-2:] == [STOP, CLOSED]
+        assert names[names.index("body") - 1] == STEP
+        recorder.calls = [call for call in recorder.calls if len(call) > 1]
+        self.check_arguments(recorder, "task")
+
+    def test_bestowed(self, backend: Any, recorder: Recorder) -> None:
+        """The portal that somebody else bestows opens when it is bestowed."""
+        go = []
+
+        async def task(status: Any = None) -> None:
+            while not go:
+                await backend.checkpoint()
+            await_(immediate())
+
+        async def main() -> None:
+            if backend.is_trio:
+                tasks: List[Any] = []
+
+                async def says() -> None:
+                    tasks.append(trio.lowlevel.current_task())
+                    await task()
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(says)
+                    while not tasks:
+                        await trio.lowlevel.checkpoint()
+                    greenback.bestow_portal(tasks[0])
+                    assert recorder.names() == [OPENED]
+                    go.append(1)
+            else:
+                other = asyncio.ensure_future(task())
+                await asyncio.sleep(0)
+                greenback.bestow_portal(other)
+                assert recorder.names() == [OPENED]
+                go.append(1)
+                await other
+
+        backend.run(main)
+        names = [name for name in recorder.names() if name not in (STEP, STOP)]
+        assert names == [OPENED, STARTED, FINISHED, CLOSED]
+        assert recorder.names()[-2:] == [STOP, CLOSED]
+        self.check_arguments(recorder, "bestowed")
+
+    def test_inherited(self, backend: Any, recorder: Recorder) -> None:
+        """An inherited portal opens and closes with the task that has inherited it."""
+
+        async def child() -> None:
+            await_(immediate())
+
+        async def main() -> None:
+            with greenback.portals_for_children():
+                await backend.together(child)
+
+        backend.run(main)
+        assert recorder.names() == [OPENED, STEP, STARTED, FINISHED, STOP, CLOSED]
+        self.check_arguments(recorder, "inherited")
+
+    def test_scope(self, backend: Any, recorder: Recorder) -> None:
+        """The portal of portals_for_tree() closes when its scope is left, and opens again."""
+
+        async def main() -> None:
+            for _ in range(2):
+                async with greenback.portals_for_tree():
+                    await_(immediate())
+
+        backend.run(main)
+        names = [name for name in recorder.names() if name not in (STEP, STOP)]
+        assert names == [OPENED, STARTED, FINISHED, CLOSED] * 2
+
+    def test_cancelled_before_the_first_step(
+        self, asyncio_backend: Any, recorder: Recorder
+    ) -> None:
+        """The portal of a task that never begins is closed like any other."""
+
+        async def never() -> None:
+            raise AssertionError
+
+        async def main() -> None:
+            with greenback.portals_for_children():
+                inherited = asyncio.ensure_future(never())
+            bestowed = asyncio.ensure_future(never())
+            greenback.bestow_portal(bestowed)
+            inherited.cancel()
+            bestowed.cancel()
+            await asyncio.wait([inherited, bestowed])
+
+        asyncio_backend.run(main)
+        gc.collect()
+        assert sorted(recorder.names()) == [CLOSED] * 2 + [OPENED] * 2
+        opened = {id(call[1]) for call in recorder.calls if call[0] == OPENED}
+        assert opened == {id(call[1]) for call in recorder.calls if call[0] == CLOSED}
+
+    def test_bridge(self, backend: Any, added: Callable[[Any], Any]) -> None:
+        """A bridge shows its portal, its awaitable and the frame that called await_()."""
+        seen: List[Any] = []
+
+        class Looks(Instrument):
+            def bridge_started(self, bridge: Bridge) -> None:
+                assert bridge.frame is not None
+                seen.append((bridge.frame.f_code.co_name, bridge.awaitable, bridge.portal.kind))
+
+            bridge_suspended = bridge_started
+            bridge_resumed = bridge_started
+
+            def bridge_finished(self, bridge: Bridge, error: Optional[BaseException]) -> None:
+                self.bridge_started(bridge)
+
+        def the_caller() -> None:
+            awaitables.append(backend.checkpoint())
+            await_(awaitables[0])
+
+        awaitables: List[Any] = []
+        added(Looks())
+        backend.run(greenback.with_portal_run_sync, the_caller)
+        assert len(seen) >= 4
+        assert set(seen) == {("the_caller", awaitables[0], "run_sync")}
+
+    def test_nested_bridges(self, backend: Any, recorder: Recorder) -> None:
+        """A bridge in the coroutine of a bridge is a bridge of its own."""
+
+        def inner() -> None:
+            await_(immediate())
+
+        async def middle() -> None:
+            inner()
+
+        backend.run(greenback.with_portal_run_sync, lambda: await_(middle()))
+        bridges = [call[:2] for call in recorder.calls if call[0] in (STARTED, FINISHED)]
+        assert [name for name, _ in bridges] == [STARTED, STARTED, FINISHED, FINISHED]
+        (_, outer), (_, inner_bridge), (_, first_end), (_, last_end) = bridges
+        assert (first_end, last_end) == (inner_bridge, outer)
+        assert outer is not inner_bridge
+
+    @pytest.mark.parametrize("suspends", [False, True])
+    def test_error(self, backend: Any, recorder: Recorder, suspends: bool) -> None:
+        """A bridge that raises finishes with its error."""
+        error = LookupError("here")
+
+        async def fails() -> None:
+            if suspends:
+                await backend.checkpoint()
+            raise error
+
+        def sync() -> None:
+            with pytest.raises(LookupError) as caught:
+                await_(fails())
+            assert caught.value is error
+            assert error.__context__ is None
+            with pytest.raises(TypeError):
+                await_(42)  # type: ignore[arg-type]
+
+        backend.run(greenback.with_portal_run_sync, sync)
+        ends = [call for call in recorder.calls if call[0] == FINISHED]
+        assert ends[0][2] is error
+        assert type(ends[1][2]) is TypeError
+
+    def test_cancelled(self, backend: Any, recorder: Recorder) -> None:
+        """A bridge whose task is cancelled finishes with the cancellation."""
+
+        def sync() -> None:
+            await_(backend.sleep(3600))
+
+        async def main() -> None:
+            if backend.is_trio:
+                with trio.CancelScope() as scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(greenback.with_portal_run_sync, sync)
+                        while SUSPENDED not in recorder.names():
+                            await trio.lowlevel.checkpoint()
+                        scope.cancel()
+            else:
+                task = asyncio.ensure_future(greenback.with_portal_run_sync(sync))
+                await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+
+        backend.run(main)
+        assert recorder.names()[-3:] == [FINISHED, STOP, CLOSED]
+        assert recorder.calls[-3][2].__class__ is backend.cancelled
+
+    def test_without_a_portal(self, backend: Any, recorder: Recorder) -> None:
+        """What is not a bridge is not announced as one."""
+
+        async def main() -> None:
+            with pytest.raises(RuntimeError):
+                await_(immediate())
+
+        backend.run(main)
+        assert recorder.calls == []
+
+    def test_portal_inside_a_portal(self, backend: Any, recorder: Recorder) -> None:
+        """A portal function in a task that has a portal opens none."""
+
+        def sync() -> None:
+            await_(greenback.with_portal_run_sync(lambda: await_(immediate())))
+
+        backend.run(greenback.with_portal_run_sync, sync)
+        assert recorder.names().count(OPENED) == recorder.names().count(CLOSED) == 1
+
+    def test_portals_are_distinct(self, backend: Any, recorder: Recorder) -> None:
+        """While somebody listens, no two portals are the same object: it can be a key."""
+
+        async def main() -> None:
+            for _ in range(5):
+                await greenback.with_portal_run_sync(lambda: await_(immediate()))
+                await greenback.with_portal_run(immediate)
+
+        backend.run(main)
+        opened = [call[1] for call in recorder.calls if call[0] == OPENED]
+        assert len(set(opened)) == len(opened) == 10
+        assert len({call[1] for call in recorder.calls if call[0] == STARTED}) == 5
+
+    def test_threads(self, asyncio_backend: Any, added: Callable[[Any], Any]) -> None:
+        """Hooks run in the thread of the task that they speak of."""
+        seen: List[int] = []
+
+        class Where(Instrument):
+            def bridge_started(self, bridge: Bridge) -> None:
+                seen.append(threading.get_ident())
+
+        added(Where())
+        idents: List[int] = []
+
+        def in_thread() -> None:
+            idents.append(threading.get_ident())
+            asyncio_backend.run(greenback.with_portal_run_sync, lambda: await_(immediate()))
+
+        # uvloop is given a thread in which no loop has been before, as asyncio is.
+        threads = [threading.Thread(target=in_thread) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+            thread.join()
+        assert seen == idents
+
+    @staticmethod
+    def check_arguments(recorder: Recorder, kind: str) -> None:
+        """All of the calls speak of one portal, and each bridge keeps its identity."""
+        portals = {
+            id(call[1].portal if isinstance(call[1], Bridge) else call[1])
+            for call in recorder.calls
+        }
+        assert len(portals) == 1
+        portal = recorder.calls[0][1]
+        assert isinstance(portal, Portal)
+        assert portal.kind == kind
+        assert portal.library.name in ("asyncio", "trio")
+        for call in recorder.calls:
+            if call[0] == FINISHED:
+                assert call[2] is None
+        started = [call[1] for call in recorder.calls if call[0] == STARTED]
+        finished = [call[1] for call in recorder.calls if call[0] == FINISHED]
+        assert started == finished
+
+
+class TestAddAndRemove:
+    def test_order(self, backend: Any, added: Callable[[Any], Any]) -> None:
+        """Several instruments are called in the order in which they were added, each once."""
+        log: List[str] = []
+
+        class Says(Instrument):
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+            def bridge_started(self, bridge: Bridge) -> None:
+                log.append(self.name)
+
+        for name in "abc":
+            instrument = added(Says(name))
+        add_instrument(instrument)
+        backend.run(greenback.with_portal_run_sync, lambda: await_(immediate()))
+        assert log == ["a", "b", "c"]
+
+    def test_removed(self, backend: Any) -> None:
+        """One that was removed hears nothing, and cannot be removed again."""
+        recorder = Recorder()
+        add_instrument(recorder)
+        remove_instrument(recorder)
+        backend.run(greenback.with_portal_run_sync, lambda: await_(immediate()))
+        assert recorder.calls == []
+        with pytest.raises(KeyError):
+            remove_instrument(recorder)
+
+    def test_equal_instruments(self, backend: Any, added: Callable[[Any], Any]) -> None:
+        """Instruments are told apart by identity, and need not be hashable."""
+
+        class Equal(Recorder):
+            __hash__ = None  # type: ignore[assignment]
+
+            def __eq__(self, other: object) -> bool:
+                return True
+
+        first, second = added(Equal()), added(Equal())
+        remove_instrument(first)
+        backend.run(greenback.with_portal_run_sync, lambda: await_(immediate()))
+        assert first.calls == []
+        assert STARTED in second.names()
+
+    def test_no_instrument(self) -> None:
+        """What has none of the hooks is refused, in words that say what they are."""
+        with pytest.raises(TypeError, match="portal_opened"):
+            add_instrument(object())  # type: ignore[arg-type]
+
+    def test_only_overridden_hooks(
+        self, backend: Any, added: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Hooks that an instrument does not override are never called."""
+        called: List[str] = []
+        for name in HOOKS:
+            monkeypatch.setattr(
+                Instrument, name, lambda *args, name=name: called.append(name)
+            )
+
+        class One(Instrument):
+            def bridge_suspended(self, bridge: Bridge) -> None:
+                called.append("mine")
+
+        added(One())
+        backend.run(greenback.with_portal_run_sync, lambda: await_(backend.checkpoint()))
+        assert set(called) == {"mine"}
+
+    def test_need_not_be_a_subclass(self, backend: Any, added: Callable[[Any], Any]) -> None:
+        """An object with some of the methods will do."""
+
+        class Duck:
+            def __init__(self) -> None:
+                self.seen = 0
+
+            def bridge_started(self, bridge: Bridge) -> None:
+                self.seen += 1
+
+        duck = added(Duck())
+        backend.run(greenback.with_portal_run_sync, lambda: await_(immediate()))
+        assert duck.seen == 1
+
+    def test_methods_of_the_object(self, backend: Any, added: Callable[[Any], Any]) -> None:
+        """So will an object that has its methods in its own dictionary, if it is accepted."""
+        seen: List[Any] = []
+        added(types.SimpleNamespace(bridge_started=seen.append))
+        backend.run(greenback.with_portal_run_sync, lambda: await_(immediate()))
+        assert len(seen) == 1
+
+    def test_added_in_a_bridge(self, backend: Any, added: Callable[[Any], Any]) -> None:
+        """Added while a bridge is open, it hears of the next one; the open one ends well."""
+        recorder = Recorder()
+
+        async def adds() -> int:
+            added(recorder)
+            await backend.checkpoint()
+            return 7
+
+        def sync() -> None:
+            assert await_(adds()) == 7
+            assert not {STARTED, SUSPENDED, RESUMED} & set(recorder.names())
+            assert await_(immediate(8)) == 8
+
+        backend.run(greenback.with_portal_run_sync, sync)
+        assert recorder.names().count(STARTED) == 1
+        assert CLOSED in recorder.names()
+
+    def test_removed_in_a_bridge(self, backend: Any, recorder: Recorder) -> None:
+        """Removed while a bridge is open, it is not called any more, from that moment on."""
+        calls: List[Any] = []
+
+        async def removes() -> int:
+            remove_instrument(recorder)
+            calls.extend(recorder.calls)
+            await backend.checkpoint()
+            return 7
+
+        def sync() -> None:
+            assert await_(removes()) == 7
+            assert await_(immediate(8)) == 8
+
+        backend.run(greenback.with_portal_run_sync, sync)
+        assert recorder.calls == calls
+        assert [call[0] for call in calls] == [OPENED, STEP, STARTED]
+
+    def test_removes_itself(self, backend: Any, added: Callable[[Any], Any]) -> None:
+        """A hook may remove its own instrument, and add another one."""
+        log: List[str] = []
+        recorder = Recorder()
+
+        class Once(Instrument):
+            def bridge_started(self, bridge: Bridge) -> None:
+                log.append("once")
+                remove_instrument(self)
+                added(recorder)
+
+        added(Once())
+
+        def sync() -> None:
+            await_(immediate())
+            await_(immediate())
+
+        backend.run(greenback.with_portal_run_sync, sync)
+        assert log == ["once"]
+        assert recorder.names().count(STARTED) == 1
+
+    def test_is_let_go(self) -> None:
+        """After it is removed nothing keeps an instrument alive."""
+        recorder = Recorder()
+        reference = weakref.ref(recorder)
+        add_instrument(recorder)
+        remove_instrument(recorder)
+        del recorder
+        gc.collect()
+        assert reference() is None
+
+
+class TestBroken:
+    """An instrument that raises is removed, logged once, and not felt."""
+
+    @staticmethod
+    def program(backend: Any) -> List[Any]:
+        """Does a bit of everything."""
+        log: List[Any] = []
+
+        async def fails() -> None:
+            await backend.checkpoint()
+            raise LookupError
+
+        def sync() -> None:
+            log.append(await_(immediate(1)))
+            await_(backend.checkpoint())
+            try:
+                raise ValueError
+            except ValueError as outer:
+                try:
+                    await_(fails())
+                except LookupError as error:
+                    log.append(error.__context__ is outer)
+
+        async def main() -> None:
+            await greenback.with_portal_run_sync(sync)
+            await backend.together(sync_in_task)
+
+        async def sync_in_task() -> None:
+            await greenback.ensure_portal()
+            sync()
+
+        backend.run(main)
+        return log
+
+    def broken(self, hook: str, how: str) -> Any:
+        def fails(*args: Any) -> None:
+            self.calls.append(hook)
+            raise ZeroDivisionError(hook)
+
+        self.calls: List[str] = []
+        if how == "method":
+            return type("Broken", (Instrument,), {hook: lambda self, *args: fails()})()
+        if how == "staticmethod":
+            return type("Broken", (Instrument,), {hook: staticmethod(fails)})()
+        if how == "classmethod":
+            return type("Broken", (Instrument,), {hook: classmethod(fails)})()
+
+        class Plain:
+            __call__ = staticmethod(fails)
+
+        return type("Broken", (Instrument,), {hook: Plain()})()
+
+    @pytest.mark.parametrize("hook", HOOKS)
+    def test_every_hook(
+        self, backend: Any, hook: str, added: Callable[[Any], Any], caplog: Any
+    ) -> None:
+        """Whichever hook raises, the program does what it does without it."""
+        self.check(backend, added, caplog, hook, "method")
+
+    @pytest.mark.parametrize("how", ["staticmethod", "classmethod", "object"])
+    def test_every_kind_of_callable(
+        self, backend: Any, how: str, added: Callable[[Any], Any], caplog: Any
+    ) -> None:
+        """A hook need not be a plain method for its instrument to be removed."""
+        self.check(backend, added, caplog, "bridge_started", how)
+
+    def check(
+        self, backend: Any, added: Callable[[Any], Any], caplog: Any, hook: str, how: str
+    ) -> None:
+        expected = self.program(backend)
+        recorder = added(Recorder())
+        broken = added(self.broken(hook, how))
+        with caplog.at_level(logging.DEBUG, "greenback"):
+            assert self.program(backend) == expected == [1, True] * 2
+        assert self.calls == [hook]
+        (record,) = [record for record in caplog.records if record.name == "greenback"]
+        assert record.levelno == logging.ERROR
+        assert "ZeroDivisionError" in record.getMessage()
+        assert "Broken" in record.getMessage()
+        assert record.exc_info is not None
+        with pytest.raises(KeyError):
+            remove_instrument(broken)
+        assert recorder.names().count(STARTED) == recorder.names().count(FINISHED) == 6
+        assert recorder.names().count(STEP) == recorder.names().count(STOP)
+
+    def test_is_called_no_more(
+        self, backend: Any, added: Callable[[Any], Any], caplog: Any
+    ) -> None:
+        """From the moment it raises, none of its hooks is called."""
+        calls: List[str] = []
+
+        class Broken(Recorder):
+            def step_started(self, portal: Portal) -> None:
+                calls.append(STEP)
+                raise ZeroDivisionError
+
+            def step_finished(self, portal: Portal) -> None:
+                calls.append(STOP)
+
+        added(Broken())
+        with caplog.at_level(logging.CRITICAL, "greenback"):
+            self.program(backend)
+        assert calls == [STEP]
+
+
+class TestHooksThatBridge:
+    def test_is_not_announced(self, backend: Any, added: Callable[[Any], Any]) -> None:
+        """A hook may bridge, and wait; neither it nor others hear of that."""
+
+        class Bridges(Recorder):
+            def bridge_started(self, bridge: Bridge) -> None:
+                super().bridge_started(bridge)
+                await_(backend.checkpoint())
+
+            def bridge_suspended(self, bridge: Bridge) -> None:
+                super().bridge_suspended(bridge)
+                await_(backend.checkpoint())
+
+            def bridge_resumed(self, bridge: Bridge) -> None:
+                super().bridge_resumed(bridge)
+                await_(immediate())
+
+            def bridge_finished(self, bridge: Bridge, error: Optional[BaseException]) -> None:
+                super().bridge_finished(bridge, error)
+                await_(backend.checkpoint())
+
+        async def waits() -> int:
+            await backend.checkpoint()
+            return 7
+
+        def sync() -> None:
+            assert await_(waits()) == 7
+            assert await_(immediate(8)) == 8
+
+        instruments = [added(Bridges()), added(Recorder())]
+        backend.run(greenback.with_portal_run_sync, sync)
+        for instrument in instruments:
+            names = [name for name in instrument.names() if name.startswith("bridge")]
+            waited = [SUSPENDED, RESUMED] * names.count(SUSPENDED)
+            assert names == [STARTED, *waited, FINISHED, STARTED, FINISHED]
+
+    def test_by_way_of_others(self, backend: Any, recorder: Recorder) -> None:
+        """What other tasks bridge while a hook waits is announced."""
+
+        class Waits(Instrument):
+            def bridge_started(self, bridge: Bridge) -> None:
+                await_(backend.checkpoint())
+
+        waits = Waits()
+        add_instrument(waits)
+
+        def sync() -> None:
+            await_(immediate())
+
+        async def task() -> None:
+            await greenback.with_portal_run_sync(sync)
+
+        async def main() -> None:
+            await backend.together(task, task, task)
+
+        try:
+            backend.run(main)
+        finally:
+            remove_instrument(waits)
+        assert recorder.names().count(STARTED) == recorder.names().count(FINISHED) == 3
+
+
+class TestNothingIsKept:
+    @pytest.mark.parametrize("ends", ["returns", "raises", "removed"])
+    def test_frames_and_awaitables(self, backend: Any, ends: str, recorder: Recorder) -> None:
+        """Keeping a bridge does not keep the program's variables, however it ended."""
+
+        class Thing:
+            pass
+
+        references: List[Any] = []
+
+        async def takes(thing: Thing) -> None:
+            await backend.checkpoint()
+            if ends == "removed":
+                remove_instrument(recorder)
+            if ends == "raises":
+                raise LookupError
+
+        def sync() -> None:
+            thing = Thing()
+            references.append(weakref.ref(thing))
+            try:
+                await_(takes(thing))
+            except LookupError:
+                pass
+
+        backend.run(greenback.with_portal_run_sync, sync)
+        # The errors are the recorder's own doing.
+        bridges = [call[1] for call in recorder.calls if call[0] == STARTED]
+        recorder.calls.clear()
+        gc.collect()
+        (bridge,) = bridges
+        assert bridge.frame is None
+        assert bridge.awaitable is None
+        assert references[0]() is None
+
+    def test_portals(self, backend: Any, recorder: Recorder) -> None:
+        """Keeping a portal does not keep what was run in it."""
+
+        class Thing:
+            pass
+
+        references: List[Any] = []
+
+        async def main() -> None:
+            thing = Thing()
+            references.append(weakref.ref(thing))
+            await greenback.with_portal_run_sync(lambda thing: thing and None, thing)
+
+        backend.run(main)
+        gc.collect()
+        assert OPENED in recorder.names()
+        assert references[0]() is None
