@@ -79,7 +79,7 @@ def decorate_as_sync(
     def decorate(fn: Callable[P, Awaitable[T]]) -> Callable[Q, Awaitable[U]]:
         decorated = decorator(autoawait(fn))
 
-        @wraps(fn)
+        @wraps(decorated)
         async def in_portal(*args: Q.args, **kwds: Q.kwargs) -> U:
             return await with_portal_run_sync(decorated, *args, **kwds)
 
@@ -113,6 +113,8 @@ class async_context(Generic[T]):  # noqa: N801  (the name is the API)
         else:
             return await_(aenter(self._cm))
         missing = "__aexit__" if hasattr(kind, "__aenter__") else "__aenter__"
+        if sys.version_info < (3, 9) and not hasattr(kind, "__aexit__"):
+            missing = "__aexit__"  # which was looked up first then
         if sys.version_info < (3, 11):
             raise AttributeError(missing)
         raise TypeError(

@@ -177,14 +177,20 @@ def await_(aw: Awaitable[T]) -> T:
     except BaseException as error:
         _hide_steps(portal, error)
         leave_handler(error, handled)
-        if bridge is not None and _hooks is not None:
-            _hooks.finish_bridge(bridge, error)
+        if bridge is not None:
+            _finish_bridge(bridge, error)
         # The traceback has this frame: nothing in it may lead back to the task and its exception.
         portal = me = bridge = steps = answer = handled = None
         raise
-    if bridge is not None and _hooks is not None:
-        _hooks.finish_bridge(bridge, None)
+    if bridge is not None:
+        _finish_bridge(bridge, None)
     return box[0]
+
+
+def _finish_bridge(bridge: Bridge, error: Optional[BaseException]) -> None:
+    if _hooks is not None:
+        _hooks.finish_bridge(bridge, error)
+    bridge.frame = bridge.awaitable = None  # whoever keeps the bridge is not to keep these
 
 
 @types.coroutine
@@ -272,6 +278,7 @@ def begin(
         or home.portals
         or home.others
         or home.first_step is not None
+        or library.holds_back_ctrl_c
         or sniffio_thread.name != library.mark
         or handled_exception() is not None
     ):
@@ -469,7 +476,11 @@ def first_step(portal: Portal) -> Any:
         finish(portal)
         raise
     home.first_step = outer
-    if portal.resume is not None and not portal.registered and portal.task not in home.resting:
+    if (
+        portal.resume is not None
+        and not portal.registered
+        and home.resting.get(portal.task) is not portal
+    ):
         _register(portal, home)
     return trap
 
@@ -485,7 +496,7 @@ def finish(portal: Portal) -> Any:
         portal.error = None
     if portal.registered:
         close_portal(portal)
-    elif home.resting and portal.task in home.resting:
+    elif home.resting and home.resting.get(portal.task) is portal:
         del home.resting[portal.task]
     elif _hooks is not None:
         _hooks.close_portal(portal)
@@ -566,14 +577,13 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
 
 def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
     """A step, when somebody listens or when greenlets do not know of contexts."""
-    hooks = _hooks
     if not _GREENLETS_HAVE_CONTEXT:
         context = get_contextvar_context()
-    if hooks is not None:
-        hooks.start_step(portal)
+    if _hooks is not None:
+        _hooks.start_step(portal)
     trap = target.switch(answer)
-    if hooks is not None:
-        hooks.finish_step(portal)
+    if _hooks is not None:
+        _hooks.finish_step(portal)
     if not _GREENLETS_HAVE_CONTEXT:
         set_contextvar_context(context)
     return trap

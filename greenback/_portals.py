@@ -12,7 +12,6 @@ from typing import (
     Coroutine,
     Generator,
     Optional,
-    Tuple,
     TypeVar,
 )
 
@@ -30,7 +29,7 @@ from ._bridge import (
     open_portal,
     wake_portal,
 )
-from ._state import Portal, Raised, current_portal, portal_of
+from ._state import Portal, Raised, current_portal, portal_of, this_home
 from ._tasks import Library, is_loop_running, library_of, start_loop
 from ._work import (
     ERROR,
@@ -228,16 +227,28 @@ def _drive_on(begun: Begun) -> Any:
 
 def open_for_task(library: Library, task: Task, kind: str) -> None:
     """Open a portal and have the event loop run *task* through it from its next step on."""
-    if not wake_portal(task):
-        coroutine = library.coroutine_of(task)
-        portal, shim = shim_for(
-            library,
-            kind,
-            coroutine,
-            has_begun=kind == "task" or not _is_new(coroutine),
-            ctrl_c=library.holds_back_ctrl_c and not library.is_protected_from_ctrl_c(task),
-        )
-        portal.task = task
+    if wake_portal(task):
+        return
+    coroutine = library.coroutine_of(task)
+    ctrl_c = library.holds_back_ctrl_c and not library.is_protected_from_ctrl_c(task)
+    portal = Portal(kind, library)
+    portal.run = interruptible(library, run_coroutine) if ctrl_c else run_coroutine
+    portal.task = task
+    if kind != "task" and _is_new(coroutine):
+        unstarted = Unstarted(coroutine)
+        shim = shim_from_the_start(portal, unstarted)
+        try:
+            library.replace_coroutine(task, coroutine, shim)
+        except BaseException:
+            unstarted.take()
+            shim.close()
+            raise
+        this_home().promised[task] = portal
+    else:
+        portal.coroutine = coroutine
+        shim = library.uninterruptible(_from_now_on)(portal)
+        shim.send(None)
+        _take_name(shim, coroutine)
         library.replace_coroutine(task, coroutine, shim)
         open_portal(portal)
 
@@ -249,34 +260,22 @@ def _is_new(coroutine: Any) -> bool:
     )
 
 
-def shim_for(
-    library: Library,
-    kind: str,
-    coroutine: Any,
-    *,
-    has_begun: bool = False,
-    ctrl_c: bool = False,
-) -> Tuple[Portal, Coroutine[Any, Any, Any]]:
-    """What a task is to run in place of its *coroutine*, and the portal that this will drive.
+def shim_from_the_start(portal: Portal, unstarted: Unstarted) -> Coroutine[Any, Any, Any]:
+    """What a new task is to run in place of its coroutine."""
+    portal.run = portal.run or run_coroutine
+    shim = portal.library.uninterruptible(_from_the_start)(portal, unstarted)
+    _take_name(shim, unstarted.coroutine)
+    return shim  # type: ignore[no-any-return]
 
-    The portal is not open yet, and does not know its task.
-    """
-    portal = Portal(kind, library)
-    portal.run = interruptible(library, run_coroutine) if ctrl_c else run_coroutine
-    if has_begun:
-        portal.coroutine = coroutine
-        shim = library.uninterruptible(_shim_from_now_on)(portal)
-        shim.send(None)
-    else:
-        shim = library.uninterruptible(_shim_from_the_start)(portal, _Unstarted(coroutine))
+
+def _take_name(shim: Any, coroutine: Any) -> None:
     try:
         shim.__name__, shim.__qualname__ = coroutine.__name__, coroutine.__qualname__
     except AttributeError:
         pass  # a coroutine of another make, without a name to take over
-    return portal, shim
 
 
-class _Unstarted:
+class Unstarted:
     """A coroutine on its way into a shim that has not begun.
 
     A task can be cancelled, or dropped, before its first step. Its coroutine has then been dealt
@@ -302,14 +301,14 @@ class _Unstarted:
 # anyio asks whether it has begun, so the shim of a task that has not begun has not either.
 
 
-async def _shim_from_the_start(portal: Portal, unstarted: _Unstarted) -> Any:
+async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
     portal.coroutine = unstarted.take()
-    if portal.task is None:
-        # Made before its task was, by a task factory that has begun to run it at once.
-        _, portal.task, existing = current_portal()
-        if existing is not None:
-            return await portal.coroutine
-        open_portal(portal)
+    _, portal.task, existing = current_portal()
+    this_home().promised.pop(portal.task, None)
+    if existing is not None:
+        existing.scopes += portal.scopes
+        return await portal.coroutine
+    open_portal(portal)
     result = await portal.library.uninterruptible(drive)(portal)
     if type(result) is not Raised:
         return result
@@ -333,7 +332,7 @@ def _first_answer() -> Generator[None, Any, Any]:
     return (yield)
 
 
-async def _shim_from_now_on(portal: Portal) -> Any:
+async def _from_now_on(portal: Portal) -> Any:
     """For a task that is under way.
 
     The first step is made before it is put in place: a coroutine that has not begun takes no
@@ -342,6 +341,8 @@ async def _shim_from_now_on(portal: Portal) -> Any:
     try:
         portal.result = await _first_answer()
     except BaseException as thrown:
+        if portal.home is None:
+            raise  # it could not be put in place, and is thrown away
         set_traceback(thrown, without_own_frames(traceback_of(thrown)))
         portal.error = thrown
         portal.result = ERROR
@@ -368,4 +369,6 @@ def _hide_this_frame(error: BaseException) -> None:
     set_traceback(error, traceback.tb_next)
 
 
-own_codes.update(function.__code__ for function in (_first_answer, _shim_from_now_on))
+#: Of the shims that a task is made with.
+SHIM_CODE = _from_the_start.__code__
+own_codes.update(function.__code__ for function in (_first_answer, _from_now_on))

@@ -142,6 +142,7 @@ class Home:
         "pool",
         "pools",
         "portals",
+        "promised",
         "resting",
     )
 
@@ -155,6 +156,9 @@ class Home:
         # Strong references to tasks: a weak dictionary costs more than a whole portal, and a task
         # whose code waits in a greenlet could not be collected anyway.
         self.portals: Dict[Any, Portal] = {}
+        #: Portals of tasks that have not begun. Weak: a task that is cancelled before its first
+        #: step never gets to run anything of ours.
+        self.promised: weakref.WeakKeyDictionary[Any, Portal] = weakref.WeakKeyDictionary()
         #: The portal that is taking its first step right now, the innermost one.
         self.first_step: Optional[Portal] = None
         #: Portals that were closed while the shim that drives them stays under its task.
@@ -197,14 +201,13 @@ def this_home() -> Home:
 
 
 def portal_of(task: Any) -> Optional[Portal]:
-    """The open portal of *task*, in whatever thread it runs."""
-    portal = portal_in(this_home(), task)
-    if portal is None:
-        for home in list(_homes):
-            portal = home.portals.get(task)
-            if portal is not None:
-                break
-    return portal
+    """The portal that *task* has, or will have from its first step on, in whatever thread."""
+    here = this_home()
+    for home in (here, *(home for home in list(_homes) if home is not here)):
+        portal = portal_in(home, task) or home.promised.get(task)
+        if portal is not None:
+            return None if portal.library.is_done(task) else portal
+    return None
 
 
 def current_portal() -> Tuple[Library, Any, Optional[Portal]]:
@@ -250,6 +253,8 @@ def portal_in(home: Home, task: Any) -> Optional[Portal]:
         portal = home.first_step
         while portal is not None and portal.task is not task:
             portal = portal.outer
+        if portal is not None and home.resting.get(task) is portal:
+            portal = None
     return portal
 
 

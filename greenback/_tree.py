@@ -15,6 +15,7 @@ any scope that covers its creator is open.
 from __future__ import annotations
 
 import contextvars
+import weakref
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -31,9 +32,16 @@ from typing import (
     TypeVar,
 )
 
-from ._bridge import open_portal, rest_portal
-from ._portals import bestow, open_for_task, shim_for, with_portal_run
-from ._state import Portal, current_portal, portal_of
+from ._bridge import rest_portal
+from ._portals import (
+    SHIM_CODE,
+    Unstarted,
+    bestow,
+    open_for_task,
+    shim_from_the_start,
+    with_portal_run,
+)
+from ._state import Portal, current_portal, portal_of, this_home
 from ._tasks import running_asyncio
 
 if TYPE_CHECKING:
@@ -106,9 +114,10 @@ class AutoPortalInstrument(TrioInstrument):
     """
 
     def __init__(self) -> None:
-        # For each task whose children inherit, how many nurseries it had open when they began to:
-        # those of later ones do. Written by the thread of the run, as is all of this.
-        self._depths: Dict[trio.lowlevel.Task, int] = {}
+        # For each task whose children inherit, and each reason why they do, how many nurseries it
+        # had open when they began to: those of later ones do. Written by the thread of the run, as
+        # is all of this.
+        self._depths: Dict[trio.lowlevel.Task, List[int]] = {}
         #: Open scopes that use it; the last one removes it if a scope has added it.
         self._scopes = 0
         self._added_by_scope = False
@@ -122,11 +131,11 @@ class AutoPortalInstrument(TrioInstrument):
         nursery = task.parent_nursery
         if nursery is not None:  # only Trio's first task has none
             parent = nursery.parent_task
-            depth = self._depths.get(parent)
-            if depth is None or parent.child_nurseries.index(nursery) < depth:
+            depths = self._depths.get(parent)
+            if not depths or parent.child_nurseries.index(nursery) < min(depths):
                 return
         bestow(task, "inherited")
-        self._depths[task] = 0
+        self._depths[task] = [0]
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
         """Trio calls this when a task has ended."""
@@ -212,16 +221,17 @@ class _TrioScope:
             _instrument_of_run().set(instrument)
             instrument._added_by_scope = True
         self._instrument = instrument
-        self._outermost = task not in instrument._depths
-        if self._outermost:
-            instrument._depths[task] = len(task.child_nurseries)
-            instrument._scopes += 1
+        self._depth = len(task.child_nurseries)
+        instrument._depths.setdefault(task, []).append(self._depth)
+        instrument._scopes += 1
 
     def leave(self) -> None:
-        if not self._outermost:
-            return
         instrument = self._instrument
-        del instrument._depths[self._task]
+        depths = instrument._depths.get(self._task)
+        if depths is not None:  # else the task has ended without leaving
+            depths.remove(self._depth)
+            if not depths:
+                del instrument._depths[self._task]
         instrument._scopes -= 1
         if instrument._added_by_scope and instrument._scopes == 0:
             from trio import lowlevel
@@ -235,30 +245,34 @@ class _AsyncioScope:
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.task = task
-        self.is_open = True
         self._loop = task.get_loop()
-        self._factory = _factory_of(self._loop)
-        self._factory.scopes.append(self)
-        # A callback has no task, but it has the context of whoever scheduled it.
+        self._factory = _install_factory(self._loop)
+        _open_scopes.setdefault(self._loop, []).append(self)
+        # A callback has no task, but it has the context of whoever has scheduled it.
         self._token = _scopes_here.set((*_scopes_here.get(), self))
 
     def leave(self) -> None:
-        self.is_open = False
         try:
             _scopes_here.reset(self._token)
         except ValueError:
             pass  # left in another context than entered; a closed scope in there does no harm
-        self._factory.scopes.remove(self)
-        if not self._factory.scopes:
-            self._factory.uninstall(self._loop)
+        scopes = _open_scopes[self._loop]
+        scopes.remove(self)
+        if not scopes:
+            del _open_scopes[self._loop]
+            if self._loop.get_task_factory() is self._factory:
+                self._loop.set_task_factory(self._factory.previous)
 
 
-_scopes_here: contextvars.ContextVar[Tuple[_AsyncioScope, ...]] = contextvars.ContextVar(
+_Scopes = Tuple[_AsyncioScope, ...]
+_scopes_here: contextvars.ContextVar[_Scopes] = contextvars.ContextVar(
     "greenback.scopes", default=()
 )
+# Of each loop. Written by the thread of the loop.
+_open_scopes: weakref.WeakKeyDictionary[Any, List[_AsyncioScope]] = weakref.WeakKeyDictionary()
 
 
-def _factory_of(loop: asyncio.AbstractEventLoop) -> _TaskFactory:
+def _install_factory(loop: asyncio.AbstractEventLoop) -> _TaskFactory:
     installed = loop.get_task_factory()
     if isinstance(installed, _TaskFactory):
         return installed
@@ -268,52 +282,69 @@ def _factory_of(loop: asyncio.AbstractEventLoop) -> _TaskFactory:
 
 
 class _TaskFactory:
-    """Makes the tasks of an asyncio loop while a scope is open in it.
+    """Makes the tasks of an asyncio loop while scopes are open in it.
 
     The coroutine is put into a shim before the task exists, because an eager task takes its first
     step before anybody else gets to see it.
     """
 
     def __init__(self, previous: Optional[Callable[..., Any]]) -> None:
-        self.scopes: List[_AsyncioScope] = []
-        self._previous = previous
-
-    def uninstall(self, loop: asyncio.AbstractEventLoop) -> None:
-        if loop.get_task_factory() is self:
-            loop.set_task_factory(self._previous)
+        self.previous = previous
 
     def __call__(self, loop: asyncio.AbstractEventLoop, coro: Any, **kwds: Any) -> Any:
         import asyncio
 
-        scopes = self._scopes_that_cover_the_creator()
-        if not scopes or not asyncio.iscoroutine(coro):
+        scopes = _scopes_of_creator(loop)
+        if (
+            not scopes
+            or not asyncio.iscoroutine(coro)
+            # An application's factory can come between two of ours.
+            or getattr(coro, "cr_code", None) is SHIM_CODE
+        ):
             return self._make(loop, coro, kwds)
-        portal, shim = shim_for(running_asyncio(), "inherited", coro)
+        _note_in_context(kwds.get("context"), scopes)
+        portal = Portal("inherited", running_asyncio())
         portal.scopes = scopes
+        unstarted = Unstarted(coro)
+        shim = shim_from_the_start(portal, unstarted)
         try:
             task = self._make(loop, shim, kwds)
         except BaseException:
+            unstarted.take()  # the caller still has it, as if there were no scope
             shim.close()
             raise
-        if portal.task is None and isinstance(task, asyncio.Future):
-            portal.task = task
-            open_portal(portal)
+        if portal.task is None and isinstance(task, asyncio.Future) and not task.done():
+            this_home().promised[task] = portal
         return task
 
-    def _scopes_that_cover_the_creator(self) -> Tuple[_AsyncioScope, ...]:
-        creator = running_asyncio().current_task()
-        if creator is None:
-            covering = _scopes_here.get()
-        else:
-            portal = portal_of(creator)
-            covering = (() if portal is None else portal.scopes) + tuple(
-                scope for scope in self.scopes if scope.task is creator
-            )
-        return tuple(scope for scope in covering if scope.is_open)
-
     def _make(self, loop: asyncio.AbstractEventLoop, coro: Any, kwds: Dict[str, Any]) -> Any:
-        if self._previous is not None:
-            return self._previous(loop, coro, **kwds)
+        if self.previous is not None:
+            return self.previous(loop, coro, **kwds)
         import asyncio
 
         return asyncio.Task(coro, loop=loop, **kwds)
+
+
+def _scopes_of_creator(loop: asyncio.AbstractEventLoop) -> _Scopes:
+    """The open scopes of *loop* that cover the code that is running now."""
+    scopes = _open_scopes.get(loop)
+    if not scopes:
+        return ()
+    try:
+        creator = running_asyncio().current_task()
+    except RuntimeError:
+        return ()  # the loop is not running
+    if creator is None:
+        return tuple(scope for scope in _scopes_here.get() if scope in scopes)
+    portal = portal_of(creator)
+    inherited = () if portal is None else portal.scopes
+    return tuple(scope for scope in scopes if scope.task is creator or scope in inherited)
+
+
+def _note_in_context(context: Optional[contextvars.Context], scopes: _Scopes) -> None:
+    """Have the callbacks of a task know its scopes, where it does not get its creator's context."""
+    if context is not None and context.get(_scopes_here) != scopes:
+        try:
+            context.run(_scopes_here.set, scopes)
+        except RuntimeError:
+            pass  # something is running in it right now, and has a task to be known by

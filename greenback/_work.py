@@ -157,13 +157,13 @@ def leave_handler(error: BaseException, handled: Optional[BaseException]) -> Non
     """Do what CPython 3.9 and later do to what leaves a coroutine that it was thrown into.
 
     Where it passes a coroutine that is handling an exception, that becomes its context. Sync code
-    is no coroutine, so it is done here.
+    is no coroutine, so it is done here. (PyPy does it by itself.)
     """
     if handled is not None and error is not handled and _THROW_CHAINS:
         set_context(error, handled)
 
 
-_THROW_CHAINS = sys.version_info >= (3, 9)
+_THROW_CHAINS = sys.implementation.name == "cpython" and sys.version_info >= (3, 9)
 
 
 def take_error(portal: Portal) -> BaseException:

@@ -94,7 +94,8 @@ class Instrument:
         """The task waits or has ended: control has just come back from the portal."""
 
 
-_Hook = Callable[..., None]
+# An instrument and its bound method.
+_Hooks = Tuple[Tuple[Any, Callable[..., None]], ...]
 _HOOKS = tuple(name for name in vars(Instrument) if not name.startswith("_"))
 
 
@@ -106,14 +107,14 @@ class Hooks:
 
     __slots__ = _HOOKS
 
-    portal_opened: Tuple[_Hook, ...]
-    portal_closed: Tuple[_Hook, ...]
-    bridge_started: Tuple[_Hook, ...]
-    bridge_suspended: Tuple[_Hook, ...]
-    bridge_resumed: Tuple[_Hook, ...]
-    bridge_finished: Tuple[_Hook, ...]
-    step_started: Tuple[_Hook, ...]
-    step_finished: Tuple[_Hook, ...]
+    portal_opened: _Hooks
+    portal_closed: _Hooks
+    bridge_started: _Hooks
+    bridge_suspended: _Hooks
+    bridge_resumed: _Hooks
+    bridge_finished: _Hooks
+    step_started: _Hooks
+    step_finished: _Hooks
 
     def __init__(self, instruments: List[Instrument]) -> None:
         for name in _HOOKS:
@@ -122,9 +123,10 @@ class Hooks:
                 self,
                 name,
                 tuple(
-                    getattr(instrument, name)
+                    (instrument, getattr(instrument, name))
                     for instrument in instruments
-                    if getattr(type(instrument), name, nothing) is not nothing
+                    if hasattr(instrument, name)
+                    and getattr(type(instrument), name, None) is not nothing
                 ),
             )
 
@@ -135,11 +137,11 @@ class Hooks:
         bridge = Bridge(portal, awaitable, frame)
         portal.hushed = True
         try:
-            for hook in self.bridge_started:
+            for instrument, hook in self.bridge_started:
                 try:
                     hook(bridge)
                 except Exception as failure:  # an instrument is never felt by the program
-                    _failed(hook, failure)
+                    _failed(instrument, hook, failure)
         finally:
             portal.hushed = False
         return bridge
@@ -156,14 +158,13 @@ class Hooks:
         portal = bridge.portal
         portal.hushed = True
         try:
-            for hook in self.bridge_finished:
+            for instrument, hook in self.bridge_finished:
                 try:
                     hook(bridge, error)
                 except Exception as failure:  # an instrument is never felt by the program
-                    _failed(hook, failure)
+                    _failed(instrument, hook, failure)
         finally:
             portal.hushed = False
-            bridge.frame = bridge.awaitable = None
 
     def open_portal(self, portal: Portal) -> None:
         _tell(self.portal_opened, portal)
@@ -178,7 +179,7 @@ class Hooks:
         _tell(self.step_finished, portal)
 
 
-def _tell_from_inside(hooks: Tuple[_Hook, ...], bridge: Bridge) -> None:
+def _tell_from_inside(hooks: _Hooks, bridge: Bridge) -> None:
     portal = bridge.portal
     portal.hushed = True
     try:
@@ -187,12 +188,12 @@ def _tell_from_inside(hooks: Tuple[_Hook, ...], bridge: Bridge) -> None:
         portal.hushed = False
 
 
-def _tell(hooks: Tuple[_Hook, ...], subject: Any) -> None:
-    for hook in hooks:
+def _tell(hooks: _Hooks, subject: Any) -> None:
+    for instrument, hook in hooks:
         try:
             hook(subject)
         except Exception as failure:  # an instrument is never felt by the program
-            _failed(hook, failure)
+            _failed(instrument, hook, failure)
 
 
 # Written under _lock by add_instrument and remove_instrument, from any thread.
@@ -219,6 +220,7 @@ def add_instrument(instrument: Instrument) -> None:
             f"{', '.join(_HOOKS)}; subclass greenback.instruments.Instrument"
         )
     with _lock:
+        Hooks([instrument])  # if looking at it raises, it is not added
         _instruments[id(instrument)] = instrument
         _publish()
 
@@ -241,9 +243,8 @@ def _publish() -> None:
     _bridge.set_hooks(Hooks(list(_instruments.values())) if _instruments else None)
 
 
-def _failed(hook: _Hook, error: Exception) -> None:
-    """Remove the instrument that a hook belongs to, because it raised *error*."""
-    instrument = getattr(hook, "__self__", None)
+def _failed(instrument: Any, hook: Callable[..., None], error: Exception) -> None:
+    """Remove an instrument because a hook of it has raised *error*."""
     with _lock:
         if _instruments.pop(id(instrument), None) is None:
             return  # another thread came first, and has logged it

@@ -190,7 +190,7 @@ class Manager:
         self.log.append("enter")
         return "value"
 
-    async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> Any:
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> Any:
         await self.backend.checkpoint()
         self.log.append((kind, error, traceback is not None))
         return [1] if kind is LookupError else 0
@@ -418,7 +418,7 @@ class TestAsyncIter:
             def __aiter__(self) -> int:
                 return 5
 
-        with pytest.raises(TypeError, match="__anext__.*int"):
+        with pytest.raises(TypeError, match=r"__anext__.*int"):
             async_iter(Wrong())  # type: ignore[arg-type]
 
     def test_what_next_gives_cannot_be_awaited(self, backend: Any) -> None:

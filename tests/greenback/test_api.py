@@ -56,7 +56,7 @@ def in_a_fresh_interpreter(code: str) -> List[str]:
     root = str(pathlib.Path(greenback.__file__).parent.parent)
     code = f"import sys; sys.path.insert(0, {root!r})\n{code}"
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, universal_newlines=True
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True
     )
     return done.stdout.split()
 

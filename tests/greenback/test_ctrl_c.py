@@ -559,8 +559,13 @@ class TestProcess:
             process.send_signal(signal.SIGINT)
             output = process.stdout.read().split("\n")
         assert process.wait() == 0
-        thrown = "KeyboardInterrupt" if is_trio else "CancelledError"
-        assert output == [thrown, "finally", "out: KeyboardInterrupt", ""]
+        assert output[1:] == ["finally", "out: KeyboardInterrupt", ""]
+        if is_trio:
+            assert output[0] == "KeyboardInterrupt"
+        elif sys.version_info >= (3, 11):
+            assert output[0] == "CancelledError"
+        else:  # it depends on whether the bridge had begun to wait
+            assert output[0] in ("KeyboardInterrupt", "CancelledError")
 
 
 class _Trio:

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -369,7 +370,7 @@ def check(backend: Any, program: Any, portal: str, cancel_at: Optional[int]) -> 
     if awaited.thrown_at_while_handling:
         # CPython gives what is thrown into nested coroutines the context of each one's innermost
         # `except` block in turn, on its way out. A sync function has no such moment.
-        # `TestCancelledWhileHandling` has the case of one block.
+        # TestCancelledWhileHandling has the case of one block.
         assert without_chains(bridged.log) == without_chains(awaited.log)
     else:
         assert bridged.log == awaited.log
@@ -405,23 +406,56 @@ class TestEquivalence:
 
 
 class TestCancelledWhileHandling:
-    @pytest.mark.parametrize("portal", ["sync in task", "run_sync"])
-    @pytest.mark.parametrize("kind", ["checkpoint", "call"])
-    def test_context(self, backend: Any, portal: str, kind: str) -> None:
-        """A cancellation in an ``except`` block has what is handled there as its context."""
-        waits = ("checkpoint",) if kind == "checkpoint" else (
-            "call", False, "coroutine", (("checkpoint",),)
-        )
-        cancelled = ("try", (("cancel",), waits), "BaseException", (("reraise",),), (), ())
-        program = (
-            ("call", True, "coroutine",
-             (("try", (("raise", "Custom", 1),), "Custom", (cancelled,), (), ()),)),
-        )
-        awaited, bridged = (
-            interpreted(backend, program, portal, None, bridged=bridged).log
-            for bridged in (False, True)
-        )
-        assert bridged == awaited
+    @pytest.mark.parametrize("replaced", [False, True])
+    def test_context(self, backend: Any, replaced: bool) -> None:
+        """What comes out of a cancelled bridge in an ``except`` block has the same context as
+        what comes out of a cancelled ``await`` there."""
+
+        async def waits() -> None:
+            try:
+                await backend.sleep(3600)
+            except BaseException:
+                if replaced:
+                    raise Custom(2) from None
+                raise
+
+        async def awaited() -> None:
+            try:
+                raise Custom(1)
+            except Custom:
+                await waits()
+
+        def bridged() -> None:
+            try:
+                raise Custom(1)
+            except Custom:
+                greenback.await_(waits())
+
+        raised: List[Any] = []
+
+        async def noted(async_fn: Callable[..., Any], *args: Any) -> None:
+            try:
+                await async_fn(*args)
+            except (backend.cancelled, Custom) as error:
+                raised.append(described(error))
+
+        async def main() -> None:
+            for fn in ((awaited,), (greenback.with_portal_run_sync, bridged)):
+                if backend.is_trio:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(noted, *fn)
+                        await trio.testing.wait_all_tasks_blocked()
+                        nursery.cancel_scope.cancel()
+                else:
+                    task = asyncio.ensure_future(noted(*fn))
+                    await asyncio.sleep(0)
+                    task.cancel()
+                    await asyncio.wait([task])
+
+        backend.run(main)
+        first, second = raised
+        assert second == first
+        assert first[0] == ("Custom" if replaced else backend.cancelled.__name__)
 
 
 class TestTheProperty:

@@ -1,0 +1,245 @@
+"""What becomes of portals and bridges whose task, loop or worker comes to an end early."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import platform
+import threading
+
+import greenlet
+import pytest
+
+import greenback
+
+needs_refcounts = pytest.mark.skipif(
+    platform.python_implementation() == "PyPy",
+    reason="PyPy's collector does not list greenlets, nor free them at once",
+)
+
+
+def close_loop_with_parked_tasks(number):
+    """Run tasks that park in a bridge, and close their loop; return what their finally noted."""
+    ended = []
+
+    async def park(index, never):
+        await greenback.ensure_portal()
+        try:
+            greenback.await_(never)
+        finally:
+            ended.append(index)
+
+    async def main():
+        never = asyncio.get_running_loop().create_future()
+        main.tasks = [asyncio.ensure_future(park(i, never)) for i in range(number)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: None)
+    loop.run_until_complete(main())
+    loop.close()
+    return ended
+
+
+class TestEndInABridge:
+    def test_cancelled_task_runs_its_finally_blocks(self, asyncio_backend):
+        """A task that is cancelled in a bridge runs its finally blocks, bridges in them included."""
+        noted = []
+
+        async def parked():
+            await greenback.ensure_portal()
+            try:
+                greenback.await_(asyncio.sleep(3600))
+            finally:
+                greenback.await_(asyncio.sleep(0))
+                noted.append("after bridge")
+
+        async def main():
+            task = asyncio.ensure_future(parked())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio_backend.run(main)
+        assert noted == ["after bridge"]
+
+    @pytest.mark.parametrize("opener", ["with_portal_run", "with_portal_run_sync"])
+    def test_closed_coroutine_runs_its_finally_blocks(self, asyncio_backend, opener):
+        """Closing a coroutine that is parked in a bridge raises GeneratorExit there."""
+        noted = []
+
+        def bridged():
+            try:
+                greenback.await_(asyncio.sleep(0))
+            except GeneratorExit:
+                noted.append("exit")
+                raise
+
+        async def work():
+            bridged()
+
+        async def main():
+            function = work if opener == "with_portal_run" else bridged
+            coroutine = getattr(greenback, opener)(function)
+            assert coroutine.send(None) is None
+            coroutine.close()
+            assert not greenback.has_portal()
+
+        asyncio_backend.run(main)
+        assert noted == ["exit"]
+
+    def test_ignored_generator_exit(self, asyncio_backend):
+        """Code that awaits on in spite of GeneratorExit gets the error that Python has for it."""
+
+        def stubborn():
+            while True:
+                try:
+                    greenback.await_(asyncio.sleep(0))
+                except GeneratorExit:
+                    greenback.await_(asyncio.sleep(0))
+                    return
+
+        async def main():
+            coroutine = greenback.with_portal_run_sync(stubborn)
+            coroutine.send(None)
+            with pytest.raises(RuntimeError, match="ignored GeneratorExit"):
+                coroutine.close()
+            # Whatever became of that one, the next portal works.
+            await greenback.with_portal_run_sync(greenback.await_, asyncio.sleep(0))
+
+        asyncio_backend.run(main)
+
+
+class TestClosedLoop:
+    @pytest.mark.parametrize("suspends", [False, True])
+    @pytest.mark.parametrize("opener", ["ensure_portal", "with_portal_run", "with_portal_run_sync"])
+    @pytest.mark.parametrize("other_loop", [False, True])
+    def test_swept_by_the_next_portal(self, asyncio_backend, opener, suspends, other_loop):
+        """Tasks left in bridges by a closed loop end when their thread next opens a portal."""
+        ended = close_loop_with_parked_tasks(100)
+
+        def sync():
+            if suspends:
+                greenback.await_(asyncio.sleep(0))
+
+        async def work():
+            sync()
+
+        async def main():
+            if opener == "ensure_portal":
+                await greenback.ensure_portal()
+                sync()
+            else:
+                await getattr(greenback, opener)(work if opener == "with_portal_run" else sync)
+
+        async def nothing():
+            await asyncio.sleep(0)
+
+        if other_loop:
+            asyncio_backend.run(nothing)
+        asyncio_backend.run(main)
+        assert sorted(ended) == list(range(100))
+
+    @needs_refcounts
+    def test_nothing_is_left_after_the_sweep(self):
+        """The swept tasks' greenlets are freed."""
+        gc.collect()
+        before = len(live_greenlets())
+        close_loop_with_parked_tasks(100)
+
+        async def nop():
+            pass
+
+        asyncio.run(greenback.with_portal_run(nop))
+        gc.collect()
+        assert len(live_greenlets()) <= before + 32
+
+
+def live_greenlets():
+    main = greenlet.getcurrent()  # which may not have existed until now
+    found = (o for o in gc.get_objects() if isinstance(o, greenlet.greenlet))
+    return [o for o in found if o is not main and not o.dead]
+
+
+@needs_refcounts
+class TestNothingIsLeftBehind:
+    def test_many_tasks_and_many_parked(self, backend):
+        """20,000 tasks with portals, and 5,000 parked at once, leave no more than the pool."""
+        count = 0
+
+        async def short():
+            nonlocal count
+            await greenback.ensure_portal()
+            greenback.await_(backend.checkpoint())
+            count += 1
+
+        async def main():
+            nonlocal count
+            for _ in range(20):
+                await backend.together(*[short] * 1000)
+            gate = backend.event()
+
+            async def parked():
+                nonlocal count
+                await greenback.ensure_portal()
+                count += 1
+                if count == 25000:
+                    gate.set()
+                greenback.await_(gate.wait())
+
+            await backend.together(*[parked] * 5000)
+
+        gc.collect()
+        before = len(live_greenlets())
+        backend.run(main)
+        gc.collect()
+        assert count == 25000
+        assert len(live_greenlets()) <= before + 32
+
+    def test_short_lived_threads(self):
+        """500 threads, each with a loop and a portal, leave no greenlet behind."""
+
+        async def work():
+            greenback.await_(asyncio.sleep(0))
+            done.append(1)
+
+        def in_thread():
+            asyncio.run(greenback.with_portal_run(work))
+
+        done = []
+        in_thread()
+        gc.collect()
+        before = len(live_greenlets())
+        for _ in range(50):
+            threads = [threading.Thread(target=in_thread) for _ in range(10)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        del threads, thread
+        asyncio.run(greenback.with_portal_run(work))  # greenlet frees those of dead threads here
+        gc.collect()
+        assert len(done) == 502
+        assert len(live_greenlets()) <= before + 1
+
+
+class TestKilledWorker:
+    def test_next_portal_works(self, backend):
+        """A worker that somebody killed in its work is not used again."""
+
+        def suicide():
+            raise greenlet.GreenletExit
+
+        async def main():
+            for _ in range(3):
+                try:
+                    await greenback.with_portal_run_sync(suicide)
+                except greenlet.GreenletExit:
+                    pass
+                assert not greenback.has_portal()
+                assert await greenback.with_portal_run_sync(greenback.has_portal)
+
+        backend.run(main)

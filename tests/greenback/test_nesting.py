@@ -1,0 +1,240 @@
+"""Bridges in bridges, loops in portals, and greenlets of others in between."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import greenlet
+import pytest
+import trio
+
+import greenback
+
+try:
+    from sqlalchemy import util as sqlalchemy_util
+except ImportError:
+    sqlalchemy_util = None
+needs_sqlalchemy = pytest.mark.skipif(
+    not hasattr(sqlalchemy_util, "greenlet_spawn"), reason="SQLAlchemy needs a newer greenlet"
+)
+
+
+
+def no_portal_here():
+    """Assert that the outer portal cannot be reached from here."""
+    assert not greenback.has_portal()
+    with pytest.raises(RuntimeError, match="create a greenback portal"):
+        greenback.await_(asyncio.sleep(0))
+
+
+def run_in_thread(backend, main):
+    """Run where Trio and uvloop do not both claim the signal wakeup file descriptor."""
+
+    def target():
+        try:
+            outcome.append(backend.run(main))
+        except BaseException as error:
+            outcome.append(error)
+
+    outcome = []
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+class TestBridgesInBridges:
+    @pytest.mark.parametrize("depth", [1, 2, 5, 20])
+    def test_nested(self, backend, depth):
+        """Bridges nest to any depth, by all the ways to open a portal."""
+
+        async def level(n):
+            await backend.checkpoint()
+            if n == 0:
+                return 0
+
+            def sync():
+                return 1 + greenback.await_(level(n - 1))
+
+            async def run_in_run():
+                return greenback.run(greenback.with_portal_run_sync, sync)
+
+            return await (greenback.with_portal_run(run_in_run) if n % 2 else run_in_run())
+
+        async def main():
+            await greenback.ensure_portal()
+            return await level(depth)
+
+        assert backend.run(main) == depth
+
+
+class TestOtherLoops:
+    def test_trio_inside_asyncio(self, asyncio_backend):
+        """Tasks of a Trio run inside an asyncio portal have no portal but their own."""
+
+        async def child():
+            no_portal_here()
+            await trio.lowlevel.checkpoint()
+            no_portal_here()
+            await greenback.ensure_portal()
+            return greenback.await_(trio.sleep(0))
+
+        async def inner():
+            no_portal_here()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(child)
+                nursery.start_soon(child)
+            no_portal_here()
+            return 5
+
+        async def main():
+            await greenback.ensure_portal()
+            assert trio.run(inner) == 5
+            assert greenback.await_(asyncio.sleep(0, 6)) == 6
+
+        run_in_thread(asyncio_backend, main)
+
+    def test_asyncio_inside_trio(self, asyncio_backend):
+        """Tasks of an asyncio loop inside a Trio portal have no portal but their own."""
+
+        async def child():
+            no_portal_here()
+            await asyncio.sleep(0)
+            no_portal_here()
+            await greenback.ensure_portal()
+            return greenback.await_(asyncio.sleep(0, 5))
+
+        async def inner():
+            no_portal_here()
+            result = await asyncio.gather(child(), child())
+            no_portal_here()
+            return result
+
+        async def main():
+            await greenback.ensure_portal()
+            assert asyncio_backend.run(inner) == [5, 5]
+            greenback.await_(trio.sleep(0))
+            assert greenback.has_portal()
+
+        trio.run(main)
+
+    def test_asyncio_inside_asyncio(self, asyncio_backend):
+        """The same for an asyncio loop that is nested by hiding the one around it."""
+
+        async def inner():
+            no_portal_here()
+            await asyncio.sleep(0)
+            await greenback.ensure_portal()
+            return greenback.await_(asyncio.sleep(0, 5))
+
+        async def main():
+            await greenback.ensure_portal()
+            outer_loop, outer_task = asyncio.get_running_loop(), asyncio.current_task()
+            asyncio._set_running_loop(None)
+            try:
+                assert asyncio_backend.run(inner) == 5
+            finally:
+                asyncio._set_running_loop(outer_loop)
+            assert asyncio.current_task() is outer_task
+            assert greenback.await_(asyncio.sleep(0, 6)) == 6
+
+        asyncio_backend.run(main)
+
+    def test_guest_mode(self, asyncio_backend):
+        """With Trio as a guest of asyncio, tasks of both bridge to their own loop."""
+        steps = []
+
+        async def guest():
+            no_portal_here()
+            await greenback.ensure_portal()
+            for _ in range(5):
+                greenback.await_(trio.sleep(0.001))
+                steps.append("trio")
+            return 5
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            finished = loop.create_future()
+            await greenback.ensure_portal()
+            trio.lowlevel.start_guest_run(
+                guest,
+                run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+                done_callback=finished.set_result,
+            )
+            while not finished.done():
+                greenback.await_(asyncio.sleep(0.001))
+                steps.append("asyncio")
+            return finished.result().unwrap()
+
+        assert run_in_thread(asyncio_backend, main) == 5
+        assert steps.count("trio") == 5
+        assert "asyncio" in steps
+
+
+class TestGreenletsOfOthers:
+    def test_plain_greenlet(self, backend):
+        """Code in a greenlet that the program made inside a portal can bridge."""
+
+        def in_greenlet():
+            greenback.await_(backend.checkpoint())
+            return greenback.has_portal()
+
+        async def main():
+            await greenback.ensure_portal()
+            return greenlet.greenlet(in_greenlet).switch()
+
+        assert backend.run(main) is True
+
+    @needs_sqlalchemy
+    def test_portal_inside_greenlet_spawn(self, asyncio_backend):
+        """A portal can be opened by what SQLAlchemy awaits for a function in its greenlet."""
+
+        async def work():
+            return greenback.await_(asyncio.sleep(0, 5))
+
+        def spawned():
+            return sqlalchemy_util.await_only(greenback.with_portal_run(work))
+
+        async def main():
+            return await sqlalchemy_util.greenlet_spawn(spawned)
+
+        assert asyncio_backend.run(main) == 5
+
+    @needs_sqlalchemy
+    def test_await_inside_greenlet_spawn(self, asyncio_backend):
+        """In SQLAlchemy's greenlet inside a portal task, both kinds of bridge work, mixed."""
+
+        def spawned():
+            result = []
+            for i in range(3):
+                result.append(greenback.await_(asyncio.sleep(0, i)))
+                result.append(sqlalchemy_util.await_only(asyncio.sleep(0, i)))
+            return result
+
+        async def main():
+            await greenback.ensure_portal()
+            mine = await sqlalchemy_util.greenlet_spawn(spawned)
+            theirs = greenback.await_(sqlalchemy_util.greenlet_spawn(spawned))
+            return mine, theirs
+
+        assert asyncio_backend.run(main) == ([0, 0, 1, 1, 2, 2],) * 2
+
+    @needs_sqlalchemy
+    def test_async_orm(self, asyncio_backend):
+        """SQLAlchemy's async engine works by bridges, inside a portal."""
+        pytest.importorskip("aiosqlite")
+        sqlalchemy = pytest.importorskip("sqlalchemy")
+        engines = pytest.importorskip("sqlalchemy.ext.asyncio")
+
+        async def main():
+            await greenback.ensure_portal()
+            engine = engines.create_async_engine("sqlite+aiosqlite://")
+            with greenback.async_context(engines.AsyncSession(engine)) as session:
+                found = greenback.await_(session.execute(sqlalchemy.text("select 5"))).scalar()
+            greenback.await_(engine.dispose())
+            return found
+
+        assert asyncio_backend.run(main) == 5

@@ -1,0 +1,187 @@
+"""Loops in several threads, trace functions, and the budget for recursion."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+
+import pytest
+
+import greenback
+
+
+class TestThreads:
+    def test_eight_loops_at_once(self, backend):
+        """Eight threads bridge at once, each to its own loop and context."""
+        results, errors = [], []
+        barrier = threading.Barrier(8)
+
+        def in_thread(name):
+            async def task():
+                await greenback.ensure_portal()
+                for _ in range(50):
+                    greenback.await_(backend.checkpoint())
+                    assert threading.get_ident() == ident
+                results.append(name)
+
+            async def main():
+                await backend.together(*[task] * 10)
+
+            ident = threading.get_ident()
+            barrier.wait()
+            try:
+                backend.run(main)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=in_thread, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert sorted(results) == [i for i in range(8) for _ in range(10)]
+
+    def test_thread_ends_with_parked_workers(self):
+        """A thread may end while its tasks are parked in bridges, and others go on."""
+
+        async def parked():
+            await greenback.ensure_portal()
+            greenback.await_(asyncio.get_running_loop().create_future())
+
+        async def main():
+            tasks = [asyncio.ensure_future(parked()) for _ in range(10)]
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert not any(task.done() for task in tasks)
+            ran.append(1)
+
+        def in_thread():
+            loop = asyncio.new_event_loop()
+            loop.set_exception_handler(lambda loop, context: None)
+            loop.run_until_complete(main())
+            loop.close()
+
+        ran = []
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        thread.join()
+        assert ran == [1]
+        asyncio.run(greenback.with_portal_run_sync(greenback.await_, asyncio.sleep(0)))
+
+
+class TestTracing:
+    @pytest.mark.parametrize("setter", [sys.settrace, sys.setprofile])
+    def test_code_in_a_portal_is_seen(self, backend, setter):
+        """Trace and profile functions see the calls of a portal task, after suspending too."""
+
+        def before():
+            pass
+
+        def after():
+            pass
+
+        async def main():
+            await greenback.ensure_portal()
+            previous = sys.gettrace() if setter is sys.settrace else sys.getprofile()
+            setter(note)
+            try:
+                before()
+                greenback.await_(backend.checkpoint())
+                after()
+            finally:
+                setter(previous)
+
+        def note(frame, event, arg):
+            seen.append((frame.f_code.co_name, event))
+            return note if setter is sys.settrace else None
+
+        seen = []
+        backend.run(main)
+        assert ("before", "call") in seen
+        assert ("after", "call") in seen
+
+    def test_leftover_trace_is_not_passed_on(self, asyncio_backend):
+        """A trace function that one portal's work leaves on the frames around it sees no other."""
+
+        def first():
+            frame = sys._getframe().f_back
+            while frame is not None:
+                frame.f_trace = note
+                frame = frame.f_back
+
+        def note(frame, event, arg):
+            seen.append(frame.f_code.co_name)
+            return note
+
+        def second():
+            seen_by.append(greenback.await_(asyncio.sleep(0, 5)))
+            frame, left = sys._getframe().f_back, []
+            while frame is not None:
+                if frame.f_trace is note:
+                    left.append(frame.f_code.co_name)
+                frame = frame.f_back
+            return left
+
+        async def leave():
+            await greenback.with_portal_run_sync(first)
+
+        async def look():
+            return await greenback.with_portal_run_sync(second)
+
+        async def main():
+            await asyncio.ensure_future(leave())
+            return await asyncio.ensure_future(look())
+
+        def all_frames_of_this_thread():
+            frame = sys._getframe()
+            while frame is not None:
+                yield frame
+                frame = frame.f_back
+
+        seen, seen_by = [], []
+        try:
+            left = asyncio_backend.run(main)
+        finally:
+            for frame in all_frames_of_this_thread():
+                if frame.f_trace is note:
+                    frame.f_trace = None
+        assert "work" not in left
+        assert seen_by == [5]
+
+
+class TestRecursion:
+    def test_deep_birthplace(self, asyncio_backend):
+        """A portal after one that was opened deep in the stack can recurse as deep as any."""
+
+        def dive(n):
+            return 0 if n == 0 else 1 + dive(n - 1)
+
+        def deep(n):
+            if n:
+                return deep(n - 1)
+            # A second loop, so that its workers are born here.
+            loop = asyncio.new_event_loop()
+            try:
+                return loop.run_until_complete(
+                    greenback.with_portal_run_sync(greenback.has_portal)
+                )
+            finally:
+                loop.close()
+
+        async def shallow():
+            return await greenback.with_portal_run_sync(dive, sys.getrecursionlimit() - 400)
+
+        def in_thread():
+            try:
+                assert deep(sys.getrecursionlimit() - 300)
+                outcome.append(asyncio_backend.run(shallow))
+            except BaseException as error:
+                outcome.append(error)
+
+        outcome = []
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        thread.join()
+        assert outcome == [sys.getrecursionlimit() - 400]
