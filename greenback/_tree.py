@@ -247,6 +247,7 @@ class _AsyncioScope:
         self.task = task
         self._loop = task.get_loop()
         self._factory = _install_factory(self._loop)
+        self._factory.users += 1
         _open_scopes.setdefault(self._loop, []).append(self)
         # A callback has no task, but it has the context of whoever has scheduled it.
         self._token = _scopes_here.set((*_scopes_here.get(), self))
@@ -260,8 +261,9 @@ class _AsyncioScope:
         scopes.remove(self)
         if not scopes:
             del _open_scopes[self._loop]
-            if self._loop.get_task_factory() is self._factory:
-                self._loop.set_task_factory(self._factory.previous)
+        self._factory.users -= 1
+        if self._factory.users == 0 and self._loop.get_task_factory() is self._factory:
+            self._loop.set_task_factory(self._factory.previous)
 
 
 _Scopes = Tuple[_AsyncioScope, ...]
@@ -290,6 +292,8 @@ class _TaskFactory:
 
     def __init__(self, previous: Optional[Callable[..., Any]]) -> None:
         self.previous = previous
+        #: The scopes that it was installed for, or met.
+        self.users = 0
 
     def __call__(self, loop: asyncio.AbstractEventLoop, coro: Any, **kwds: Any) -> Any:
         import asyncio

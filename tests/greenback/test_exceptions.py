@@ -661,7 +661,9 @@ class TestThrownIn:
                     await (portal(program) if bridged else program())  # noqa: B023
                 except BaseException as error:
                     log.append(chain(error))  # noqa: B023
-                    log.append(without_own_frames(error))  # noqa: B023
+                    if name != "in_except" or sys.version_info >= (3, 12):
+                        # Older ones lose frames of what they chain to a handled exception.
+                        log.append(without_own_frames(error))  # noqa: B023
                     raise
 
             async def main() -> None:
