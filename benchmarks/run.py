@@ -115,9 +115,7 @@ QUICK = Settings(rounds=2, repetitions=6, seconds=0.001)
 def find_python() -> str:
     """CPython 3.13, which the targets are stated for, if there is one."""
     candidates = [shutil.which("python3.13")]
-    candidates += [
-        str(path) for path in Path.home().glob(".pyenv/versions/3.13.*/bin/python")
-    ]
+    candidates += [str(path) for path in Path.home().glob(".pyenv/versions/3.13.*/bin/python")]
     for candidate in candidates:
         # One of pyenv's shims may exist and yet refuse to run.
         if candidate is None:
@@ -192,7 +190,8 @@ class Worker:
 
     def __init__(self, peer: Peer, library: str) -> None:
         environment = {
-            name: value for name, value in os.environ.items()
+            name: value
+            for name, value in os.environ.items()
             if not name.startswith(("PYTHON", "GREENBACK_"))
         }
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -200,7 +199,10 @@ class Worker:
             environment["PYTHONPATH"] = str(peer.source)
         self.process = subprocess.Popen(
             [peer.interpreter, str(HERE / "worker.py"), peer.name, library],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         self.calls: Dict[Tuple[str, int], int] = {}
         try:
@@ -285,8 +287,7 @@ class Results:
         """*peer* / ours."""
         ours = self.cost(library, "ours", work, depth)
         other = (
-            self.plain(library, work) if peer == "plain"
-            else self.cost(library, peer, work, depth)
+            self.plain(library, work) if peer == "plain" else self.cost(library, peer, work, depth)
         )
         if ours is None or other is None or ours <= 0 or other <= 0:
             return None
@@ -338,7 +339,9 @@ def measure_times(
     cells: List[Tuple[str, int, Optional[Work]]] = [(name, 1, None) for name in PLAIN_TIMES]
     cells += [(SWITCH_PAIR, depth, None) for depth in DEPTHS]
     cells += [
-        (work.name, depth, work) for work in WORKS if work.name not in MEMORY
+        (work.name, depth, work)
+        for work in WORKS
+        if work.name not in MEMORY
         for depth in work.depths
     ]
     workers = start(peers, library, results)
@@ -398,7 +401,11 @@ def ratio(value: Optional[float]) -> str:
 
 def new_table(title: str) -> Table:
     return Table(
-        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1),
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        padding=(0, 1),
         pad_edge=False,
     )
 
@@ -530,19 +537,36 @@ def main() -> None:
         show_targets(console, verdicts, name)
     show_failures(console, results)
     if arguments.json:
-        arguments.json.write_text(json.dumps({
-            "python": name, "cpu": cpu(), "versions": results.versions,
-            "settings": settings._asdict(),
-            "minima": [
-                {"library": key[0], "implementation": key[1], "work": key[2], "depth": key[3],
-                 "unit": "kB" if key[2] in MEMORY else "us", "value": value}
-                for key, value in results.minima.items()
-            ],
-            "targets": [
-                {**verdict.target._asdict(), "measured": verdict.measured, "met": verdict.met}
-                for verdict in verdicts
-            ],
-        }, indent=1))
+        arguments.json.write_text(
+            json.dumps(
+                {
+                    "python": name,
+                    "cpu": cpu(),
+                    "versions": results.versions,
+                    "settings": settings._asdict(),
+                    "minima": [
+                        {
+                            "library": key[0],
+                            "implementation": key[1],
+                            "work": key[2],
+                            "depth": key[3],
+                            "unit": "kB" if key[2] in MEMORY else "us",
+                            "value": value,
+                        }
+                        for key, value in results.minima.items()
+                    ],
+                    "targets": [
+                        {
+                            **verdict.target._asdict(),
+                            "measured": verdict.measured,
+                            "met": verdict.met,
+                        }
+                        for verdict in verdicts
+                    ],
+                },
+                indent=1,
+            )
+        )
 
 
 if __name__ == "__main__":

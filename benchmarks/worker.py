@@ -328,8 +328,18 @@ def resident() -> int:
 WORKS = {
     work.__name__: work
     for work in (
-        bridge, bridged_sleep, portal_sleep, run_sync, run_async, portal_task, portal_tasks,
-        plain_await, plain_sleep, plain_task, plain_tasks, switch_pair,
+        bridge,
+        bridged_sleep,
+        portal_sleep,
+        run_sync,
+        run_async,
+        portal_task,
+        portal_tasks,
+        plain_await,
+        plain_sleep,
+        plain_task,
+        plain_tasks,
+        switch_pair,
     )
 }
 MEMORY = {work.__name__: work for work in (parked, plain_parked)}

@@ -164,7 +164,8 @@ class async_iter(Generic[T]):  # noqa: N801  (the name is the API)
                 f"{type(it).__name__}"
             )
         is_generator = all(hasattr(it, name) for name in ("asend", "athrow", "aclose"))
-        self = super().__new__(async_generator if is_generator else cls)
+        kind: Any = async_generator if is_generator else cls
+        self: async_iter[T] = super().__new__(kind)
         self._it = it
         return self
 

@@ -75,7 +75,10 @@ T = TypeVar("T")
 # greenlet 0.4, which PyPy has built in, knows nothing of contexts: they belong to the thread.
 _GREENLETS_HAVE_CONTEXT = hasattr(greenlet.greenlet, "gr_context")
 if not _GREENLETS_HAVE_CONTEXT:
-    from __pypy__ import get_contextvar_context, set_contextvar_context
+    from __pypy__ import (  # pyright: ignore[reportMissingImports]
+        get_contextvar_context,
+        set_contextvar_context,
+    )
 
 
 class Begun:

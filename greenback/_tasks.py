@@ -357,12 +357,14 @@ def _trio(outer_loop: Any) -> Trio:
 
 def _running_asyncio_loop() -> Any:
     global _get_running_loop
-    if _get_running_loop is None:
-        asyncio = sys.modules.get("asyncio")
-        if asyncio is None:
+    get = _get_running_loop
+    if get is None:
+        # The attribute is missing while another thread is in the middle of importing asyncio.
+        get = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+        if get is None:
             return None
-        _get_running_loop = asyncio._get_running_loop
-    return _get_running_loop()
+        _get_running_loop = get
+    return get()
 
 
 def _is_inner(first: Any, second: Any) -> bool:

@@ -109,7 +109,9 @@ def _enable(config: Config, tracer_provider: Any, meter_provider: Any, at_import
     _require("trace", "opentelemetry.metrics", "structlog")
     if is_to_file:
         _require(
-            "report", "google.protobuf", "opentelemetry.sdk.trace",
+            "report",
+            "google.protobuf",
+            "opentelemetry.sdk.trace",
             "opentelemetry.exporter.otlp.proto.common",
         )
     if config.mode == "debug":
@@ -157,7 +159,11 @@ class _Session:
     """Tracing from when it is enabled until it is disabled."""
 
     def __init__(
-        self, config: Config, is_to_file: bool, tracer_provider: Any, meter_provider: Any,
+        self,
+        config: Config,
+        is_to_file: bool,
+        tracer_provider: Any,
+        meter_provider: Any,
         at_import: bool,
     ) -> None:
         self.process = os.getpid()

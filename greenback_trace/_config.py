@@ -77,7 +77,9 @@ class Config:
             if value is None or not setting.accepts(value):
                 logging.getLogger("greenback").warning(
                     "%s=%r is ignored: it must be %s",
-                    setting.variable, text, setting.allowed_in_environment,
+                    setting.variable,
+                    text,
+                    setting.allowed_in_environment,
                 )
             else:
                 settings[name] = value
@@ -111,25 +113,39 @@ def _is_rate(value: Any) -> bool:
 
 _FIELDS: Dict[str, _Setting] = {
     "mode": _Setting(
-        "GREENBACK_TRACE", lambda text: _MODES[text.lower()],
+        "GREENBACK_TRACE",
+        lambda text: _MODES[text.lower()],
         lambda value: value in _MODES.values(),
-        "0, off, 1, on or debug", "'off', 'on' or 'debug'",
+        "0, off, 1, on or debug",
+        "'off', 'on' or 'debug'",
     ),
     "file": _Setting(
-        "GREENBACK_TRACE_FILE", str, lambda value: isinstance(value, str) and value != "",
-        "a path", "a path as a string",
+        "GREENBACK_TRACE_FILE",
+        str,
+        lambda value: isinstance(value, str) and value != "",
+        "a path",
+        "a path as a string",
     ),
     "file_limit": _Setting(
-        "GREENBACK_TRACE_FILE_LIMIT", _bytes, _is_whole,
-        "a number of bytes above 0, as in 500000, 200k, 50M or 1G", "a number of bytes above 0",
+        "GREENBACK_TRACE_FILE_LIMIT",
+        _bytes,
+        _is_whole,
+        "a number of bytes above 0, as in 500000, 200k, 50M or 1G",
+        "a number of bytes above 0",
     ),
     "spans": _Setting(
-        "GREENBACK_TRACE_SPANS", str.lower, lambda value: value in _SPANS,
-        "all, suspended, portals or none", "'all', 'suspended', 'portals' or 'none'",
+        "GREENBACK_TRACE_SPANS",
+        str.lower,
+        lambda value: value in _SPANS,
+        "all, suspended, portals or none",
+        "'all', 'suspended', 'portals' or 'none'",
     ),
     "span_rate": _Setting(
-        "GREENBACK_TRACE_SPAN_RATE", float, _is_rate,
-        "a number per second, or 0 for no limit", "a number per second, or 0 for no limit",
+        "GREENBACK_TRACE_SPAN_RATE",
+        float,
+        _is_rate,
+        "a number per second, or 0 for no limit",
+        "a number per second, or 0 for no limit",
     ),
     "sites": _Setting(
         "GREENBACK_TRACE_SITES", int, _is_whole, "a whole number above 0", "an int above 0"

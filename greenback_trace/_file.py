@@ -109,7 +109,8 @@ class LineFile:
         logging.getLogger("greenback").warning(
             "GREENBACK_TRACE_FILE: %s %s; the program goes on, and the rest of its trace is lost. "
             "Name a file that can be written, or set GREENBACK_TRACE_FILE_LIMIT",
-            self.path, why,
+            self.path,
+            why,
         )
         if self._file is not None:
             self._file.close()
@@ -203,8 +204,12 @@ class _Chains:
         self._add(scope_metrics, changed, now, "suspended_time", "s")
 
     def _add(
-        self, scope_metrics: ScopeMetrics, changed: Sequence[Tuple[Chain, Tally]], now: int,
-        name: str, unit: str,
+        self,
+        scope_metrics: ScopeMetrics,
+        changed: Sequence[Tuple[Chain, Tally]],
+        now: int,
+        name: str,
+        unit: str,
     ) -> None:
         metric = scope_metrics.metrics.add(name=f"greenback.chain.{name}", unit=unit)
         metric.sum.is_monotonic = True
@@ -212,7 +217,9 @@ class _Chains:
         for chain, tally in changed:
             if name == "bridges":
                 for outcome, count in (
-                    ("ok", tally.ok), ("error", tally.errors), ("cancelled", tally.cancelled)
+                    ("ok", tally.ok),
+                    ("error", tally.errors),
+                    ("cancelled", tally.cancelled),
                 ):
                     if count:
                         point = self._point(metric.sum.data_points.add(), chain, now)
@@ -252,30 +259,44 @@ class Pipeline:
 
     def __init__(self, path: str, limit: int, totals: Totals) -> None:
         self.file = LineFile(path, limit)
-        resource = Resource({
-            "service.name": os.environ.get("OTEL_SERVICE_NAME") or _program(),
-            "service.instance.id": str(uuid.uuid4()),
-            "process.pid": os.getpid(),
-            "telemetry.sdk.language": "python",
-        })
+        resource = Resource(
+            {
+                "service.name": os.environ.get("OTEL_SERVICE_NAME") or _program(),
+                "service.instance.id": str(uuid.uuid4()),
+                "process.pid": os.getpid(),
+                "telemetry.sdk.language": "python",
+            }
+        )
         self.tracer_provider = TracerProvider(
             sampler=ALWAYS_ON,
             resource=resource,
             shutdown_on_exit=False,
             span_limits=SpanLimits(
-                max_attributes=128, max_events=128, max_links=128, max_span_attributes=128,
-                max_event_attributes=128, max_link_attributes=128,
-                max_attribute_length=SpanLimits.UNSET, max_span_attribute_length=SpanLimits.UNSET,
+                max_attributes=128,
+                max_events=128,
+                max_links=128,
+                max_span_attributes=128,
+                max_event_attributes=128,
+                max_link_attributes=128,
+                max_attribute_length=SpanLimits.UNSET,
+                max_span_attribute_length=SpanLimits.UNSET,
             ),
         )
-        self.tracer_provider.add_span_processor(BatchSpanProcessor(
-            _SpanWriter(self.file), max_queue_size=_QUEUE, max_export_batch_size=512,
-            schedule_delay_millis=FLUSH_INTERVAL * 1000, export_timeout_millis=30_000,
-        ))
+        self.tracer_provider.add_span_processor(
+            BatchSpanProcessor(
+                _SpanWriter(self.file),
+                max_queue_size=_QUEUE,
+                max_export_batch_size=512,
+                schedule_delay_millis=FLUSH_INTERVAL * 1000,
+                export_timeout_millis=30_000,
+            )
+        )
         self.meter_provider = MeterProvider(
-            [PeriodicExportingMetricReader(
-                _MetricWriter(self.file, totals), FLUSH_INTERVAL * 1000, 30_000
-            )],
+            [
+                PeriodicExportingMetricReader(
+                    _MetricWriter(self.file, totals), FLUSH_INTERVAL * 1000, 30_000
+                )
+            ],
             resource=resource,
             exemplar_filter=AlwaysOffExemplarFilter(),
             shutdown_on_exit=False,

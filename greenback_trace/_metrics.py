@@ -43,12 +43,16 @@ def register(meter: Meter, source: Source) -> None:
 
     counter("greenback.bridges", "{bridge}", "Calls of await_ that have finished.", _bridges)
     counter(
-        "greenback.bridge.suspensions", "{bridge}", "Bridges that waited for the event loop.",
+        "greenback.bridge.suspensions",
+        "{bridge}",
+        "Bridges that waited for the event loop.",
         _suspensions,
     )
     counter("greenback.bridge.time", "s", "Total time in bridges.", _time)
     counter(
-        "greenback.bridge.suspended_time", "s", "Time that bridges waited for the event loop.",
+        "greenback.bridge.suspended_time",
+        "s",
+        "Time that bridges waited for the event loop.",
         _suspended_time,
     )
     up_down("greenback.bridge.active", "{bridge}", "Bridges that are under way.", _active)
@@ -61,9 +65,10 @@ def register(meter: Meter, source: Source) -> None:
     def dropped(totals: Totals) -> _Values:
         count = source.dropped_spans()
         if count:
-            yield count, {
-                "greenback.trace.item": "span", "greenback.trace.drop.reason": "rate_limit"
-            }
+            yield (
+                count,
+                {"greenback.trace.item": "span", "greenback.trace.drop.reason": "rate_limit"},
+            )
 
     counter("greenback.trace.item.dropped", "{item}", "What tracing has left out.", dropped)
 
@@ -77,7 +82,9 @@ def _callback(
 def _bridges(totals: Totals) -> _Values:
     for function, tally in totals.by_function().items():
         for outcome, count in (
-            ("ok", tally.ok), ("error", tally.errors), ("cancelled", tally.cancelled)
+            ("ok", tally.ok),
+            ("error", tally.errors),
+            ("cancelled", tally.cancelled),
         ):
             if count:
                 yield count, {"code.function.name": function, "greenback.outcome": outcome}

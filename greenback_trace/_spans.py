@@ -84,8 +84,17 @@ class Spans(Instrument):
     """
 
     __slots__ = (
-        "_bridges", "_budget", "_dropped", "_in_sdk", "_is_private", "_portals", "_second_budget",
-        "_totals", "_which", "tracer", "was_recorded",
+        "_bridges",
+        "_budget",
+        "_dropped",
+        "_in_sdk",
+        "_is_private",
+        "_portals",
+        "_second_budget",
+        "_totals",
+        "_which",
+        "tracer",
+        "was_recorded",
     )
 
     def __init__(self, totals: Totals, which: str, rate: float, is_private: bool) -> None:
@@ -263,7 +272,8 @@ class Spans(Instrument):
         self._in_sdk.now = True
         try:
             return self.tracer.start_span(
-                f"await_ {node.chain()[-1].qualname}", parent,
+                f"await_ {node.chain()[-1].qualname}",
+                parent,
                 attributes=_first_attributes(bridge, node),
                 links=() if link is None else (trace.Link(link.get_span_context()),),
                 start_time=start_time,
@@ -276,11 +286,13 @@ class Spans(Instrument):
     ) -> None:
         self._in_sdk.now = True
         try:
-            span.set_attributes({
-                "greenback.suspended": state.switches > 0,
-                "greenback.switches": state.switches,
-                "greenback.suspended_time": state.suspended_ns / 1e9,
-            })
+            span.set_attributes(
+                {
+                    "greenback.suspended": state.switches > 0,
+                    "greenback.switches": state.switches,
+                    "greenback.suspended_time": state.suspended_ns / 1e9,
+                }
+            )
             if error is not None and not is_cancellation(error):
                 span.set_attribute("error.type", _full_name(type(error)))
                 span.set_status(trace.StatusCode.ERROR)
@@ -303,6 +315,7 @@ class Spans(Instrument):
             if span is not None:
                 return trace.set_span_in_context(span, current)
         return current
+
 
 def _first_attributes(bridge: Bridge, node: Node) -> Dict[str, Any]:
     chain = node.chain()

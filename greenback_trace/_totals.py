@@ -24,9 +24,9 @@ from greenback.instruments import Instrument
 
 from ._sites import (
     ASYNC,
-    RUNTIME,
     CHAIN_LIMIT,
     OTHER,
+    RUNTIME,
     Key,
     Site,
     Sites,
@@ -36,6 +36,7 @@ from ._snapshot import ChainTotals, PortalTotals, SiteTotals, Snapshot, StepTota
 
 if TYPE_CHECKING:
     from greenback.instruments import Bridge, Portal
+
     Chain = Tuple[Site, ...]
 
 #: Nodes that a thread learns at most, for each site that may be kept. A node takes 250 bytes.
@@ -124,7 +125,14 @@ class PortalTally(Tally):
     """One open portal, and what was bridged in it."""
 
     __slots__ = (
-        "closed", "counts", "kind", "library", "step_max_ns", "step_started", "steps", "switches",
+        "closed",
+        "counts",
+        "kind",
+        "library",
+        "step_max_ns",
+        "step_started",
+        "steps",
+        "switches",
     )
 
     def __init__(self, kind: str, library: str, counts: Counts) -> None:
@@ -204,7 +212,14 @@ class Totals(Instrument):
     """
 
     __slots__ = (
-        "_all", "_ended", "_ended_chains", "_local", "_lock", "_node_limit", "_sites", "bridges",
+        "_all",
+        "_ended",
+        "_ended_chains",
+        "_local",
+        "_lock",
+        "_node_limit",
+        "_sites",
+        "bridges",
         "portals",
     )
 
@@ -477,7 +492,8 @@ class Totals(Instrument):
     def snapshot(self) -> Snapshot:
         chains = [
             ChainTotals(
-                **tally.public(), **_public_site(chain[-1]),
+                **tally.public(),
+                **_public_site(chain[-1]),
                 chain=tuple(map(str, chain)) if not chain[-1].is_async else (),
             )
             for chain, tally in self.by_chain().items()
@@ -568,7 +584,10 @@ def _add_steps(totals: Dict[str, Steps], name: str, steps: Steps) -> None:
 
 def _public_site(site: Site) -> Dict[str, Any]:
     return {
-        "function": site.function, "qualname": site.qualname, "file": site.file, "line": site.line
+        "function": site.function,
+        "qualname": site.qualname,
+        "file": site.file,
+        "line": site.line,
     }
 
 

@@ -31,18 +31,24 @@ def show(trace: Trace, top: int, console: Console) -> None:
         left = trace.sites[top:]
         if left:
             bridges = sum(site.bridges for site in left)
-            console.print(Text(
-                f"and {len(left)} more {_plural(len(left), 'site')} with {_count(bridges)} "
-                f"{_plural(bridges, 'bridge')}: --top {len(trace.sites)} shows all", style="dim",
-            ))
+            console.print(
+                Text(
+                    f"and {len(left)} more {_plural(len(left), 'site')} with {_count(bridges)} "
+                    f"{_plural(bridges, 'bridge')}: --top {len(trace.sites)} shows all",
+                    style="dim",
+                )
+            )
         chains = [_site_chains(number, site) for number, site in enumerate(sites, 1) if site.chains]
         if chains:
             console.print()
             console.print(Text("Sync chains", style="bold"))
-            console.print(Text(
-                "From the outermost sync function to the bridge: what would have to become "
-                "async def for the bridge to go away.", style="dim",
-            ))
+            console.print(
+                Text(
+                    "From the outermost sync function to the bridge: what would have to become "
+                    "async def for the bridge to go away.",
+                    style="dim",
+                )
+            )
             for chain in chains:
                 console.print()
                 console.print(chain)
@@ -70,8 +76,12 @@ def _headline(trace: Trace) -> Text:
 
 def _site_table(sites: List[SiteReport], is_wide: bool) -> Table:
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title="Hot spots, the longest total time first",
-        title_style="bold", title_justify="left", expand=False,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title="Hot spots, the longest total time first",
+        title_style="bold",
+        title_justify="left",
+        expand=False,
     )
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("function" if is_wide else "function, file:line", overflow="fold")
@@ -100,19 +110,22 @@ def _site_chains(number: int, site: SiteReport) -> RenderableType:
     for chain, numbers in chains[:_CHAINS_PER_SITE]:
         parts.append(_indented(3, _summary(numbers)))
         if not chain:
-            parts.append(_indented(
-                5, "called directly from an async function: a plain await would do"
-            ))
+            parts.append(
+                _indented(5, "called directly from an async function: a plain await would do")
+            )
         for depth, caller in enumerate(chain):
             function, place = _split(caller)
             parts.append(_indented(5 + 2 * min(depth, 10), function, "  ", (place, "dim")))
     left = chains[_CHAINS_PER_SITE:]
     if left:
         bridges = sum(numbers.bridges for _, numbers in left)
-        parts.append(_indented(
-            3, f"and {len(left)} more {_plural(len(left), 'chain')} with {_count(bridges)} "
-            f"{_plural(bridges, 'bridge')}",
-        ))
+        parts.append(
+            _indented(
+                3,
+                f"and {len(left)} more {_plural(len(left), 'chain')} with {_count(bridges)} "
+                f"{_plural(bridges, 'bridge')}",
+            )
+        )
     return Group(*parts)
 
 
@@ -136,7 +149,10 @@ def _summary(numbers: Numbers) -> str:
 
 def _portal_table(trace: Trace) -> Table:
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title="Portals", title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title="Portals",
+        title_style="bold",
         title_justify="left",
     )
     table.add_column("kind")
@@ -169,7 +185,7 @@ def _place(file: str, line: int) -> str:
         return ""
     here = os.getcwd().rstrip(os.sep) + os.sep
     if file.startswith(here):
-        file = file[len(here):]
+        file = file[len(here) :]
     _, installed, inside = file.rpartition(f"{os.sep}site-packages{os.sep}")
     if installed:
         file = inside

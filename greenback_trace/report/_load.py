@@ -209,10 +209,12 @@ def _points(
 
 
 def _attributes(fields: Dict[str, Any]) -> _Attributes:
-    return tuple(sorted(
-        (attribute["key"], _value(attribute.get("value", {})))
-        for attribute in fields.get("attributes", ())
-    ))
+    return tuple(
+        sorted(
+            (attribute["key"], _value(attribute.get("value", {})))
+            for attribute in fields.get("attributes", ())
+        )
+    )
 
 
 def _value(value: Dict[str, Any]) -> Any:

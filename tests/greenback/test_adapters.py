@@ -223,9 +223,7 @@ class TestAsyncContext:
             assert passed.__context__ is None
 
         in_portal(backend, sync)
-        assert log == [
-            "enter", (LookupError, swallowed, True), "enter", (ValueError, passed, True)
-        ]
+        assert log == ["enter", (LookupError, swallowed, True), "enter", (ValueError, passed, True)]
 
     def test_raised_on_leaving(self, backend: Any) -> None:
         """What ``__aexit__`` raises has the exception of the body as its context."""
@@ -553,8 +551,10 @@ class TestAsyncGenerator:
             words = ("can't send non-None value to a just-started ", "generator")
             assert [
                 (entry[0], (entry[1][0].replace("async generator", "generator"),))
-                if isinstance(entry, tuple) and entry[0] is TypeError
-                and entry[1][0].startswith(words[0]) else entry
+                if isinstance(entry, tuple)
+                and entry[0] is TypeError
+                and entry[1][0].startswith(words[0])
+                else entry
                 for entry in found
             ] == expected
 

@@ -121,7 +121,11 @@ class TestNames:
     def test_instruments(self) -> None:
         """The seam is a public module that says what it exports."""
         assert sorted(greenback.instruments.__all__) == [
-            "Bridge", "Instrument", "Portal", "add_instrument", "remove_instrument",
+            "Bridge",
+            "Instrument",
+            "Portal",
+            "add_instrument",
+            "remove_instrument",
         ]
 
 
@@ -129,9 +133,7 @@ class TestImport:
     def test_neither_library_is_imported(self) -> None:
         """A program that uses one async library does not pay for importing the other."""
         loaded = in_a_fresh_interpreter(
-            "before = set(sys.modules)\n"
-            "import greenback\n"
-            "print(*(set(sys.modules) - before))\n"
+            "before = set(sys.modules)\nimport greenback\nprint(*(set(sys.modules) - before))\n"
         )
         assert "greenback" in loaded
         assert not {"asyncio", "trio", "opentelemetry", "greenback_trace"} & set(loaded)

@@ -1,4 +1,4 @@
-"""What `greenback.await_` takes, and what it and `greenback.has_portal` say where they cannot work."""
+"""What `greenback.await_` takes, and what it and `has_portal` say where they cannot work."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def both_ways(backend: Any, portal: Any, make: Callable[[], Any]) -> Tuple[Any, 
 
 
 class OneTrap:
-    """An iterator without send() and throw(), which waits once if there is something to wait for."""
+    """An iterator without send() and throw(), which waits once if there is reason to."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -121,8 +121,20 @@ class Awaitable:
 class TestCoroutines:
     @pytest.mark.parametrize(
         "value",
-        [None, 0, False, "", (), (1, 2), [], "text", StopIteration(1), ValueError("a value"),
-         StopAsyncIteration, object()],
+        [
+            None,
+            0,
+            False,
+            "",
+            (),
+            (1, 2),
+            [],
+            "text",
+            StopIteration(1),
+            ValueError("a value"),
+            StopAsyncIteration,
+            object(),
+        ],
         ids=repr,
     )
     @pytest.mark.parametrize("waits", [False, True])
@@ -171,7 +183,8 @@ class TestCoroutines:
         assert awaited == (RuntimeError, ("coroutine is being awaited already",))
         assert bridged == awaited
         assert both_ways(backend, portal, half_run_generator) == (
-            ("returned", None), ("returned", None),
+            ("returned", None),
+            ("returned", None),
         )
 
     def test_misused_coroutine(self, backend: Any, portal: Any) -> None:
@@ -190,7 +203,7 @@ class TestCoroutines:
         assert bridged == awaited
 
     def test_coroutine_in_use(self, backend: Any) -> None:
-        """A second wait for a coroutine that is parked fails, and the first one is not disturbed."""
+        """A second wait for a parked coroutine fails, and does not disturb the first."""
 
         async def main() -> List[Any]:
             go = backend.event()
@@ -215,9 +228,7 @@ class TestCoroutines:
                 results.append(outcome(lambda: await_(inner)))
                 go.set()
 
-            await backend.together(
-                first, functools.partial(greenback.with_portal_run, second)
-            )
+            await backend.together(first, functools.partial(greenback.with_portal_run, second))
             return results
 
         error, first = backend.run(main)
@@ -263,9 +274,12 @@ class TestOtherAwaitables:
             await asyncio.sleep(0)
             return "worked"
 
-        assert asyncio_backend.run(
-            portal, lambda: await_(asyncio.get_running_loop().create_task(work()))
-        ) == "worked"
+        assert (
+            asyncio_backend.run(
+                portal, lambda: await_(asyncio.get_running_loop().create_task(work()))
+            )
+            == "worked"
+        )
 
     @pytest.mark.parametrize("waits", [False, True])
     def test_dunder_await(self, backend: Any, portal: Any, waits: bool) -> None:
@@ -329,7 +343,8 @@ class TestOtherAwaitables:
             return "at once"
 
         assert backend.run(portal, lambda: (await_(waits()), await_(at_once()))) == (
-            "waited", "at once",
+            "waited",
+            "at once",
         )
 
     def test_async_generator_methods(self, backend: Any, portal: Any) -> None:
@@ -414,12 +429,27 @@ class TestNotAwaitable:
     @pytest.mark.parametrize(
         "make",
         [
-            lambda: 42, lambda: None, lambda: "text", list, lambda: Awaitable, lambda: (),
-            lambda: asyncio.sleep, lambda: (x for x in ()),
+            lambda: 42,
+            lambda: None,
+            lambda: "text",
+            list,
+            lambda: Awaitable,
+            lambda: (),
+            lambda: asyncio.sleep,
+            lambda: (x for x in ()),
             lambda: types.SimpleNamespace(__await__=lambda: iter(())),
         ],
-        ids=["int", "None", "str", "list", "class", "tuple", "async-function", "generator",
-             "instance-attribute"],
+        ids=[
+            "int",
+            "None",
+            "str",
+            "list",
+            "class",
+            "tuple",
+            "async-function",
+            "generator",
+            "instance-attribute",
+        ],
     )
     def test_error(self, backend: Any, portal: Any, make: Any) -> None:
         """What cannot be awaited raises the TypeError that await raises, word for word."""
@@ -487,10 +517,17 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "compiled_coroutines.pyx").write_text(CYTHON_SOURCE)
     done = subprocess.run(
         # From 3.12 on, distutils is what setuptools brings with it.
-        [sys.executable, "-c", "import setuptools; from Cython.Build.Cythonize import main; "
-         "main(['-i', '-3', 'compiled_coroutines.pyx'])"],
-        cwd=str(folder), capture_output=True, text=True,
-        env={**os.environ, "CFLAGS": "-O0"}, check=False,
+        [
+            sys.executable,
+            "-c",
+            "import setuptools; from Cython.Build.Cythonize import main; "
+            "main(['-i', '-3', 'compiled_coroutines.pyx'])",
+        ],
+        cwd=str(folder),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CFLAGS": "-O0"},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     built = next(path for path in folder.iterdir() if path.suffix in (".so", ".pyd"))
@@ -512,8 +549,10 @@ class TestCython:
 
         def use() -> Any:
             return (
-                await_(compiled.immediate(None)), await_(compiled.immediate("x")),
-                await_(compiled.through(give())), await_(compiled.through(compiled.immediate(1))),
+                await_(compiled.immediate(None)),
+                await_(compiled.immediate("x")),
+                await_(compiled.through(give())),
+                await_(compiled.through(compiled.immediate(1))),
             )
 
         probe = compiled.immediate(1)
@@ -524,7 +563,7 @@ class TestCython:
     def test_exception(self, backend: Any, portal: Any, compiled: Any) -> None:
         """A coroutine made by Cython raises what it raises."""
         for error in (ValueError("x"), KeyboardInterrupt(), GeneratorExit(), StopIteration(1)):
-            awaited, bridged = both_ways(backend, portal, lambda: compiled.fails(error))  # noqa: B023
+            awaited, bridged = both_ways(backend, portal, lambda: compiled.fails(error))
             assert bridged == awaited
 
     def test_cancellation(self, asyncio_backend: Any, portal: Any, compiled: Any) -> None:
@@ -639,7 +678,7 @@ class TestNoPortal:
             for waits in (False, True):
                 with pytest.raises(ZeroDivisionError):
                     await greenback.with_portal_run_sync(
-                        lambda: (waits and await_(backend.checkpoint()), 1 // 0)  # noqa: B023
+                        lambda: (waits and await_(backend.checkpoint()), 1 // 0)
                     )
                 assert_refused(RuntimeError, self.WORDS)
 
@@ -905,8 +944,11 @@ class TestHasPortal:
             assert not greenback.has_portal()
             assert not greenback.has_portal(backend.current_task())
             assert await portal(
-                lambda: (greenback.has_portal(), greenback.has_portal(backend.current_task()),
-                         *await_(inside()))
+                lambda: (
+                    greenback.has_portal(),
+                    greenback.has_portal(backend.current_task()),
+                    *await_(inside()),
+                )
             ) == (True, True, True, True)
 
         backend.run(main)
@@ -949,7 +991,8 @@ class TestHasPortal:
         assert seen == [True, False, False, False]
 
     @pytest.mark.parametrize(
-        "thing", [42, "text", [], {}, object(), Unhashable(), BadHash(), asyncio.Future, trio],
+        "thing",
+        [42, "text", [], {}, object(), Unhashable(), BadHash(), asyncio.Future, trio],
         ids=lambda thing: type(thing).__name__,
     )
     def test_no_task(self, backend: Any, portal: Any, thing: Any) -> None:

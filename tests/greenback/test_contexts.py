@@ -261,8 +261,9 @@ class TestContextRun:
         """A coroutine that opens a portal may be run in a context by hand, step by step."""
 
         async def opens() -> str:
-            await greenback.with_portal_run_sync(lambda: (await_(backend.checkpoint()),
-                                                          var.set("inner")))
+            await greenback.with_portal_run_sync(
+                lambda: (await_(backend.checkpoint()), var.set("inner"))
+            )
             return var.get()  # type: ignore[no-any-return]
 
         class Steps:
@@ -345,7 +346,8 @@ class TestContextOfTheTask:
                 var.set((var.get(), "two"))
 
             await asyncio.get_running_loop().create_task(
-                portal(use), context=context  # type: ignore[call-arg]
+                portal(use),
+                context=context,  # type: ignore[call-arg]
             )
             assert context[var] == ("one", "two")
             assert var.get() == "nothing"

@@ -276,15 +276,15 @@ def results_of(backend: Any, source: str, portal: Any, call: Any) -> List[Any]:
         program = compiled(source, bridged, {"log": log, "checkpoint": backend.checkpoint})
 
         async def main() -> Any:
-            if bridged:  # noqa: B023
-                return await portal(program)  # noqa: B023
-            return await program()  # noqa: B023
+            if bridged:
+                return await portal(program)
+            return await program()
 
         async def outer() -> None:
             try:
-                await call(main)  # noqa: B023
+                await call(main)
             except BaseException as error:
-                log.append(type(error))  # noqa: B023
+                log.append(type(error))
 
         try:
             backend.run(outer)
@@ -358,7 +358,8 @@ class TestTrio:
         assert from_portal == from_plain
 
     @pytest.mark.parametrize(
-        "call", [protected, protected_in_except, unprotected_again, in_system_task],
+        "call",
+        [protected, protected_in_except, unprotected_again, in_system_task],
         ids=lambda call: call.__name__,
     )
     @pytest.mark.parametrize("opener", [in_run_sync, in_run], ids=lambda fn: fn.__name__)
@@ -373,9 +374,7 @@ class TestTrio:
     def test_system_task_portal(self) -> None:
         """A system task with ensure_portal() stays protected."""
         for name in IN_A_SYSTEM_TASK:
-            from_plain, from_portal = results_of(
-                TRIO, TRIO_PROGRAMS[name], in_task, in_system_task
-            )
+            from_plain, from_portal = results_of(TRIO, TRIO_PROGRAMS[name], in_task, in_system_task)
             assert (name, from_portal) == (name, from_plain)
 
     @pytest.mark.parametrize("name", IN_ANOTHER_TASK)
@@ -430,8 +429,10 @@ class TestTrio:
             found = []
             for _ in range(2):
                 found += [
-                    await greenback.with_portal_run_sync(look), await guarded(),
-                    await greenback.with_portal_run(coroutine), await guarded_run(),
+                    await greenback.with_portal_run_sync(look),
+                    await guarded(),
+                    await greenback.with_portal_run(coroutine),
+                    await guarded_run(),
                 ]
             return found
 
@@ -456,9 +457,7 @@ class TestTrio:
 
 
 class TestAsyncio:
-    @pytest.mark.parametrize(
-        "call", [directly, in_except], ids=lambda call: call.__name__
-    )
+    @pytest.mark.parametrize("call", [directly, in_except], ids=lambda call: call.__name__)
     @pytest.mark.parametrize("name", list(PROGRAMS))
     def test_programs(self, asyncio_backend: Any, portal: Any, name: str, call: Any) -> None:
         """Python's own handler interrupts code in a portal where it stands."""
@@ -495,11 +494,12 @@ class TestAsyncio:
                     finally:
                         log.append("finally")
                 """,
-                bridged, {"log": log},
+                bridged,
+                {"log": log},
             )
 
             async def main() -> None:
-                await (portal(program) if bridged else program())  # noqa: B023
+                await (portal(program) if bridged else program())
 
             with pytest.raises(KeyboardInterrupt):
                 asyncio.run(main())
@@ -550,7 +550,9 @@ class TestProcess:
             run="trio.run(main)" if is_trio else "asyncio.run(main())",
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", source], stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", source],
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert process.stdout is not None

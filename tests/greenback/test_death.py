@@ -44,7 +44,7 @@ def close_loop_with_parked_tasks(number):
 
 class TestEndInABridge:
     def test_cancelled_task_runs_its_finally_blocks(self, asyncio_backend):
-        """A task that is cancelled in a bridge runs its finally blocks, bridges in them included."""
+        """A task that is cancelled in a bridge runs its finally blocks, and bridges in them."""
         noted = []
 
         async def parked():

@@ -64,9 +64,13 @@ def described(error: Optional[BaseException]) -> Any:
         if id(error) in seen:
             return f"#{seen[id(error)]}"
         seen[id(error)] = len(seen)
-        args = error.args if isinstance(error, tuple(
-            factory for factory in ERRORS.values() if isinstance(factory, type)
-        )) else ()
+        args = (
+            error.args
+            if isinstance(
+                error, tuple(factory for factory in ERRORS.values() if isinstance(factory, type))
+            )
+            else ()
+        )
         return (
             type(error).__name__,
             args,
@@ -317,7 +321,8 @@ def without_chains(log: List[Any]) -> List[Any]:
     """A log in which exceptions have neither cause nor context."""
     return [
         (entry[0], entry[1] and entry[1][:2])
-        if isinstance(entry, tuple) and entry[0] in ("caught", "raised", "handled") else entry
+        if isinstance(entry, tuple) and entry[0] in ("caught", "raised", "handled")
+        else entry
         for entry in log
     ]
 
@@ -342,9 +347,7 @@ def blocks() -> st.SearchStrategy[Any]:
 
     def larger(statement: Any) -> Any:
         block = st.lists(statement, max_size=3).map(tuple)
-        call = st.tuples(
-            st.just("call"), st.booleans(), st.sampled_from(sorted(WRAPPERS)), block
-        )
+        call = st.tuples(st.just("call"), st.booleans(), st.sampled_from(sorted(WRAPPERS)), block)
         attempt = st.tuples(
             st.just("try"), block, st.sampled_from(sorted(CATCHES)), block, block, block
         )
@@ -393,8 +396,16 @@ class TestEquivalence:
         )
         # Cancelled in a bridge, and waiting while it cleans up.
         @example(
-            program=(("try", (("cancel",), ("call", False, "object", (("checkpoint",),))),
-                      "Custom", (), (), (("handled",), ("checkpoint",), ("get",))),),
+            program=(
+                (
+                    "try",
+                    (("cancel",), ("call", False, "object", (("checkpoint",),))),
+                    "Custom",
+                    (),
+                    (),
+                    (("handled",), ("checkpoint",), ("get",)),
+                ),
+            ),
             portal="sync in task",
             cancel_at=None,
         )
@@ -470,8 +481,15 @@ class TestTheProperty:
             for program in (without, with_one)
         ] == [
             [[1], ("returned", None), ("result", None), [0, 0], *partner_steps(0)],
-            [("partner", 0), "resumed", [1], ("returned", None), ("result", None), [0, 0],
-             *partner_steps(1)],
+            [
+                ("partner", 0),
+                "resumed",
+                [1],
+                ("returned", None),
+                ("result", None),
+                [0, 0],
+                *partner_steps(1),
+            ],
         ]
 
     def test_context_chains_are_seen(self) -> None:
@@ -480,7 +498,11 @@ class TestTheProperty:
         chained.__context__ = KeyError(2)
         assert described(plain) != described(chained)
         assert described(chained) == (
-            "Custom", (1,), False, None, ("KeyError", (2,), False, None, None)
+            "Custom",
+            (1,),
+            False,
+            None,
+            ("KeyError", (2,), False, None, None),
         )
 
 

@@ -54,9 +54,7 @@ async def in_task(sync_fn: Callable[[], Any]) -> Any:
 
 async def in_bestowed(sync_fn: Callable[[], Any]) -> Any:
     is_trio = sniffio.current_async_library() == "trio"
-    greenback.bestow_portal(
-        trio.lowlevel.current_task() if is_trio else asyncio.current_task()
-    )
+    greenback.bestow_portal(trio.lowlevel.current_task() if is_trio else asyncio.current_task())
     await (trio.lowlevel.checkpoint() if is_trio else asyncio.sleep(0))
     return sync_fn()
 
@@ -135,8 +133,11 @@ def chain(error: Optional[BaseException], seen: Tuple[int, ...] = ()) -> Any:
         return "again", seen.index(id(error))
     seen = (*seen, id(error))
     return (
-        type(error).__name__, repr(error.args), error.__suppress_context__,
-        chain(error.__cause__, seen), chain(error.__context__, seen),
+        type(error).__name__,
+        repr(error.args),
+        error.__suppress_context__,
+        chain(error.__cause__, seen),
+        chain(error.__context__, seen),
     )
 
 
@@ -154,7 +155,8 @@ HERE = os.path.dirname(os.path.abspath(greenback.__file__))
 def own_frames(error: BaseException) -> List[str]:
     """The functions of greenback in a traceback."""
     return [
-        frame.name for frame in traceback.extract_tb(error.__traceback__)
+        frame.name
+        for frame in traceback.extract_tb(error.__traceback__)
         if os.path.dirname(os.path.abspath(frame.filename)) == HERE
     ]
 
@@ -183,12 +185,12 @@ def run_both(backend: Any, portal: Any, source: str, **names: Any) -> List[Any]:
 
         async def main() -> None:
             try:
-                if bridged:  # noqa: B023
-                    values.append(await portal(program))  # noqa: B023
+                if bridged:
+                    values.append(await portal(program))
                 else:
-                    values.append(await program())  # noqa: B023
+                    values.append(await program())
             except BaseException as error:
-                caught.append(error)  # noqa: B023
+                caught.append(error)
 
         backend.run(main)
         results.append((caught[0] if caught else None, values, log))
@@ -209,11 +211,18 @@ def assert_same(backend: Any, portal: Any, source: str, **names: Any) -> Tuple[A
 
 
 FAMILIES = [
-    lambda: Plain("x"), lambda: StopIteration(1), lambda: StopAsyncIteration(2),
-    lambda: GeneratorExit("g"), lambda: KeyboardInterrupt("k"), lambda: SystemExit(3),
-    lambda: asyncio.CancelledError("c"), lambda: greenlet.GreenletExit("gl"),
-    lambda: RuntimeError("generator raised StopIteration"), lambda: BaseException("b"),
-    lambda: MemoryError(), lambda: RecursionError("r"),
+    lambda: Plain("x"),
+    lambda: StopIteration(1),
+    lambda: StopAsyncIteration(2),
+    lambda: GeneratorExit("g"),
+    lambda: KeyboardInterrupt("k"),
+    lambda: SystemExit(3),
+    lambda: asyncio.CancelledError("c"),
+    lambda: greenlet.GreenletExit("gl"),
+    lambda: RuntimeError("generator raised StopIteration"),
+    lambda: BaseException("b"),
+    lambda: MemoryError(),
+    lambda: RecursionError("r"),
 ]
 
 
@@ -227,7 +236,8 @@ class TestFamilies:
     def test_raised_in_a_coroutine(self, backend: Any, portal: Any, family: Any) -> None:
         """Whatever a coroutine raises, the caller of await_ can catch as with await."""
         assert_same(
-            backend, portal,
+            backend,
+            portal,
             """
             ASYNC def program():
                 for how in ("fail", "fail_later", "fail_while_handling"):
@@ -246,12 +256,14 @@ class TestFamilies:
         """Whatever goes through a bridge and is not caught arrives outside of the portal."""
         for how in ("fail", "fail_later"):
             error, _, _ = assert_same(
-                backend, portal,
+                backend,
+                portal,
                 """
                 ASYNC def program():
                     AWAIT(getattr(h, how)(family()))
                 """,
-                how=how, family=family,
+                how=how,
+                family=family,
             )
             assert error is not None
 
@@ -261,14 +273,16 @@ class TestFamilies:
             pytest.skip("a plain function may raise StopIteration; a coroutine may not")
         for waits in (False, True):
             assert_same(
-                backend, portal,
+                backend,
+                portal,
                 """
                 ASYNC def program():
                     if waits:
                         AWAIT(h.checkpoint())
                     raise family()
                 """,
-                waits=waits, family=family,
+                waits=waits,
+                family=family,
             )
 
     def test_same_object(self, backend: Any, portal: Any) -> None:
@@ -289,7 +303,8 @@ class TestFamilies:
     def test_groups(self, backend: Any, portal: Any) -> None:
         """A group arrives whole, and can be split; so can one of BaseExceptions."""
         assert_same(
-            backend, portal,
+            backend,
+            portal,
             """
             ASYNC def program():
                 for group in (
@@ -302,7 +317,8 @@ class TestFamilies:
                         matching, rest = error.split(Plain)
                         log.append([type(error), repr(matching), repr(rest), error is group])
             """,
-            ExceptionGroup=ExceptionGroup, BaseExceptionGroup=BaseExceptionGroup,
+            ExceptionGroup=ExceptionGroup,
+            BaseExceptionGroup=BaseExceptionGroup,
         )
 
     def test_exception_that_refuses_attributes(self, backend: Any, portal: Any) -> None:
@@ -313,7 +329,8 @@ class TestFamilies:
                 raise TypeError(f"cannot set {name}")
 
         assert_same(
-            backend, portal,
+            backend,
+            portal,
             """
             ASYNC def program():
                 try:
@@ -328,7 +345,7 @@ class TestFamilies:
         assert_same(backend, portal, "ASYNC def program(): return AWAIT(h.checkpoint())")
 
     def test_exception_that_is_false(self, backend: Any, portal: Any) -> None:
-        """An exception that is false in a boolean context, or equal to all, is raised all the same."""
+        """An exception that is false as a boolean, or equal to all, is raised all the same."""
 
         class Odd(Exception):
             def __bool__(self) -> bool:
@@ -341,7 +358,8 @@ class TestFamilies:
 
         for how in ("fail", "fail_later", "fail_while_handling"):
             assert_same(
-                backend, portal,
+                backend,
+                portal,
                 """
                 ASYNC def program():
                     try:
@@ -350,7 +368,8 @@ class TestFamilies:
                         log.append(chain(error))
                     raise Odd(2)
                 """,
-                Odd=Odd, how=how,
+                Odd=Odd,
+                how=how,
             )
 
 
@@ -544,22 +563,23 @@ def run_chain(backend: Any, portal: Any, source: str, around: Optional[str]) -> 
     for bridged in (False, True):
         log: List[Any] = []
         program = compiled(
-            source, bridged,
+            source,
+            bridged,
             {"h": Helpers(backend), "log": log, "backend": backend, "BRIDGED": bridged},
         )
 
         def start() -> Any:
-            return portal(program) if bridged else program()  # noqa: B023
+            return portal(program) if bridged else program()
 
         async def main() -> None:
             try:
                 if around is None:
-                    await start()  # noqa: B023
+                    await start()
                 elif around == "except":
                     try:
                         raise OSError("around")
                     except OSError:
-                        await start()  # noqa: B023
+                        await start()
                 elif around == "nested":
                     try:
                         raise OSError("around")
@@ -567,21 +587,20 @@ def run_chain(backend: Any, portal: Any, source: str, around: Optional[str]) -> 
                         try:
                             await Helpers(backend).fail_later(LookupError("around"))
                         except LookupError:
-                            await start()  # noqa: B023
+                            await start()
                 else:
                     try:
                         raise OSError("around")
                     finally:
-                        await start()  # noqa: B023
+                        await start()
             except BaseException as error:
-                log.append(chain(error))  # noqa: B023
-                log.append(without_own_frames(error))  # noqa: B023
+                log.append(chain(error))
+                log.append(without_own_frames(error))
                 context = error.__context__
                 while context is not None:
-                    log.append([f for f in without_own_frames(context)  # noqa: B023
-                                if f[1] is not None])
+                    log.append([f for f in without_own_frames(context) if f[1] is not None])
                     context = context.__context__
-            log.append(sys.exc_info())  # noqa: B023
+            log.append(sys.exc_info())
 
         backend.run(main)
         assert log
@@ -652,22 +671,20 @@ class TestThrownIn:
             async def forever() -> None:
                 await asyncio.get_running_loop().create_future()
 
-            program = compiled(
-                self.SOURCES[name], bridged, {"log": log, "forever": forever}
-            )
+            program = compiled(self.SOURCES[name], bridged, {"log": log, "forever": forever})
 
             async def body() -> None:
                 try:
-                    await (portal(program) if bridged else program())  # noqa: B023
+                    await (portal(program) if bridged else program())
                 except BaseException as error:
-                    log.append(chain(error))  # noqa: B023
+                    log.append(chain(error))
                     if name != "in_except" or sys.version_info >= (3, 12):
                         # Older ones lose frames of what they chain to a handled exception.
-                        log.append(without_own_frames(error))  # noqa: B023
+                        log.append(without_own_frames(error))
                     raise
 
             async def main() -> None:
-                task = asyncio.get_running_loop().create_task(body())  # noqa: B023
+                task = asyncio.get_running_loop().create_task(body())
                 for _ in range(4):
                     await asyncio.sleep(0)
                 if sys.version_info >= (3, 9):
@@ -675,9 +692,9 @@ class TestThrownIn:
                 else:
                     task.cancel()
                 await asyncio.wait([task])
-                log.append(task.cancelled())  # noqa: B023
+                log.append(task.cancelled())
                 if not task.cancelled():
-                    log.append(chain(task.exception()))  # noqa: B023
+                    log.append(chain(task.exception()))
 
             asyncio_backend.run(main)
             results.append(log)
@@ -693,9 +710,7 @@ class TestThrownIn:
             async def forever() -> None:
                 await backend.sleep(3600)
 
-            program = compiled(
-                self.SOURCES[name], bridged, {"log": log, "forever": forever}
-            )
+            program = compiled(self.SOURCES[name], bridged, {"log": log, "forever": forever})
 
             async def main() -> None:
                 ways = [trio.fail_after] if backend.is_trio else [None]
@@ -705,16 +720,17 @@ class TestThrownIn:
                     try:
                         if way is None:
                             await asyncio.wait_for(
-                                portal(program) if bridged else program(), 0.02  # noqa: B023
+                                portal(program) if bridged else program(),
+                                0.02,
                             )
                         elif way is trio.fail_after:
                             with trio.fail_after(0.02):
-                                await (portal(program) if bridged else program())  # noqa: B023
+                                await (portal(program) if bridged else program())
                         else:
                             async with way(0.02):
-                                await (portal(program) if bridged else program())  # noqa: B023
+                                await (portal(program) if bridged else program())
                     except BaseException as error:
-                        log.append(chain(error))  # noqa: B023
+                        log.append(chain(error))
 
             backend.run(main)
             results.append(log)
@@ -747,7 +763,8 @@ class TestExcInfo:
     def test_inside(self, backend: Any, portal: Any) -> None:
         """sys.exc_info() tells of the innermost `except` block on both sides of a bridge."""
         assert_same(
-            backend, portal,
+            backend,
+            portal,
             """
             async def look():
                 log.append(chain(sys.exc_info()[1]))
@@ -787,10 +804,10 @@ class TestExcInfo:
                     context, shown = error.__context__, frames(error)
 
                     def look() -> None:
-                        assert sys.exc_info()[1] is error  # noqa: B023
-                        if waits:  # noqa: B023
+                        assert sys.exc_info()[1] is error
+                        if waits:
                             await_(backend.checkpoint())
-                            assert sys.exc_info()[1] is error  # noqa: B023
+                            assert sys.exc_info()[1] is error
 
                     await opener(look)
                     assert sys.exc_info()[1] is error
@@ -972,7 +989,7 @@ class TestTracebacks:
             async def __aenter__(self) -> None:
                 raise Plain
 
-            async def __aexit__(self, *error: Any) -> None:
+            async def __aexit__(self, *error: object) -> None:
                 pass
 
         async def generator() -> Any:
@@ -1040,7 +1057,7 @@ class Thing:
     """Something that can be seen to die."""
 
 
-@pytest.fixture()
+@pytest.fixture
 def no_gc() -> Any:
     """Garbage is freed by its reference count or not at all; where there are none, collected."""
     gc.collect()
@@ -1068,7 +1085,7 @@ class Failures:
             raise LookupError
         except LookupError:
             await self.checkpoint()
-            raise Plain  # noqa: B904
+            raise Plain
 
 
 def is_dead(reference: Any) -> bool:
@@ -1086,7 +1103,7 @@ class TestNoCycles:
         "how", ["sync", "at_once", "later", "while_handling", "not_awaitable", "handled"]
     )
     def test_failures(self, backend: Any, portal: Any, how: str) -> None:
-        """Nothing keeps a frame alive after its exception was handled, in the portal or out of it."""
+        """Nothing keeps a frame alive after its exception was handled, wherever that was."""
         references: List[Any] = []
 
         def fails() -> None:
@@ -1144,6 +1161,7 @@ class TestNoCycles:
                 await asyncio.sleep(0)
                 fails()
             elif kind == "run":
+
                 async def inside() -> None:
                     fails()
 

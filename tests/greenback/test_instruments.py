@@ -18,8 +18,14 @@ from greenback import await_
 from greenback.instruments import Bridge, Instrument, Portal, add_instrument, remove_instrument
 
 HOOKS = [
-    "portal_opened", "portal_closed", "bridge_started", "bridge_suspended", "bridge_resumed",
-    "bridge_finished", "step_started", "step_finished",
+    "portal_opened",
+    "portal_closed",
+    "bridge_started",
+    "bridge_suspended",
+    "bridge_resumed",
+    "bridge_finished",
+    "step_started",
+    "step_finished",
 ]
 
 OPENED, CLOSED = "portal_opened", "portal_closed"
@@ -138,7 +144,12 @@ class TestHooks:
         backend.run(main)
         names = recorder.names()
         assert [name for name in names if name not in (STEP, STOP)] == [
-            OPENED, "body", STARTED, FINISHED, "end", CLOSED
+            OPENED,
+            "body",
+            STARTED,
+            FINISHED,
+            "end",
+            CLOSED,
         ]
         assert names[-2:] == [STOP, CLOSED]
         assert names[names.index("body") - 1] == STEP
@@ -446,9 +457,7 @@ class TestAddAndRemove:
         """Hooks that an instrument does not override are never called."""
         called: List[str] = []
         for name in HOOKS:
-            monkeypatch.setattr(
-                Instrument, name, lambda *args, name=name: called.append(name)
-            )
+            monkeypatch.setattr(Instrument, name, lambda *args, name=name: called.append(name))
 
         class One(Instrument):
             def bridge_suspended(self, bridge: Bridge) -> None:

@@ -20,7 +20,6 @@ needs_sqlalchemy = pytest.mark.skipif(
 )
 
 
-
 def no_portal_here():
     """Assert that the outer portal cannot be reached from here."""
     assert not greenback.has_portal()

@@ -164,9 +164,7 @@ class TestRecursion:
             # A second loop, so that its workers are born here.
             loop = asyncio.new_event_loop()
             try:
-                return loop.run_until_complete(
-                    greenback.with_portal_run_sync(greenback.has_portal)
-                )
+                return loop.run_until_complete(greenback.with_portal_run_sync(greenback.has_portal))
             finally:
                 loop.close()
 

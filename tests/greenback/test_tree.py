@@ -564,7 +564,8 @@ class TestAutoPortalInstrument:
         """Only the hooks that it needs are called by Trio, and none for each step."""
         instrument = greenback.AutoPortalInstrument()
         assert not any(
-            hasattr(instrument, name) and (
+            hasattr(instrument, name)
+            and (
                 not hasattr(trio.abc.Instrument, name)
                 or getattr(type(instrument), name) is not getattr(trio.abc.Instrument, name)
             )
@@ -715,9 +716,7 @@ class TestAsyncioTasks:
         async def main() -> None:
             async with greenback.portals_for_tree():
                 server = await asyncio.start_server(handle, "127.0.0.1", 0)
-                reader, writer = await asyncio.open_connection(
-                    *server.sockets[0].getsockname()[:2]
-                )
+                reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
                 writer.write(b"hello\n")
                 assert await reader.read() == b"HELLO\n"
                 writer.close()
@@ -1232,7 +1231,8 @@ class TestEagerTasks:
         """asyncio's own factory, or that for a subclass."""
         factory = (
             asyncio.create_eager_task_factory(MyTask)  # type: ignore[attr-defined]
-            if which else asyncio.eager_task_factory  # type: ignore[attr-defined]
+            if which
+            else asyncio.eager_task_factory  # type: ignore[attr-defined]
         )
 
         def without_eager_start(loop: Any, coro: Any, **kwds: Any) -> Any:

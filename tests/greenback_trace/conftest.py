@@ -69,15 +69,21 @@ def python(tmp_path: Path) -> Any:
 
     def run(*arguments: str, **variables: str) -> Any:
         environ = {
-            name: value for name, value in os.environ.items()
+            name: value
+            for name, value in os.environ.items()
             if not name.startswith(("GREENBACK_", "OTEL_"))
         }
         files = [str(module.__file__) for module in (greenback, greenback_trace)]
         roots = {str(Path(file).parents[1]) for file in files}
         environ.update(variables, PYTHONPATH=os.pathsep.join(sorted(roots)))
         return subprocess.run(
-            [sys.executable, *arguments], env=environ, cwd=str(tmp_path), capture_output=True,
-            text=True, timeout=60, check=False,
+            [sys.executable, *arguments],
+            env=environ,
+            cwd=str(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
 
     return run

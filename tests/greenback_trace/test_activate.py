@@ -58,7 +58,9 @@ class TestFromEnvironment:
     def test_unset(self, python: Any) -> None:
         """Without GREENBACK_TRACE, nothing of tracing is even imported."""
         done = python(
-            "-W", "error", "-c",
+            "-W",
+            "error",
+            "-c",
             PROGRAM + "import sys; print('greenback_trace' in sys.modules)",
         )
         assert (done.stdout, done.stderr) == ("False\n", "")
@@ -66,7 +68,10 @@ class TestFromEnvironment:
     @pytest.mark.parametrize("first", ["greenback", "greenback_trace"])
     def test_on_at_import(self, python: Any, first: str) -> None:
         """With GREENBACK_TRACE=1, tracing is on, whichever package is imported first."""
-        done = python("-W", "error", "-c",
+        done = python(
+            "-W",
+            "error",
+            "-c",
             f"import {first}, greenback_trace; print(greenback_trace.is_enabled())",
             GREENBACK_TRACE="1",
         )
@@ -75,7 +80,10 @@ class TestFromEnvironment:
     @pytest.mark.parametrize("value", ["0", "off"])
     def test_off(self, python: Any, value: str) -> None:
         """An explicit 0 means off."""
-        done = python("-W", "error", "-c",
+        done = python(
+            "-W",
+            "error",
+            "-c",
             "import greenback, greenback_trace; print(greenback_trace.is_enabled())",
             GREENBACK_TRACE=value,
         )
@@ -84,7 +92,10 @@ class TestFromEnvironment:
     def test_missing_package(self, python: Any) -> None:
         """Without OpenTelemetry, the program runs untraced, with one warning naming the extra."""
         done = python(
-            "-W", "error", "-c", HIDDEN.format(names=["opentelemetry"]) + PROGRAM,
+            "-W",
+            "error",
+            "-c",
+            HIDDEN.format(names=["opentelemetry"]) + PROGRAM,
             GREENBACK_TRACE="1",
         )
         assert done.returncode == 0, done.stderr
@@ -93,8 +104,12 @@ class TestFromEnvironment:
 
     def test_missing_package_for_the_file(self, python: Any, tmp_path: Path) -> None:
         """Without the SDK's packages, asking for a file is one warning naming the other extra."""
-        done = python("-W", "error", "-c",
-            HIDDEN.format(names=["google"]) + PROGRAM, GREENBACK_TRACE="1",
+        done = python(
+            "-W",
+            "error",
+            "-c",
+            HIDDEN.format(names=["google"]) + PROGRAM,
+            GREENBACK_TRACE="1",
             GREENBACK_TRACE_FILE=str(tmp_path / "trace.jsonl"),
         )
         assert done.returncode == 0, done.stderr
@@ -103,8 +118,11 @@ class TestFromEnvironment:
 
     def test_missing_package_in_the_api(self, python: Any) -> None:
         """enable() raises ImportError instead."""
-        done = python("-W", "error", "-c",
-            HIDDEN.format(names=["structlog"]) + "import greenback_trace; greenback_trace.enable()"
+        done = python(
+            "-W",
+            "error",
+            "-c",
+            HIDDEN.format(names=["structlog"]) + "import greenback_trace; greenback_trace.enable()",
         )
         assert "ImportError: structlog is not installed" in done.stderr
         assert "pip install 'greenback[trace]'" in done.stderr
@@ -112,7 +130,11 @@ class TestFromEnvironment:
     def test_sdk_that_is_set_later(self, python: Any) -> None:
         """An SDK that the application sets up after importing greenback gets everything."""
         pytest.importorskip("opentelemetry.sdk.trace")
-        done = python("-W", "error", "-c", """
+        done = python(
+            "-W",
+            "error",
+            "-c",
+            """
 import asyncio
 import greenback
 from opentelemetry import metrics, trace
@@ -136,7 +158,9 @@ async def main():
     print([point.value for scope in resource.scope_metrics for metric in scope.metrics
            if metric.name == "greenback.bridges" for point in metric.data.data_points])
 asyncio.run(main())
-""", GREENBACK_TRACE="1")
+""",
+            GREENBACK_TRACE="1",
+        )
         assert done.stdout.splitlines() == ["['await_ page', 'portal run_sync']", "[2]"], (
             done.stderr
         )
@@ -161,7 +185,10 @@ class TestSummary:
 
     def test_structlog_of_the_application(self, python: Any) -> None:
         """An application's configuration of structlog decides how the summary looks."""
-        done = python("-W", "error", "-c",
+        done = python(
+            "-W",
+            "error",
+            "-c",
             "import structlog\n"
             "structlog.configure(processors=[structlog.processors.JSONRenderer()])" + PROGRAM,
             GREENBACK_TRACE="1",

@@ -9,10 +9,20 @@ from greenback_trace import Config, ConfigError
 
 
 class TestConfig:
-    @pytest.mark.parametrize(("field", "value"), [
-        ("mode", "1"), ("file", ""), ("file_limit", 0), ("file_limit", True), ("spans", "some"),
-        ("span_rate", -1), ("span_rate", float("nan")), ("sites", 0), ("sites", 1.5),
-    ])
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("mode", "1"),
+            ("file", ""),
+            ("file_limit", 0),
+            ("file_limit", True),
+            ("spans", "some"),
+            ("span_rate", -1),
+            ("span_rate", float("nan")),
+            ("sites", 0),
+            ("sites", 1.5),
+        ],
+    )
     def test_refuses_a_value_that_cannot_be(self, field: str, value: Any) -> None:
         """The error names the field, the value, and what is allowed."""
         with pytest.raises(ConfigError, match=f"{field}={value!r}.*must be"):
@@ -39,13 +49,25 @@ class TestFromEnv:
             "GREENBACK_TRACE_SITES": "7",
         }
         assert Config.from_env(environ) == Config(
-            mode="on", file="/tmp/t-{pid}.jsonl", file_limit=20 * 1024 * 1024, spans="suspended",
-            span_rate=2.5, sites=7,
+            mode="on",
+            file="/tmp/t-{pid}.jsonl",
+            file_limit=20 * 1024 * 1024,
+            spans="suspended",
+            span_rate=2.5,
+            sites=7,
         )
 
-    @pytest.mark.parametrize(("text", "mode"), [
-        ("0", "off"), ("off", "off"), ("1", "on"), ("ON", "on"), ("debug", "debug"), (" ", "off"),
-    ])
+    @pytest.mark.parametrize(
+        ("text", "mode"),
+        [
+            ("0", "off"),
+            ("off", "off"),
+            ("1", "on"),
+            ("ON", "on"),
+            ("debug", "debug"),
+            (" ", "off"),
+        ],
+    )
     def test_modes(self, text: str, mode: str) -> None:
         """GREENBACK_TRACE takes a digit or a word, in any case."""
         assert Config.from_env({"GREENBACK_TRACE": text}).mode == mode
@@ -55,11 +77,17 @@ class TestFromEnv:
         """A size is a number of bytes, or of the next larger units."""
         assert Config.from_env({"GREENBACK_TRACE_FILE_LIMIT": text}).file_limit == size
 
-    @pytest.mark.parametrize(("variable", "text"), [
-        ("GREENBACK_TRACE", "yes"), ("GREENBACK_TRACE_FILE_LIMIT", "1T"),
-        ("GREENBACK_TRACE_SPANS", "both"), ("GREENBACK_TRACE_SPAN_RATE", "nan"),
-        ("GREENBACK_TRACE_SPAN_RATE", "fast"), ("GREENBACK_TRACE_SITES", "-1"),
-    ])
+    @pytest.mark.parametrize(
+        ("variable", "text"),
+        [
+            ("GREENBACK_TRACE", "yes"),
+            ("GREENBACK_TRACE_FILE_LIMIT", "1T"),
+            ("GREENBACK_TRACE_SPANS", "both"),
+            ("GREENBACK_TRACE_SPAN_RATE", "nan"),
+            ("GREENBACK_TRACE_SPAN_RATE", "fast"),
+            ("GREENBACK_TRACE_SITES", "-1"),
+        ],
+    )
     def test_a_typo_is_one_warning_and_the_default(
         self, variable: str, text: str, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -25,7 +25,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 
-PROGRAM = '''
+PROGRAM = """
 import asyncio, sys
 import greenback
 
@@ -49,7 +49,7 @@ if sys.argv[1] == "trio":
 else:
     sleep = asyncio.sleep
     asyncio.run(main())
-'''
+"""
 
 
 def messages(path: Path, message: Any) -> Iterator[Any]:
@@ -84,7 +84,8 @@ def attributes(holder: Any) -> Dict[str, Any]:
         value = attribute.value
         kind = value.WhichOneof("value")
         found[attribute.key] = (
-            [item.string_value for item in value.array_value.values] if kind == "array_value"
+            [item.string_value for item in value.array_value.values]
+            if kind == "array_value"
             else getattr(value, kind)
         )
     return found
@@ -131,7 +132,10 @@ class TestProgram:
         """The file is OTLP with exact numbers per sync chain, and its report shows the hot spot."""
         path = tmp_path / "trace.jsonl"
         done = python(
-            program, backend.name, GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path),
+            program,
+            backend.name,
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(path),
             OTEL_SERVICE_NAME="shop",
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -155,7 +159,8 @@ class TestProgram:
         assert load["greenback.outcome"] == "ok"
         assert load["code.file.path"] == program
         assert load["greenback.sync_chain"] == [
-            f"__main__.page ({program}:10)", f"__main__.Shop.load ({program}:7)"
+            f"__main__.page ({program}:10)",
+            f"__main__.Shop.load ({program}:7)",
         ]
         assert counts["__main__.page"][0] == 30
         suspended = {
@@ -185,7 +190,9 @@ class TestProgram:
     def test_pid(self, python: Any, program: str, tmp_path: Path) -> None:
         """{pid} in the name of the file is replaced, so that each process has its own."""
         done = python(
-            program, "asyncio", GREENBACK_TRACE="1",
+            program,
+            "asyncio",
+            GREENBACK_TRACE="1",
             GREENBACK_TRACE_FILE=str(tmp_path / "trace-{pid}.jsonl"),
         )
         assert (done.returncode, done.stderr) == (0, "")
@@ -215,7 +222,10 @@ class TestProgram:
         """A file does not grow beyond its limit, and is whole lines up to there."""
         path = tmp_path / "trace.jsonl"
         done = python(
-            program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path),
+            program,
+            "asyncio",
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(path),
             GREENBACK_TRACE_FILE_LIMIT="10k",
         )
         assert done.returncode == 0
@@ -229,29 +239,38 @@ class TestProgram:
         """The file does not depend on how the application's own SDK is sampled or limited."""
         path = tmp_path / "trace.jsonl"
         done = python(
-            program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path),
-            OTEL_TRACES_SAMPLER="always_off", OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT="1",
-            OTEL_BSP_MAX_QUEUE_SIZE="1", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1",
+            program,
+            "asyncio",
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(path),
+            OTEL_TRACES_SAMPLER="always_off",
+            OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT="1",
+            OTEL_BSP_MAX_QUEUE_SIZE="1",
+            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1",
         )
         assert (done.returncode, done.stderr) == (0, "")
         found = spans(path)
         assert len(found) == 90
-        assert all("greenback.portal.kind" in attributes(span) or
-                   "greenback.sync_chain" in attributes(span) for span in found)
-
+        assert all(
+            "greenback.portal.kind" in attributes(span)
+            or "greenback.sync_chain" in attributes(span)
+            for span in found
+        )
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
     def test_forked_child(self, python: Any, program: str, tmp_path: Path) -> None:
         """A forked child that ends as a program does adds nothing of its parent's to the file."""
         path = tmp_path / "trace.jsonl"
         done = python(
-            "-c", "import os, runpy, sys\n"
+            "-c",
+            "import os, runpy, sys\n"
             f"sys.argv = [{program!r}, 'asyncio']\n"
             f"runpy.run_path({program!r}, run_name='__main__')\n"
             "child = os.fork()\n"
             "if child: os.waitpid(child, 0)\n"
             "else: sys.exit()\n",
-            GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path),
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(path),
         )
         assert done.returncode == 0, done.stderr
         assert len(spans(path)) == 90
@@ -281,8 +300,10 @@ class TestPipeline:
 
         backend.run(program)
         greenback_trace.disable()
-        portal, bridge = sorted(spans(tmp_path / "trace.jsonl"), key=lambda span: -len(span.name)
-                                if span.name.startswith("await_") else -1000)
+        portal, bridge = sorted(
+            spans(tmp_path / "trace.jsonl"),
+            key=lambda span: -len(span.name) if span.name.startswith("await_") else -1000,
+        )
         assert portal.name == "portal run_sync"
         assert portal.parent_span_id == b""
         assert bridge.parent_span_id == portal.span_id
@@ -308,9 +329,7 @@ class TestPipeline:
         self.enable(tmp_path / "trace.jsonl")
         backend.run(greenback.with_portal_run_sync, outer)
         greenback_trace.disable()
-        by_name = {
-            last_part(span.name): span for span in spans(tmp_path / "trace.jsonl")
-        }
+        by_name = {last_part(span.name): span for span in spans(tmp_path / "trace.jsonl")}
         assert by_name["inner"].parent_span_id == by_name["outer"].span_id
 
     def test_disable_completes_the_file(self, backend: Any, tmp_path: Path) -> None:
@@ -334,9 +353,7 @@ class TestPipeline:
         greenback_trace.disable()
         assert (tmp_path / "trace.jsonl").read_bytes() == b""
 
-    def test_debug_is_on(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_debug_is_on(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """The mode debug traces, and says what it does not do yet."""
         with caplog.at_level(logging.WARNING, "greenback"):
             greenback_trace.enable(config=Config(mode="debug"))

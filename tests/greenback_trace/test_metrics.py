@@ -94,7 +94,9 @@ class TestMetrics:
             ((function, programs), ("greenback.outcome", "ok")): 1,
         }
         assert points["greenback.bridge.suspensions"] == {
-            ((function, nops),): 0, ((function, failures),): 0, ((function, programs),): 1,
+            ((function, nops),): 0,
+            ((function, failures),): 0,
+            ((function, programs),): 1,
         }
         time, waiting = points["greenback.bridge.time"], points["greenback.bridge.suspended_time"]
         assert set(time) == set(waiting) == set(points["greenback.bridge.suspensions"])
@@ -119,8 +121,9 @@ class TestMetrics:
         reading = Reading()
         reading.enable(spans="none")
         backend.run(greenback.with_portal_run_sync, bridge_to_nop)
-        assert {metric.name: (metric.unit, metric.data.is_monotonic) for metric in
-                reading.metrics()} == {
+        assert {
+            metric.name: (metric.unit, metric.data.is_monotonic) for metric in reading.metrics()
+        } == {
             "greenback.bridges": ("{bridge}", True),
             "greenback.bridge.suspensions": ("{bridge}", True),
             "greenback.bridge.time": ("s", True),
@@ -162,7 +165,8 @@ class TestMetrics:
         sdk = pytest.importorskip("opentelemetry.sdk.trace")
         reading = Reading()
         greenback_trace.enable(
-            config=Config(span_rate=1), meter_provider=reading.provider,
+            config=Config(span_rate=1),
+            meter_provider=reading.provider,
             tracer_provider=sdk.TracerProvider(shutdown_on_exit=False),
         )
         backend.run(greenback.with_portal_run_sync, bridge_to_nop)

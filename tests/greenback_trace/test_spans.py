@@ -143,8 +143,9 @@ class TestBridgeSpan:
         assert found["greenback.switches"] == 2
         assert found["greenback.suspended_time"] > 0
         assert found["greenback.sync_depth"] == 2
-        assert [caller.split(" ")[0].rpartition(".")[2] for caller in
-                found["greenback.sync_chain"]] == ["program", "site"]
+        assert [
+            caller.split(" ")[0].rpartition(".")[2] for caller in found["greenback.sync_chain"]
+        ] == ["program", "site"]
         assert span.status.status_code is trace.StatusCode.UNSET
 
     def test_error(self, backend: Any) -> None:
@@ -321,12 +322,15 @@ class TestWhich:
         backend.run(greenback.with_portal_run_sync, program)
         return [last_part(span.name) for span in tracing.spans()]
 
-    @pytest.mark.parametrize(("which", "names"), [
-        ("all", ["bridge_to_nop", "waits", "fails", "run_sync"]),
-        ("suspended", ["waits", "fails", "run_sync"]),
-        ("portals", ["run_sync"]),
-        ("none", []),
-    ])
+    @pytest.mark.parametrize(
+        ("which", "names"),
+        [
+            ("all", ["bridge_to_nop", "waits", "fails", "run_sync"]),
+            ("suspended", ["waits", "fails", "run_sync"]),
+            ("portals", ["run_sync"]),
+            ("none", []),
+        ],
+    )
     def test_choice(self, backend: Any, which: str, names: List[str]) -> None:
         """GREENBACK_TRACE_SPANS says which spans there are; failed bridges are among them."""
         assert self.run(backend, which) == names

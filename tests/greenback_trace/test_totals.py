@@ -78,7 +78,8 @@ class TestBridges:
         backend.run(greenback.with_portal_run_sync, program)
         snapshot = greenback_trace.snapshot()
         assert {site.qualname.rpartition(".")[2]: site.suspended for site in snapshot.sites} == {
-            "program": 1, "bridge_to_nop": 0,
+            "program": 1,
+            "bridge_to_nop": 0,
         }
         assert snapshot.switches == {"to_loop": 3, "to_task": 3}
         for site in snapshot.sites:
@@ -124,6 +125,7 @@ class TestBridges:
 
         async def nursery_in_scope() -> None:
             with trio.CancelScope() as scope:
+
                 def program() -> None:
                     async def cancel_inside() -> None:
                         async with trio.open_nursery() as nursery:
@@ -229,8 +231,9 @@ class TestSites:
 class TestChains:
     def names(self) -> Any:
         return {
-            tuple(caller.partition(" ")[0].rpartition(".")[2] for caller in chain.chain):
-                chain.bridges
+            tuple(
+                caller.partition(" ")[0].rpartition(".")[2] for caller in chain.chain
+            ): chain.bridges
             for chain in greenback_trace.snapshot().chains
         }
 
@@ -253,7 +256,9 @@ class TestChains:
         greenback_trace.enable(config=METRICS_ONLY)
         backend.run(greenback.with_portal_run_sync, outermost)
         assert self.names() == {
-            ("outermost",): 1, ("outer", "inner"): 1, ("outermost", "inner"): 1,
+            ("outermost",): 1,
+            ("outer", "inner"): 1,
+            ("outermost", "inner"): 1,
         }
 
     def test_an_async_site_has_none(self, backend: Any) -> None:
@@ -368,7 +373,8 @@ class TestThreads:
         suspending = self.THREADS * len(range(0, self.EACH, 500))
         snapshot = greenback_trace.snapshot()
         assert {site.qualname.rpartition(".")[2]: site.ok for site in snapshot.sites} == {
-            "bridge_to_nop": self.THREADS * self.EACH, "program": suspending,
+            "bridge_to_nop": self.THREADS * self.EACH,
+            "program": suspending,
         }
         assert snapshot.switches == {"to_loop": suspending, "to_task": suspending}
         assert snapshot.portals["run_sync"].opened == self.THREADS

@@ -17,9 +17,7 @@ from greenback_trace.cli import main
 
 
 def report(*arguments: Any, columns: int = 200) -> Result:
-    return CliRunner().invoke(
-        main, ["report", *map(str, arguments)], env={"COLUMNS": str(columns)}
-    )
+    return CliRunner().invoke(main, ["report", *map(str, arguments)], env={"COLUMNS": str(columns)})
 
 
 def point(value: float, time: int = 1, start: int = 0, **attributes: Any) -> Dict[str, Any]:
@@ -34,30 +32,51 @@ def point(value: float, time: int = 1, start: int = 0, **attributes: Any) -> Dic
             value_of = {"stringValue": content}
         values.append({"key": key, "value": value_of})
     number = ("asInt", str(value)) if isinstance(value, int) else ("asDouble", value)
-    return dict(
-        [number], attributes=values, timeUnixNano=str(time), startTimeUnixNano=str(start)
-    )
+    return dict([number], attributes=values, timeUnixNano=str(time), startTimeUnixNano=str(start))
 
 
 def request(
-    *metrics: Tuple[str, List[Dict[str, Any]]], process: str = "1", scope: str = "greenback",
+    *metrics: Tuple[str, List[Dict[str, Any]]],
+    process: str = "1",
+    scope: str = "greenback",
     temporality: int = 2,
 ) -> str:
-    return json.dumps({"resourceMetrics": [{
-        "resource": {"attributes": [
-            {"key": "service.instance.id", "value": {"stringValue": process}}
-        ]},
-        "scopeMetrics": [{"scope": {"name": scope}, "metrics": [
-            {"name": name, "sum": {"aggregationTemporality": temporality, "dataPoints": points}}
-            for name, points in metrics
-        ]}],
-    }]})
+    return json.dumps(
+        {
+            "resourceMetrics": [
+                {
+                    "resource": {
+                        "attributes": [
+                            {"key": "service.instance.id", "value": {"stringValue": process}}
+                        ]
+                    },
+                    "scopeMetrics": [
+                        {
+                            "scope": {"name": scope},
+                            "metrics": [
+                                {
+                                    "name": name,
+                                    "sum": {
+                                        "aggregationTemporality": temporality,
+                                        "dataPoints": points,
+                                    },
+                                }
+                                for name, points in metrics
+                            ],
+                        }
+                    ],
+                }
+            ]
+        }
+    )
 
 
 def chain(function: str, count: int, seconds: float, **more: Any) -> List[Any]:
     place: Dict[str, Any] = {
-        "code__function__name": function, "code__file__path": "/srv/shop.py",
-        "code__line__number": 7, "greenback__sync_chain": [f"{function} (/srv/shop.py:7)"],
+        "code__function__name": function,
+        "code__file__path": "/srv/shop.py",
+        "code__line__number": 7,
+        "greenback__sync_chain": [f"{function} (/srv/shop.py:7)"],
     }
     return [
         ("greenback.chain.bridges", [point(count, greenback__outcome="ok", **more, **place)]),
@@ -78,34 +97,49 @@ class TestNumbers:
 
     def test_the_last_point_counts(self, path: Path) -> None:
         """A counter that was written many times is counted once, as it was last."""
-        path.write_text("\n".join([
-            request(*chain("shop.a", 5, 1.0, time=1)), request(*chain("shop.a", 9, 2.0, time=2)),
-        ]))
+        path.write_text(
+            "\n".join(
+                [
+                    request(*chain("shop.a", 5, 1.0, time=1)),
+                    request(*chain("shop.a", 9, 2.0, time=2)),
+                ]
+            )
+        )
         assert self.headline(path).startswith("9 bridges from 1 site: 0 suspended, 2.0 s in total")
 
     def test_processes_are_added_up(self, path: Path, tmp_path: Path) -> None:
         """Several processes, in one file or in several, are added up."""
         other = tmp_path / "other.jsonl"
-        path.write_text("\n".join([
-            request(*chain("shop.a", 5, 1.0)), request(*chain("shop.a", 6, 1.0), process="2"),
-        ]))
+        path.write_text(
+            "\n".join(
+                [
+                    request(*chain("shop.a", 5, 1.0)),
+                    request(*chain("shop.a", 6, 1.0), process="2"),
+                ]
+            )
+        )
         other.write_text(request(*chain("shop.a", 7, 1.0), process="3"))
         assert self.headline(path, other).startswith("18 bridges from 1 site")
         assert "3 processes" in self.headline(path, other)
 
     def test_deltas_are_added_up(self, path: Path) -> None:
         """Points that say what was added since the last one are added up."""
-        path.write_text("\n".join([
-            request(*chain("shop.a", 5, 1.0, time=1), temporality=1),
-            request(*chain("shop.a", 9, 2.0, time=2), temporality=1),
-        ]))
+        path.write_text(
+            "\n".join(
+                [
+                    request(*chain("shop.a", 5, 1.0, time=1), temporality=1),
+                    request(*chain("shop.a", 9, 2.0, time=2), temporality=1),
+                ]
+            )
+        )
         assert self.headline(path).startswith("14 bridges")
 
     def test_metrics_of_any_sdk(self, path: Path) -> None:
         """Without numbers per chain, those per function are shown; with them, none is doubled."""
-        plain = ("greenback.bridges", [
-            point(4, code__function__name="shop.a", greenback__outcome="error")
-        ])
+        plain = (
+            "greenback.bridges",
+            [point(4, code__function__name="shop.a", greenback__outcome="error")],
+        )
         path.write_text(request(plain))
         assert self.headline(path).startswith("4 bridges from 1 site")
         path.write_text(request(plain, *chain("shop.a", 4, 1.0)))
@@ -113,18 +147,23 @@ class TestNumbers:
 
     def test_other_scopes_are_left_out(self, path: Path) -> None:
         """Metrics of the application itself do not count."""
-        path.write_text("\n".join([
-            request(*chain("shop.a", 5, 1.0)), request(*chain("shop.b", 5, 1.0), scope="shop"),
-        ]))
+        path.write_text(
+            "\n".join(
+                [
+                    request(*chain("shop.a", 5, 1.0)),
+                    request(*chain("shop.b", 5, 1.0), scope="shop"),
+                ]
+            )
+        )
         assert self.headline(path).startswith("5 bridges from 1 site")
 
 
 class TestLayout:
     def test_order_and_top(self, path: Path) -> None:
         """The sites with the longest total time come first; --top says how many."""
-        path.write_text(request(*[
-            metric for n in range(30) for metric in chain(f"shop.f{n}", 1, float(n + 1))
-        ]))
+        path.write_text(
+            request(*[metric for n in range(30) for metric in chain(f"shop.f{n}", 1, float(n + 1))])
+        )
         output = report(path, "--top", 2).stdout
         assert output.index("shop.f29") < output.index("shop.f28")
         assert "shop.f27" not in output
@@ -159,11 +198,14 @@ class TestBadInput:
         for number in (1, 3, 4):
             assert f"{path}:{number}: " in "".join(result.stdout.split("\n"))
 
-    @pytest.mark.parametrize(("content", "says"), [
-        ("", "empty"),
-        ("nonsense\n", "no line is OTLP JSON"),
-        ('{"resourceSpans": []}\n', "no metrics of greenback in 1 lines"),
-    ])
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            ("", "empty"),
+            ("nonsense\n", "no line is OTLP JSON"),
+            ('{"resourceSpans": []}\n', "no metrics of greenback in 1 lines"),
+        ],
+    )
     def test_nothing_in_it(self, path: Path, content: str, says: str) -> None:
         """A file without greenback's metrics is an error that says how to get some."""
         path.write_text(content)
