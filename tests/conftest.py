@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import Any, Awaitable, Callable
 
 import pytest
@@ -14,6 +15,11 @@ except ImportError:  # PyPy, and platforms without a wheel
     uvloop = None
 
 BACKENDS = ["asyncio", *(["uvloop"] if uvloop is not None else []), "trio"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have Ctrl-C do what it does in a terminal: who runs tests in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Backend:
