@@ -294,6 +294,8 @@ def begin(
     if task is None or portal.library is not library:
         return _begin_slowly(home, me, kind, run, function, args, kwds)
     worker = home.pool.pop()
+    portal.home = home
+    portal.worker = worker
     portal.kind = kind
     portal.task = task
     portal.run = run
@@ -317,7 +319,7 @@ def begin(
     if portal.error is not None or not worker.poolable:
         return finish(portal)
     result = portal.result
-    portal.task = portal.greenlet = portal.result = None
+    portal.home = portal.worker = portal.task = portal.greenlet = portal.result = None
     portal.function = portal.args = portal.kwds = None
     worker.gr_context = None
     home.pool.append(worker)
@@ -348,11 +350,11 @@ def _begin_slowly(
     if _hooks is not None or portal.library is not library:
         # Instruments may keep a portal, or use it as a key: they get a new one each time.
         portal = Portal(kind, library)
-        portal.home = home
-        portal.worker = worker
         worker.portal = portal
         if _hooks is None:
             worker.spare = portal
+    portal.home = home
+    portal.worker = worker
     portal.kind = kind
     portal.task = task
     portal.run = run
@@ -503,15 +505,14 @@ def finish(portal: Portal) -> Any:
         del home.resting[portal.task]
     elif _hooks is not None:
         _hooks.close_portal(portal)
-    # Neither an idle worker nor its spare portal may keep anything of the work alive.
-    portal.task = portal.greenlet = portal.result = portal.outer = None
-    portal.function = portal.args = portal.kwds = None
-    if worker.spare is not portal:
-        portal.worker = None
-        worker.portal = worker.spare
-    if portal.resume is not None or portal.abandoned:
-        portal.worker = portal.resume = None  # through which the worker would keep itself alive
-    elif worker.poolable:
+    is_over = portal.resume is None and not portal.abandoned
+    # Neither an idle worker nor its spare portal may keep anything of the work alive; nor the
+    # worker itself or its thread's Home, since the garbage collector does not look at a greenlet
+    # that is parked, and a thread may end with one.
+    portal.home = portal.worker = portal.task = portal.greenlet = portal.result = None
+    portal.function = portal.args = portal.kwds = portal.outer = portal.resume = None
+    worker.portal = worker.spare
+    if is_over and worker.poolable:
         pool = home.pools[worker.level]
         if len(pool) < POOL_SIZE:
             if _GREENLETS_HAVE_CONTEXT:
@@ -606,7 +607,7 @@ def _look_at_loop(home: Home, library: Library, loop: Any) -> None:
 
 
 def _sweep(portal: Portal) -> None:
-    task = portal.task
+    task, home = portal.task, portal.home
     try:
         portal.library.coroutine_of(task).close()
     except Exception:
@@ -616,4 +617,4 @@ def _sweep(portal: Portal) -> None:
     if portal.registered:
         close_portal(portal)
     else:
-        portal.home.resting.pop(task, None)
+        home.resting.pop(task, None)

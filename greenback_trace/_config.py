@@ -19,7 +19,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Config:
-    """What is traced, and where it goes. Every field has the variable that sets it in its comment.
+    """What is traced, and where it goes. The variable that sets a field is named in parentheses.
 
     Raises:
         ConfigError: A field has a value that it cannot have.
@@ -33,7 +33,7 @@ class Config:
     #: Bytes after which the file is closed. (``GREENBACK_TRACE_FILE_LIMIT``, where ``k``, ``M`` and
     #: ``G`` are powers of 1024)
     file_limit: int = 1 << 30
-    #: Which spans: ``"all"``, ``"suspended"``, ``"portals"`` or ``"none"``.
+    #: What gets a span, one of ``"all"``, ``"suspended"``, ``"portals"`` and ``"none"``.
     #: (``GREENBACK_TRACE_SPANS``)
     spans: str = "all"
     #: Spans per second at most, 0 for no limit. ``None`` is no limit into a file and 100 elsewhere.
