@@ -15,7 +15,7 @@ demo: $(INSTALLED) ## Run a program written for threads on asyncio and Trio, and
 	$(BIN)/python demo/run.py
 
 test: $(INSTALLED) ## Run the tests, and every example of the documentation
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: $(INSTALLED) ## Lint, types, documentation, packages, and the tests on every Python there is
 	$(BIN)/nox $(ARGS)

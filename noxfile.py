@@ -83,7 +83,7 @@ def add_test_session(label: str, command: str, implementation: str, version: str
     @nox.session(name=name, python=interpreter)
     def tests(session: nox.Session) -> None:
         session.install("--quiet", "--editable", ".[all]", *group("test"))
-        session.run("python", "-m", "pytest", *session.posargs)
+        session.run("python", "-m", "pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session

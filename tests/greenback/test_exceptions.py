@@ -64,7 +64,6 @@ PORTALS: Dict[Callable[..., Any], List[str]] = {
     in_run_sync: ["with_portal_run_sync"],
     in_run: ["with_portal_run"],
     in_task: [],
-    in_bestowed: [],
 }
 
 
@@ -678,7 +677,7 @@ class TestThrownIn:
                     await (portal(program) if bridged else program())
                 except BaseException as error:
                     log.append(chain(error))
-                    if name != "in_except" or sys.version_info >= (3, 12):
+                    if name not in ("in_except", "handled_inside") or sys.version_info >= (3, 12):
                         # Older ones lose frames of what they chain to a handled exception.
                         log.append(without_own_frames(error))
                     raise
