@@ -609,7 +609,8 @@ def _look_at_loop(home: Home, library: Library, loop: Any) -> None:
 def _sweep(portal: Portal) -> None:
     task, home = portal.task, portal.home
     try:
-        portal.library.coroutine_of(task).close()
+        if not portal.library.is_done(task):
+            portal.library.coroutine_of(task).close()
     except Exception:
         logging.getLogger("greenback").exception(
             "closing %r, which a closed event loop had left behind, failed", task

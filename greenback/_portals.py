@@ -23,6 +23,7 @@ from ._bridge import (
     Begun,
     await_,
     begin,
+    close_portal,
     drive,
     find_portal,
     no_portal_error,
@@ -91,8 +92,25 @@ def bestow(task: Task, kind: str) -> None:
     library = library_of(task)
     # The order matters: on CPython 3.12.1, asking a task that ended in its eager first step for
     # its coroutine is a crash.
-    if portal_of(task) is None and not library.is_done(task):
-        open_for_task(library, task, kind)
+    if portal_of(task) is not None or library.is_done(task):
+        return
+    open_for_task(library, task, kind)
+    _watch_self_bestowed(library, task)
+
+
+def _watch_self_bestowed(library: Library, task: Task) -> None:
+    """Note a portal that was bestowed on the running task, and close those that came to nothing."""
+    home = this_home()
+    unused = []
+    for portal in home.self_bestowed:
+        if portal.registered and portal.greenlet is None:
+            if portal.library.is_done(portal.task):
+                close_portal(portal)
+            else:
+                unused.append(portal)
+    if home.portals.get(task) is not None and library.is_running(task):
+        unused.append(home.portals[task])
+    home.self_bestowed = unused
 
 
 async def with_portal_run(
@@ -341,8 +359,8 @@ async def _from_now_on(portal: Portal) -> Any:
     try:
         portal.result = await _first_answer()
     except BaseException as thrown:
-        if portal.home is None:
-            raise  # it could not be put in place, and is thrown away
+        if not portal.registered:
+            raise  # it was not put in place, or its task has ended without it
         set_traceback(thrown, without_own_frames(traceback_of(thrown)))
         portal.error = thrown
         portal.result = ERROR

@@ -144,6 +144,7 @@ class Home:
         "portals",
         "promised",
         "resting",
+        "self_bestowed",
     )
 
     def __init__(self) -> None:
@@ -159,6 +160,9 @@ class Home:
         #: Portals of tasks that have not begun. Weak: a task that is cancelled before its first
         #: step never gets to run anything of ours.
         self.promised: weakref.WeakKeyDictionary[Any, Portal] = weakref.WeakKeyDictionary()
+        #: Portals that a task has bestowed on itself. If it ends before its next step, its shim
+        #: never runs, and it takes somebody else to close them.
+        self.self_bestowed: List[Portal] = []
         #: The portal that is taking its first step right now, the innermost one.
         self.first_step: Optional[Portal] = None
         #: Portals that were closed while the shim that drives them stays under its task.

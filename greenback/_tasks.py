@@ -54,6 +54,13 @@ class Library:
         """The running task, or None where none of this library is running right now."""
         raise NotImplementedError
 
+    def is_running(self, task: Task) -> bool:
+        """Whether *task* is the running task."""
+        try:
+            return self.current_task() is task
+        except RuntimeError:
+            return False  # no loop is running in this thread
+
     def loop(self) -> Any:
         """What runs the current task: something that can be compared and weakly referenced."""
         raise NotImplementedError
@@ -204,7 +211,12 @@ class Trio(Library):
         return False
 
     def is_done(self, task: Any) -> bool:
-        return task.coro.cr_frame is None
+        nursery = task.parent_nursery
+        if nursery is None:  # Trio's own first task
+            return task.coro.cr_frame is None
+        children = getattr(nursery, "_children", None)
+        # `child_tasks` is public, but copies them all.
+        return task not in (nursery.child_tasks if children is None else children)
 
     def coroutine_of(self, task: Any) -> Coroutine[Any, Any, Any]:
         return task.coro  # type: ignore[no-any-return]

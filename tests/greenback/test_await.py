@@ -135,7 +135,7 @@ class TestCoroutines:
             StopAsyncIteration,
             object(),
         ],
-        ids=repr,
+        ids=lambda value: repr(value).partition(" at 0x")[0],
     )
     @pytest.mark.parametrize("waits", [False, True])
     def test_value(self, backend: Any, portal: Any, value: Any, waits: bool) -> None:

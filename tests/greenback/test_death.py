@@ -218,7 +218,7 @@ class TestNothingIsLeftBehind:
         in_thread()
         gc.collect()
         before = len(live_greenlets())
-        # The garbage collector does not know of a greenlet that is parked; of what it keeps, it does.
+        # The garbage collector knows nothing of a greenlet that is parked, but of what it keeps.
         portals = number_of_portals()
         for _ in range(50):
             threads = [threading.Thread(target=in_thread) for _ in range(10)]

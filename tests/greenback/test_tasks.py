@@ -12,6 +12,7 @@ import warnings
 import pytest
 
 import greenback
+from greenback.instruments import Portal
 
 needs_eager = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="asyncio has eager tasks since Python 3.12"
@@ -176,6 +177,28 @@ class TestKindsOfTask:
                 greenback.bestow_portal(object())
 
         asyncio_backend.run(main)
+
+
+class TestBestowOnOneself:
+    def test_and_end_without_a_step(self, backend):
+        """A task that bestows a portal on itself and ends at once leaves no portal behind."""
+        tasks = []
+
+        async def child():
+            tasks.append(backend.current_task())
+            greenback.bestow_portal(tasks[-1])
+
+        async def main():
+            await backend.together(*[child] * 5)
+            await child()
+            await backend.checkpoint()
+            assert [greenback.has_portal(task) for task in tasks] == [False] * 5 + [True]
+            del tasks[:]
+            gc.collect()
+            portals = [thing for thing in gc.get_objects() if isinstance(thing, Portal)]
+            return len([portal for portal in portals if portal.task and portal.kind == "bestowed"])
+
+        assert backend.run(main) == 1
 
 
 class TestBestow:

@@ -261,6 +261,22 @@ class TestChains:
             ("outermost", "inner"): 1,
         }
 
+    def test_two_calls_on_one_line(self, backend: Any) -> None:
+        """Calls that cannot be told apart by function and line are one chain, counted together."""
+
+        def helper() -> None:
+            greenback.await_(nop())
+
+        def page() -> None:
+            [helper(), helper()]
+
+        greenback_trace.enable(config=METRICS_ONLY)
+        backend.run(greenback.with_portal_run_sync, page)
+        (chain,) = greenback_trace.snapshot().chains
+        assert chain.bridges == 2
+        (site,) = greenback_trace.snapshot().sites
+        assert site.bridges == 2
+
     def test_an_async_site_has_none(self, backend: Any) -> None:
         """Where an async function bridges, nothing would have to become async."""
 
