@@ -47,6 +47,7 @@ from ._state import (
     current_in,
     current_portal,
     enter_loop,
+    is_here,
     local,
     portal_in,
     this_home,
@@ -290,10 +291,11 @@ def begin(
         task = library.current_task()
     except RuntimeError:
         task = None  # no loop is running now
-    portal = home.pool[-1].spare
-    if task is None or portal.library is not library:
+    worker = home.pool[-1]
+    portal = worker.spare
+    if task is None or portal.library is not library or not worker:
         return _begin_slowly(home, me, kind, run, function, args, kwds)
-    worker = home.pool.pop()
+    home.pool.pop()
     portal.home = home
     portal.worker = worker
     portal.kind = kind
@@ -303,16 +305,16 @@ def begin(
     portal.args = args
     portal.kwds = kwds
     portal.greenlet = me
-    home.first_step = portal
-    worker.gr_context = me.gr_context
     try:
+        home.first_step = portal
+        worker.gr_context = me.gr_context
         trap = worker.switch(portal)
     except BaseException:
-        home.first_step = None
         portal.abandoned = True
         finish(portal)
         raise
-    home.first_step = None
+    finally:
+        home.first_step = None
     if portal.resume is not None:
         _register(portal, home)
         return Begun(portal, trap)
@@ -335,10 +337,8 @@ def _begin_slowly(
     args: Tuple[Any, ...],
     kwds: Dict[str, Any],
 ) -> Any:
-    if type(me) is Worker:
-        portal = me.portal
-        if portal.current_task() is portal.task and sniffio_thread.name == portal.mark:
-            return NO_NEED
+    if type(me) is Worker and is_here(me.portal):
+        return NO_NEED
     library, task = current_in(home)
     if portal_in(home, task) is not None:
         return NO_NEED
@@ -391,17 +391,17 @@ def open_portal(portal: Portal) -> None:
 
 def _register(portal: Portal, home: Home) -> None:
     library = portal.library
-    loop = library.loop()
+    loop = library.loop_of(portal.task)
     if home.others or loop is not home.loop():
         _look_at_loop(home, library, loop)
-    home.portals[portal.task] = portal
     portal.registered = True
+    home.portals[portal.task] = portal
 
 
 def close_portal(portal: Portal) -> None:
     """Undo `open_portal`. Where the work goes on, it goes on without being able to bridge."""
+    portal.home.portals.pop(portal.task, None)
     portal.registered = False
-    del portal.home.portals[portal.task]
     if _hooks is not None:
         _hooks.close_portal(portal)
 
@@ -436,8 +436,10 @@ def _take_worker(home: Home, me: Any) -> Worker:
         level = POOL_LEVELS  # somebody else's greenlet; how deep it is nobody knows
     if level < POOL_LEVELS:
         pool = home.pools[level]
-        if pool:
+        while pool:
             worker = pool.pop()
+            if not worker:
+                continue  # killed by what a greenlet of an earlier portal's work has raised
             if level:
                 # Where an exception goes that kills the worker: to whom it works for.
                 worker.parent = me
@@ -467,20 +469,21 @@ def first_step(portal: Portal) -> Any:
     # A portal whose work never waits is gone before anything else gets to run, but for what it
     # calls itself: until it has waited it is not in the thread's table, but in this chain.
     outer = portal.outer = home.first_step
-    home.first_step = portal
     try:
+        home.first_step = portal
         if _GREENLETS_HAVE_CONTEXT:
             worker.gr_context = me.gr_context
+        job = portal if worker else [portal]
         if _hooks is None and _GREENLETS_HAVE_CONTEXT:
-            trap = worker.switch(portal)
+            trap = worker.switch(job)
         else:
-            trap = _observed_switch(portal, worker, portal)
+            trap = _observed_switch(portal, worker, job)
     except BaseException:
-        home.first_step = outer
         portal.abandoned = True
         finish(portal)
         raise
-    home.first_step = outer
+    finally:
+        home.first_step = outer
     if (
         portal.resume is not None
         and not portal.registered
@@ -517,7 +520,7 @@ def finish(portal: Portal) -> Any:
         if len(pool) < POOL_SIZE:
             if _GREENLETS_HAVE_CONTEXT:
                 worker.gr_context = None
-            if worker.level:
+            if worker.parent is not home.main:
                 worker.parent = home.main
             pool.append(worker)
     return result
@@ -539,6 +542,7 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
         if portal.resume is None:
             return finish(portal)
     worker, me, target = portal.worker, portal.greenlet, portal.resume
+    is_closing = False
     try:
         if _GREENLETS_HAVE_CONTEXT:
             context = me.gr_context
@@ -552,6 +556,7 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
                 traceback = None
                 portal.error = error
                 answer = ERROR
+                is_closing = isinstance(error, GeneratorExit)
             trap = None
             # The step may run in another greenlet than the one before, ...
             now = getcurrent()
@@ -576,7 +581,19 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
         # Closed before the work was over, or the worker is dead.
         finish(portal)
         raise
-    return finish(portal)
+    result = finish(portal)
+    if is_closing and type(result) is Raised and not isinstance(result.error, GeneratorExit):
+        # Nobody gets to see what a generator returns that is being closed.
+        try:
+            raise result.error
+        except BaseException as error:
+            traceback = traceback_of(error)
+            assert traceback is not None
+            set_traceback(error, traceback.tb_next)  # without this frame
+            raise
+        finally:
+            del result
+    return result
 
 
 def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
@@ -611,7 +628,7 @@ def _sweep(portal: Portal) -> None:
     try:
         if not portal.library.is_done(task):
             portal.library.coroutine_of(task).close()
-    except Exception:
+    except BaseException:  # it is nobody's here, and the other tasks are to be closed as well
         logging.getLogger("greenback").exception(
             "closing %r, which a closed event loop had left behind, failed", task
         )

@@ -212,7 +212,10 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any, backend: str = "async
         if not is_loop_running():
             return start_loop(backend, with_portal_run, async_fn, *args)  # type: ignore[no-any-return]
         found = no_portal_error()  # in a callback, which is no task
-    raise found
+    try:
+        raise found
+    finally:
+        del found  # or its traceback, which has this frame, would keep it alive
 
 
 def has_portal(task: Optional[Task] = None) -> bool:
@@ -253,6 +256,7 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
     portal.run = interruptible(library, run_coroutine) if ctrl_c else run_coroutine
     portal.task = task
     if kind != "task" and _is_new(coroutine):
+        portal.task = None  # `promised` is weak in its keys, and this would be a way to them
         unstarted = Unstarted(coroutine)
         shim = shim_from_the_start(portal, unstarted)
         try:

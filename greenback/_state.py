@@ -28,7 +28,7 @@ class Worker(greenlet.greenlet):
 
     __slots__ = ("level", "poolable", "portal", "spare")
 
-    #: The portal that it works for; `_NOWHERE` when there is none that may be used.
+    #: The portal that it works for; `NOWHERE` when there is none that may be used.
     portal: Portal
     #: A portal that the worker brings with it, to be used by the next function that needs one.
     spare: Portal
@@ -192,7 +192,7 @@ class _Nowhere(Library):
 # The Home of each thread is `local.home`, made by the first portal in it.
 local = threading.local()
 # All homes, for the questions that are asked from other threads.
-_homes: weakref.WeakSet[Home] = weakref.WeakSet()
+_homes: weakref.WeakValueDictionary[int, Home] = weakref.WeakValueDictionary()
 
 
 def this_home() -> Home:
@@ -200,18 +200,34 @@ def this_home() -> Home:
         return local.home  # type: ignore[no-any-return]
     except AttributeError:
         home = local.home = Home()
-        _homes.add(home)
+        _homes[id(home)] = home
         return home
 
 
 def portal_of(task: Any) -> Optional[Portal]:
     """The portal that *task* has, or will have from its first step on, in whatever thread."""
-    here = this_home()
-    for home in (here, *(home for home in list(_homes) if home is not here)):
-        portal = portal_in(home, task) or home.promised.get(task)
-        if portal is not None:
-            return None if portal.library.is_done(task) else portal
-    return None
+    portal = _portal_of_home(this_home(), task)
+    if portal is None:
+        # valuerefs() copies in one go; iterating would fail where another thread adds its own.
+        for reference in _homes.valuerefs():
+            home = reference()
+            if home is not None:
+                portal = _portal_of_home(home, task)
+                if portal is not None:
+                    break
+    return None if portal is None or portal.library.is_done(task) else portal
+
+
+def _portal_of_home(home: Home, task: Any) -> Optional[Portal]:
+    return portal_in(home, task) or home.promised.get(task)
+
+
+def is_here(portal: Portal) -> bool:
+    """Whether the portal's task is what is running. `await_` has this written out."""
+    try:
+        return portal.current_task() is portal.task and sniffio_thread.name == portal.mark
+    except RuntimeError:
+        return False  # somebody has taken the running loop away
 
 
 def current_portal() -> Tuple[Library, Any, Optional[Portal]]:
@@ -221,18 +237,14 @@ def current_portal() -> Tuple[Library, Any, Optional[Portal]]:
         RuntimeError: As `greenback._tasks.current`.
     """
     me = getcurrent()
-    if type(me) is Worker:
+    if type(me) is Worker and is_here(me.portal):
         portal = me.portal
-        if portal.current_task() is portal.task and sniffio_thread.name == portal.mark:
-            return portal.library, portal.task, portal
+        return portal.library, portal.task, portal
     home = this_home()
     library, task = current_in(home)
     found = portal_in(home, task)
-    if found is not None and (
-        # Not so in a callback of an asyncio loop that was started inside a Trio task.
-        found.current_task() is not task or sniffio_thread.name != found.mark
-    ):
-        found = None
+    if found is not None and not is_here(found):
+        found = None  # in a callback of an asyncio loop that was started inside a Trio task
     return library, task, found
 
 
@@ -283,9 +295,8 @@ def enter_loop(home: Home, library: Library, loop: Any) -> List[Portal]:
             continue
         its_portals = [
             portal
-            for portal in (*home.portals.values(), *home.resting.values())
-            if portal.library.name == its_library.name
-            and portal.library.loop_of(portal.task) is its_loop
+            for task, portal in (*home.portals.items(), *home.resting.items())
+            if portal.library.name == its_library.name and portal.library.loop_of(task) is its_loop
         ]
         if not its_portals:
             continue

@@ -244,11 +244,13 @@ class _AsyncioScope:
     """A task whose children inherit, under asyncio."""
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
-        self.task = task
-        self._loop = task.get_loop()
-        self._factory = _install_factory(self._loop)
+        # Weak, both: an open scope must not keep the task that would leave it from being collected.
+        self.task = weakref.ref(task)
+        loop = task.get_loop()
+        self._loop = weakref.ref(loop)
+        self._factory = _install_factory(loop)
         self._factory.users += 1
-        _open_scopes.setdefault(self._loop, []).append(self)
+        _open_scopes.setdefault(loop, []).append(self)
         # A callback has no task, but it has the context of whoever has scheduled it.
         self._token = _scopes_here.set((*_scopes_here.get(), self))
 
@@ -257,13 +259,16 @@ class _AsyncioScope:
             _scopes_here.reset(self._token)
         except ValueError:
             pass  # left in another context than entered; a closed scope in there does no harm
-        scopes = _open_scopes[self._loop]
+        loop = self._loop()
+        scopes = None if loop is None else _open_scopes.get(loop)
+        if loop is None or scopes is None:
+            return
         scopes.remove(self)
         if not scopes:
-            del _open_scopes[self._loop]
+            del _open_scopes[loop]
         self._factory.users -= 1
-        if self._factory.users == 0 and self._loop.get_task_factory() is self._factory:
-            self._loop.set_task_factory(self._factory.previous)
+        if self._factory.users == 0 and loop.get_task_factory() is self._factory:
+            loop.set_task_factory(self._factory.previous)
 
 
 _Scopes = Tuple[_AsyncioScope, ...]
@@ -342,7 +347,7 @@ def _scopes_of_creator(loop: asyncio.AbstractEventLoop) -> _Scopes:
         return tuple(scope for scope in _scopes_here.get() if scope in scopes)
     portal = portal_of(creator)
     inherited = () if portal is None else portal.scopes
-    return tuple(scope for scope in scopes if scope.task is creator or scope in inherited)
+    return tuple(scope for scope in scopes if scope.task() is creator or scope in inherited)
 
 
 def _note_in_context(context: Optional[contextvars.Context], scopes: _Scopes) -> None:

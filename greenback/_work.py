@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import greenlet
 
@@ -20,8 +20,13 @@ CoroutineType = types.CoroutineType
 ERROR = object()
 
 
-def work(portal: Any) -> None:
-    """What a worker runs: the work of one portal after another."""
+def work(first: List[Any]) -> None:
+    """What a worker runs: the work of one portal after another.
+
+    The first one comes in a list and is taken out of it: greenlet keeps the arguments of a run
+    until that ends.
+    """
+    portal = first.pop()
     while True:
         try:
             run = portal.run
@@ -39,6 +44,8 @@ def work(portal: Any) -> None:
             set_traceback(error, without_own_frames(traceback_of(error)))
             portal.error = error
         portal.resume = run = None
+        if portal.abandoned:
+            return  # killed, and the work has caught the GreenletExit
         # A debugger that stepped out of the work would go on to step through a stranger's.
         if sys._getframe().f_trace is not None:
             portal.worker.poolable = False
@@ -48,6 +55,12 @@ def work(portal: Any) -> None:
         employer = portal.greenlet
         portal = None
         portal = employer.switch()
+        while type(portal) is not Portal:
+            # A greenlet that the work of an earlier portal has started, and whose parent this
+            # worker is, has ended: pass its result on, as a dead one would.
+            parent: Any = greenlet.getcurrent().parent
+            portal = parent.switch(portal)
+            parent = None
 
 
 def run_function(portal: Portal) -> Any:
