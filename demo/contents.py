@@ -52,9 +52,11 @@ class Page(NamedTuple):
     sections: List[Tuple[str, str]]
 
 
-def fill(path: str) -> List[str]:
-    """Make the database at *path*, and return the names of its pages."""
-    sources = sorted((ROOT / "docs").glob("*.rst"), key=lambda source: source.stem != "index")
+def fill(path: str) -> None:
+    """Make the database at *path*."""
+    sources = sorted(
+        (ROOT / "docs").glob("*.rst"), key=lambda path: (path.stem != "index", path.stem)
+    )
     _teach_docutils(sources)
     pages = [_page_of_rst(source) for source in sources]
     pages += [_page_of_markdown(ROOT / f"{name}.md") for name in MARKDOWN]
@@ -77,7 +79,6 @@ def fill(path: str) -> List[str]:
                 if times:
                     database.execute("INSERT INTO uses VALUES (?, ?, ?)", (page.name, word, times))
     database.close()
-    return [page.name for page in pages]
 
 
 def _page_of_rst(source: Path) -> Page:
@@ -131,6 +132,8 @@ def _page_of_markdown(source: Path) -> Page:
                 child.attrSet("href", _link(str(child.attrGet("href"))))
         texts.append(following.content)
     body = markdown.renderer.render(tokens, markdown.options, {})
+    if source.stem == "README":
+        title = source.stem  # the front page is called what it says
     return Page(source.stem.lower(), title, body, "\n".join(texts), sections)
 
 

@@ -15,6 +15,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -44,7 +45,7 @@ class TemplateServer(http.server.ThreadingHTTPServer):
     """An HTTP server for the files in templates/, in a thread of its own.
 
     Attributes:
-        requests: How many it has answered. Written under ``_lock`` by the thread of each connection.
+        requests: How many it has answered. Written by the thread of each connection, locked.
     """
 
     request_queue_size = 128
@@ -92,20 +93,14 @@ class _TemplateHandler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
-
-
-class Expected(NamedTuple):
-    """What must be in a page, whoever reads it."""
-
-    parts: List[str]
 
 
 class Readers:
     """Read pages, many at a time, each over a connection of its thread, and check them."""
 
-    def __init__(self, port: int, expected: Dict[str, Expected]) -> None:
+    def __init__(self, port: int, expected: Dict[str, List[str]]) -> None:
         self._port = port
         self._expected = expected
         self._threads = threading.local()
@@ -122,7 +117,8 @@ class Readers:
         page = response.read().decode()
         if response.status != 200:
             raise WrongError(f"{name}: HTTP status {response.status}")
-        missing = [part for part in self._expected[name].parts if part not in page]
+        text = html.unescape(page)
+        missing = [part for part in self._expected[name] if part not in text]
         views = re.search(r'data-views="(\d+)"', page)
         if missing or views is None:
             raise WrongError(f"{name}: the page does not have {missing or 'its views'}")
@@ -137,7 +133,7 @@ class Result(NamedTuple):
     statements: int
 
 
-def expectations(database_path: Path) -> Dict[str, Expected]:
+def expectations(database_path: Path) -> Dict[str, List[str]]:
     """What each page must show, from the database that the site has yet to see."""
     database = sqlite3.connect(str(database_path))
     expected = {}
@@ -146,11 +142,11 @@ def expectations(database_path: Path) -> Dict[str, Expected]:
         meanings = database.execute(
             "SELECT word, meaning FROM uses JOIN words USING (word) WHERE page = ?", (name,)
         )
-        parts = [f"<title>{html.escape(title)} · greenback</title>"]
-        parts += [f'<a href="#{anchor}">' for anchor, _ in sections]
-        if name != "index":
-            parts += [f"<dt>{word}</dt>" for word, _ in meanings]
-        expected[name] = Expected(parts)
+        parts = [f"<title>{title} · greenback</title>"]
+        parts += [f'<a href="#{anchor}">{heading}</a>' for anchor, heading in sections]
+        if name != "index":  # which has them all in its text
+            parts += [f"<dt>{word}</dt>\n      <dd>{meaning}</dd>" for word, meaning in meanings]
+        expected[name] = parts
     database.close()
     return expected
 
@@ -165,7 +161,10 @@ def site(library: str, database: Path, templates: str, trace: Path) -> Iterator[
     }
     process = subprocess.Popen(
         [sys.executable, str(HERE / "web.py"), library, str(database), templates],
-        env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process
@@ -174,11 +173,12 @@ def site(library: str, database: Path, templates: str, trace: Path) -> Iterator[
         process.communicate()
 
 
-def visit(library: str, directory: Path, count: int, at_once: int) -> Result:
+def visit(library: str, contents: Path, directory: Path, count: int, at_once: int) -> Result:
     """Start the site on *library*, read *count* of its pages, and keep the last of each."""
     database = directory / f"{library}.sqlite"
-    names = fill(str(database))
+    shutil.copyfile(contents, database)
     expected = expectations(database)
+    names = list(expected)
     templates = TemplateServer()
     with site(library, database, templates.url, directory / f"{library}.jsonl") as process:
         ready = process.stdout.readline()
@@ -251,8 +251,10 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=20, help="how many readers there are")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="greenback-demo-"))
+    contents = directory / "contents.sqlite"
+    fill(str(contents))
     for library in LIBRARIES:
-        result = visit(library, directory, options.pages, options.at_once)
+        result = visit(library, contents, directory, options.pages, options.at_once)
         trace = directory / f"{library}.jsonl"
         check_trace(trace, result)
         print(

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import platform
 import threading
+import traceback
 
 import greenlet
 import pytest
@@ -17,6 +18,35 @@ needs_refcounts = pytest.mark.skipif(
     platform.python_implementation() == "PyPy",
     reason="PyPy's collector does not list greenlets, nor free them at once",
 )
+
+
+def close_while_waiting(error, bridges):
+    """Close the coroutine of a task whose finally raises *error*; return what that raises."""
+
+    async def victim():
+        if bridges:
+            await greenback.ensure_portal()
+        try:
+            if bridges:
+                greenback.await_(asyncio.sleep(3600))
+            else:
+                await asyncio.sleep(3600)
+        finally:
+            raise error("late")
+
+    async def main():
+        task = asyncio.ensure_future(victim())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(main())
+    task._log_destroy_pending = False
+    loop.close()
+    with pytest.raises(error) as caught:
+        task.get_coro().close()
+    return caught.value
 
 
 def close_loop_with_parked_tasks(number):
@@ -113,8 +143,60 @@ class TestEndInABridge:
 
         asyncio_backend.run(main)
 
+    @pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, LookupError])
+    def test_closing_raises_what_finally_raises(self, error):
+        """close() raises what the task's finally raises, like the one of a plain coroutine."""
+        bridged = close_while_waiting(error, bridges=True)
+        plain = close_while_waiting(error, bridges=False)
+        assert type(bridged) is type(plain) is error
+        assert bridged.args == plain.args == ("late",)
+        assert type(bridged.__context__) is type(plain.__context__) is GeneratorExit
+
+    def test_closing_shows_no_frame_of_the_bridge(self):
+        """The traceback of what close() raises ends like a plain one, and does not show drive."""
+        bridged = close_while_waiting(LookupError, bridges=True)
+        plain = close_while_waiting(LookupError, bridges=False)
+        names = [frame.name for frame in traceback.extract_tb(bridged.__traceback__)]
+        expected = [frame.name for frame in traceback.extract_tb(plain.__traceback__)]
+        assert (names[0], names[-1]) == (expected[0], expected[-1])
+        assert "drive" not in names
+
 
 class TestClosedLoop:
+    @pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit])
+    def test_sweep_goes_on(self, caplog, error):
+        """What one task's finally raises is logged, and ends neither the sweep nor the opener."""
+        ended = []
+
+        async def park(index):
+            await greenback.ensure_portal()
+            try:
+                greenback.await_(asyncio.sleep(3600))
+            finally:
+                ended.append(index)
+                if index == 2:
+                    raise error("late")
+
+        async def main():
+            tasks = [asyncio.ensure_future(park(index)) for index in range(5)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            for task in tasks:
+                task._log_destroy_pending = False
+
+        async def opener():
+            return await greenback.with_portal_run_sync(lambda: 42)
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+        assert ended == []
+        with caplog.at_level("ERROR", logger="greenback"):
+            assert asyncio.run(opener()) == 42
+        assert sorted(ended) == [0, 1, 2, 3, 4]
+        (record,) = [record for record in caplog.records if record.name == "greenback"]
+        assert record.exc_info[0] is error
+
     @pytest.mark.parametrize("suspends", [False, True])
     @pytest.mark.parametrize("opener", ["ensure_portal", "with_portal_run", "with_portal_run_sync"])
     @pytest.mark.parametrize("other_loop", [False, True])
@@ -235,6 +317,28 @@ class TestNothingIsLeftBehind:
 
 
 class TestKilledWorker:
+    def test_that_catches_it(self, backend):
+        """Sync code that catches the GreenletExit is over, and the next portal works."""
+        box = []
+
+        def stubborn():
+            box.append(greenlet.getcurrent())
+            try:
+                greenback.await_(backend.sleep(3600))
+            except greenlet.GreenletExit:
+                return 5
+
+        async def main():
+            coroutine = greenback.with_portal_run_sync(stubborn)
+            coroutine.send(None)
+            box[0].throw(greenlet.GreenletExit)
+            assert box[0].dead
+            assert await greenback.with_portal_run_sync(lambda: 42) == 42
+            coroutine.close()
+            assert await greenback.with_portal_run_sync(lambda: 42) == 42
+
+        backend.run(main)
+
     def test_next_portal_works(self, backend):
         """A worker that somebody killed in its work is not used again."""
 

@@ -142,6 +142,34 @@ class TestOtherLoops:
 
         asyncio_backend.run(main)
 
+    def test_trio_where_the_running_loop_was_taken_away(self, asyncio_backend):
+        """A Trio run has portals also in a portal whose own loop does not look like running."""
+
+        async def inner():
+            no_portal_here()
+            found = await greenback.with_portal_run_sync(lambda: greenback.await_(five()))
+            await greenback.ensure_portal()
+            return found, greenback.await_(five())
+
+        async def five():
+            await trio.sleep(0)
+            return 5
+
+        async def main():
+            def sync():
+                loop = asyncio.get_running_loop()
+                asyncio._set_running_loop(None)
+                try:
+                    return trio.run(inner)
+                finally:
+                    asyncio._set_running_loop(loop)
+
+            found = await greenback.with_portal_run_sync(sync)
+            await greenback.with_portal_run_sync(greenback.await_, asyncio.sleep(0))
+            return found
+
+        assert run_in_thread(asyncio_backend, main) == (5, 5)
+
     def test_guest_mode(self, asyncio_backend):
         """With Trio as a guest of asyncio, tasks of both bridge to their own loop."""
         steps = []
@@ -186,6 +214,39 @@ class TestGreenletsOfOthers:
             return greenlet.greenlet(in_greenlet).switch()
 
         assert backend.run(main) is True
+
+    @pytest.mark.parametrize("error", [None, LookupError("late")])
+    def test_that_ends_after_its_portal(self, backend, error):
+        """A greenlet that ends after its portal hands its result on, and disturbs no later one."""
+        box = []
+
+        def body():
+            box[0].parent.switch("first")
+            if error is not None:
+                raise error
+            return "last"
+
+        def sync():
+            box.append(greenlet.greenlet(body))
+            return box[0].switch()
+
+        async def fortytwo():
+            await backend.checkpoint()
+            return 42
+
+        async def main():
+            assert await greenback.with_portal_run_sync(sync) == "first"
+            if error is None:
+                assert box[0].switch() == "last"
+            else:
+                with pytest.raises(LookupError) as caught:
+                    box[0].switch()
+                assert caught.value is error
+            for _ in range(3):
+                assert await greenback.with_portal_run_sync(lambda: 42) == 42
+                assert await greenback.with_portal_run(fortytwo) == 42
+
+        backend.run(main)
 
     @needs_sqlalchemy
     def test_portal_inside_greenlet_spawn(self, asyncio_backend):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import platform
 import threading
 import warnings
+import weakref
 from typing import Any, List
 
 import pytest
@@ -16,6 +18,9 @@ import trio
 import greenback
 
 LIBRARIES = ["asyncio", "trio"]
+needs_refcounts = pytest.mark.skipif(
+    platform.python_implementation() == "PyPy", reason="PyPy does not count references"
+)
 SLEEPS = {"asyncio": asyncio.sleep, "trio": trio.sleep}
 
 
@@ -210,6 +215,37 @@ class TestInALoopWithoutAPortal:
             backend.run(main)
             gc.collect()
         assert not called
+
+    @needs_refcounts
+    def test_error_keeps_no_frame_alive(self, backend: Any) -> None:
+        """What the caller's frame held is freed by itself once the error has been handled."""
+
+        class Held:
+            pass
+
+        references: List[Any] = []
+
+        async def never() -> None:
+            raise AssertionError
+
+        def sync() -> None:
+            held = Held()
+            references.append(weakref.ref(held))
+            try:
+                greenback.run(never)
+            except RuntimeError:
+                pass
+
+        async def main() -> None:
+            sync()
+            assert references[0]() is None
+
+        gc.collect()
+        gc.disable()
+        try:
+            backend.run(main)
+        finally:
+            gc.enable()
 
     @pytest.mark.parametrize("named", LIBRARIES)
     def test_callback(self, backend: Any, named: str) -> None:

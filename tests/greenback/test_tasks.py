@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import warnings
+import weakref
 
 import pytest
 
@@ -19,6 +20,10 @@ needs_eager = pytest.mark.skipif(
 )
 needs_c_tasks = pytest.mark.skipif(
     platform.python_implementation() == "PyPy", reason="PyPy has no tasks written in C"
+)
+
+needs_refcounts = pytest.mark.skipif(
+    platform.python_implementation() == "PyPy", reason="PyPy does not free objects at once"
 )
 
 
@@ -241,6 +246,57 @@ class TestBestow:
             return 5
 
         assert backend.run(main) == 5
+
+    def test_between_two_runs_of_a_loop(self):
+        """A portal can be bestowed where no loop is running, on a task that waits for the next."""
+
+        async def opens():
+            await greenback.with_portal_run_sync(greenback.await_, asyncio.sleep(0))
+
+        async def child():
+            await gate
+            return greenback.await_(asyncio.sleep(0, 5))
+
+        async def start():
+            task = asyncio.ensure_future(child())
+            await asyncio.sleep(0)
+            return task
+
+        loop = asyncio.new_event_loop()
+        try:
+            gate = loop.create_future()
+            loop.run_until_complete(opens())
+            task = loop.run_until_complete(start())
+            greenback.bestow_portal(task)
+            assert greenback.has_portal(task)
+            gate.set_result(None)
+            assert loop.run_until_complete(task) == 5
+        finally:
+            loop.close()
+
+    @needs_refcounts
+    def test_cancelled_before_the_first_step_is_freed(self, asyncio_backend):
+        """Tasks that are cancelled before their first step are not kept by their portals."""
+        references = []
+
+        async def child():
+            raise AssertionError("was not to run")
+
+        async def one():
+            task = asyncio.ensure_future(child())
+            greenback.bestow_portal(task)
+            task.cancel()
+            await asyncio.wait([task])
+            references.append(weakref.ref(task))
+
+        async def main():
+            for _ in range(20):
+                await one()
+            await asyncio.sleep(0)
+            gc.collect()
+            return sum(reference() is not None for reference in references)
+
+        assert asyncio_backend.run(main) <= 1  # the loop may still hold the last one
 
     def test_done(self, asyncio_backend):
         """Bestowing on a task that is done does nothing."""

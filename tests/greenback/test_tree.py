@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import platform
 import sys
+import threading
 import warnings
+import weakref
 from typing import Any, Callable, List, Optional, Tuple
 
 import pytest
@@ -21,6 +24,10 @@ needs_task_group = pytest.mark.skipif(
 )
 needs_eager_tasks = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="eager tasks are of Python 3.12"
+)
+
+needs_refcounts = pytest.mark.skipif(
+    platform.python_implementation() == "PyPy", reason="PyPy does not free objects at once"
 )
 
 
@@ -980,6 +987,56 @@ class TestAsyncioTasks:
             assert str(inside.value) == str(outside.value)
 
         asyncio_backend.run(main)
+
+
+@needs_refcounts
+class TestNothingIsKept:
+    def test_loop_of_a_task_that_never_leaves_its_scope(self) -> None:
+        """A task that is dropped inside a scope keeps neither itself nor its loop alive."""
+
+        async def forever() -> None:
+            with greenback.portals_for_children():
+                await asyncio.get_running_loop().create_future()
+
+        def drop() -> List[Any]:
+            loop = asyncio.new_event_loop()
+            task: Any = loop.create_task(forever())
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+            task._log_destroy_pending = False
+            return [weakref.ref(loop), weakref.ref(task)]
+
+        references = [reference for _ in range(3) for reference in drop()]
+        gc.collect()
+        assert [reference() for reference in references] == [None] * 6
+
+    def test_by_an_idle_worker(self, asyncio_backend: Any) -> None:
+        """A worker whose first portal was inherited keeps neither the scope's task nor the loop."""
+        references: List[Any] = []
+        alive: List[Any] = []
+
+        async def bridges() -> None:
+            await_(asyncio.sleep(0))
+
+        async def opener() -> None:
+            references.append(weakref.ref(asyncio.current_task()))
+            with greenback.portals_for_children():
+                await asyncio.create_task(bridges())
+
+        async def main() -> None:
+            references.append(weakref.ref(asyncio.get_running_loop()))
+            await asyncio.create_task(opener())
+
+        def in_thread() -> None:
+            # A thread of its own has no worker yet, so that the inherited portal makes the first.
+            asyncio_backend.run(main)
+            gc.collect()
+            alive.extend(reference() is not None for reference in references)
+
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        thread.join()
+        assert alive == [False, False]
 
 
 class MyTask(asyncio.Task):  # type: ignore[type-arg]
