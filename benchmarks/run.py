@@ -89,7 +89,6 @@ TARGETS = (
     Target("run_sync", "with_portal_run_sync(nop): times as fast as upstream", "upstream", 8.5),
     Target("run_async", "with_portal_run(immediate): times as fast as upstream", "upstream", 7.5),
     Target("portal_task", "ensure_portal in a task: of what upstream adds", "upstream", 0.2, True),
-    Target("portal_tasks", "  the same, 100 tasks at once", "upstream", 0.2, True),
     Target("parked", "memory of a parked task: of upstream's", "upstream", 1.0, True),
 )
 

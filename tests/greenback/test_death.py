@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import platform
+import sys
 import threading
 import traceback
 
@@ -122,6 +123,10 @@ class TestEndInABridge:
         asyncio_backend.run(main)
         assert noted == ["exit"]
 
+    @pytest.mark.skipif(
+        platform.python_implementation() == "PyPy",
+        reason="what ignores GeneratorExit stays there until it is collected",
+    )
     def test_ignored_generator_exit(self, asyncio_backend):
         """Code that awaits on in spite of GeneratorExit gets the error that Python has for it."""
 
@@ -152,6 +157,10 @@ class TestEndInABridge:
         assert bridged.args == plain.args == ("late",)
         assert type(bridged.__context__) is type(plain.__context__) is GeneratorExit
 
+    @pytest.mark.skipif(
+        sys.version_info < (3, 11) or platform.python_implementation() == "PyPy",
+        reason="an exception that is raised again keeps its traceback before CPython 3.11",
+    )
     def test_closing_shows_no_frame_of_the_bridge(self):
         """The traceback of what close() raises ends like a plain one, and does not show drive."""
         bridged = close_while_waiting(LookupError, bridges=True)
@@ -317,6 +326,9 @@ class TestNothingIsLeftBehind:
 
 
 class TestKilledWorker:
+    @pytest.mark.skipif(
+        platform.python_implementation() == "PyPy", reason="greenlet 0.4 lets it live on"
+    )
     def test_that_catches_it(self, backend):
         """Sync code that catches the GreenletExit is over, and the next portal works."""
         box = []
