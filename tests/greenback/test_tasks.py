@@ -200,7 +200,7 @@ class TestBestowOnOneself:
             assert [greenback.has_portal(task) for task in tasks] == [False] * 5 + [True]
             del tasks[:]
             gc.collect()
-            portals = [thing for thing in gc.get_objects() if isinstance(thing, Portal)]
+            portals = [thing for thing in gc.get_objects() if type(thing) is Portal]
             return len([portal for portal in portals if portal.task and portal.kind == "bestowed"])
 
         assert backend.run(main) == 1
