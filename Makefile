@@ -14,8 +14,9 @@ help: ## Show this list
 demo: $(INSTALLED) ## Run a program written for threads on asyncio and Trio, and report its bridges
 	$(BIN)/python demo/run.py
 
+# By class or document: the examples of a document build on one another.
 test: $(INSTALLED) ## Run the tests, and every example of the documentation
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
 
 check: $(INSTALLED) ## Lint, types, documentation, packages, and the tests on every Python there is
 	$(BIN)/nox $(ARGS)

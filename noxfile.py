@@ -90,7 +90,9 @@ def add_test_session(label: str, command: str, implementation: str, version: str
     @nox.session(name=name, python=interpreter)
     def tests(session: nox.Session) -> None:
         session.install("--quiet", "--editable", ".[all]", *group("test"))
-        session.run("python", "-m", "pytest", "-n", "auto", *session.posargs)
+        # By class or document: the examples of a document build on one another.
+        parallel = ("-n", "auto", "--dist", "loadscope")
+        session.run("python", "-m", "pytest", *parallel, *session.posargs)
 
 
 @nox.session
