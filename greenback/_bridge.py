@@ -69,7 +69,7 @@ from ._work import (
 )
 
 if TYPE_CHECKING:
-    from .instruments import Bridge, Hooks
+    from .instruments import Listener
 
 T = TypeVar("T")
 
@@ -96,11 +96,11 @@ class Begun:
 NO_NEED = object()
 
 
-# The instruments' hooks, or None when nobody listens. Written by instruments.py.
-_hooks: Optional[Hooks] = None
+# Who is told of portals and bridges, or None. Written by instruments.py.
+_hooks: Optional[Listener] = None
 
 
-def set_hooks(hooks: Optional[Hooks]) -> None:
+def set_hooks(hooks: Optional[Listener]) -> None:
     global _hooks
     _hooks = hooks
 
@@ -140,9 +140,11 @@ def await_(aw: Awaitable[T]) -> T:
                 raise portal
             finally:
                 portal = None  # or its traceback, which has this frame, would keep it alive
-    bridge: Optional[Bridge] = None
-    if _hooks is not None and not portal.hushed:
-        bridge = _hooks.start_bridge(portal, aw, sys._getframe(1))
+    # The same hooks from its beginning to its end, whatever is added or removed in between.
+    hooks = _hooks
+    bridge: Any = None
+    if hooks is not None and not portal.hushed:
+        bridge = hooks.start_bridge(portal, aw, sys._getframe(1))
     if type(aw) is not CoroutineType or aw.cr_await is not None:
         aw = awaited(aw)
     # A coroutine that is sent into ends with a StopIteration, whose making and catching costs as
@@ -155,8 +157,8 @@ def await_(aw: Awaitable[T]) -> T:
     try:
         for trap in steps:
             while True:
-                if bridge is not None and _hooks is not None:
-                    _hooks.suspend_bridge(bridge)
+                if bridge is not None:
+                    hooks.suspend_bridge(bridge)  # type: ignore[union-attr]
                 portal.resume = me
                 if _GREENLETS_HAVE_CONTEXT:
                     answer = portal.greenlet.switch(trap)
@@ -165,8 +167,8 @@ def await_(aw: Awaitable[T]) -> T:
                     answer = portal.greenlet.switch(trap)
                     set_contextvar_context(context)
                 trap = None
-                if bridge is not None and _hooks is not None:
-                    _hooks.resume_bridge(bridge)
+                if bridge is not None:
+                    hooks.resume_bridge(bridge)  # type: ignore[union-attr]
                 if answer is None:
                     break  # the for loop sends the None
                 if answer is ERROR:
@@ -182,19 +184,13 @@ def await_(aw: Awaitable[T]) -> T:
         _hide_steps(portal, error)
         leave_handler(error, handled)
         if bridge is not None:
-            _finish_bridge(bridge, error)
+            hooks.finish_bridge(bridge, error)  # type: ignore[union-attr]
         # The traceback has this frame: nothing in it may lead back to the task and its exception.
         portal = me = bridge = steps = answer = handled = None
         raise
     if bridge is not None:
-        _finish_bridge(bridge, None)
+        hooks.finish_bridge(bridge, None)  # type: ignore[union-attr]
     return box[0]
-
-
-def _finish_bridge(bridge: Bridge, error: Optional[BaseException]) -> None:
-    if _hooks is not None:
-        _hooks.finish_bridge(bridge, error)
-    bridge.frame = bridge.awaitable = None  # whoever keeps the bridge is not to keep these
 
 
 @types.coroutine
@@ -600,11 +596,13 @@ def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
     """A step, when somebody listens or when greenlets do not know of contexts."""
     if not _GREENLETS_HAVE_CONTEXT:
         context = get_contextvar_context()
-    if _hooks is not None:
-        _hooks.start_step(portal)
-    trap = target.switch(answer)
-    if _hooks is not None:
-        _hooks.finish_step(portal)
+    hooks = _hooks
+    if hooks is None:
+        trap = target.switch(answer)
+    else:
+        hooks.start_step(portal)
+        trap = target.switch(answer)
+        hooks.finish_step(portal)
     if not _GREENLETS_HAVE_CONTEXT:
         set_contextvar_context(context)
     return trap

@@ -62,6 +62,7 @@ class Portal:
         "kwds",
         "library",
         "mark",
+        "note",
         "outer",
         "registered",
         "result",
@@ -108,6 +109,8 @@ class Portal:
         self.coroutine: Any = None
         #: Set while hooks run inside the portal: their own bridges are not announced.
         self.hushed = False
+        #: What whoever listens keeps with it.
+        self.note: Any = None
         #: In the table of its thread's portals.
         self.registered = False
         #: The worker was killed, so that nobody waits for what it returns.

@@ -12,6 +12,7 @@ logged once, through the logger ``greenback``, and its instrument is removed.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
@@ -20,6 +21,10 @@ from ._state import Portal
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from typing_extensions import Protocol
+else:
+    Protocol = object
 
 __all__ = ["Bridge", "Instrument", "Portal", "add_instrument", "remove_instrument"]
 
@@ -94,15 +99,31 @@ class Instrument:
         """The task waits or has ended: control has just come back from the portal."""
 
 
+class Listener(Protocol):
+    """What the runtime tells of portals, bridges and steps. It never raises."""
+
+    def open_portal(self, portal: Portal, /) -> None: ...
+    def close_portal(self, portal: Portal, /) -> None: ...
+    def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType, /) -> Any:
+        """What the other three are given of this bridge; None if they are not to be called."""
+
+    def suspend_bridge(self, bridge: Any, /) -> None: ...
+    def resume_bridge(self, bridge: Any, /) -> None: ...
+    def finish_bridge(self, bridge: Any, error: Optional[BaseException], /) -> None: ...
+    def start_step(self, portal: Portal, /) -> None: ...
+    def finish_step(self, portal: Portal, /) -> None: ...
+
+
 # An instrument and its bound method.
 _Hooks = Tuple[Tuple[Any, Callable[..., None]], ...]
 _HOOKS = tuple(name for name in vars(Instrument) if not name.startswith("_"))
 
 
 class Hooks:
-    """What the runtime calls: for each hook, the bound methods of those who override it.
+    """The listener that tells instruments: for each hook, the bound methods of those who have it.
 
-    Never changed once it is in use; adding or removing an instrument makes a new one.
+    There is one, which changes as instruments come and go, so that a bridge which is under way
+    then is announced to those who are there in the end.
     """
 
     __slots__ = _HOOKS
@@ -116,7 +137,11 @@ class Hooks:
     step_started: _Hooks
     step_finished: _Hooks
 
-    def __init__(self, instruments: List[Instrument]) -> None:
+    def __init__(self, instruments: List[Any]) -> None:
+        self.tell(instruments)
+
+    def tell(self, instruments: List[Any]) -> None:
+        """Call the hooks of these, and of nobody else, from now on."""
         for name in _HOOKS:
             nothing = getattr(Instrument, name)
             setattr(
@@ -131,40 +156,27 @@ class Hooks:
             )
 
     # The hooks of bridges run inside the portal, where they could bridge: such a bridge is not
-    # announced. The loops are written out because they are on the path of every bridge.
+    # announced.
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType) -> Bridge:
         bridge = Bridge(portal, awaitable, frame)
-        portal.hushed = True
-        try:
-            for instrument, hook in self.bridge_started:
-                try:
-                    hook(bridge)
-                except Exception as failure:  # an instrument is never felt by the program
-                    _failed(instrument, hook, failure)
-        finally:
-            portal.hushed = False
+        _tell_from_inside(portal, self.bridge_started, bridge)
         return bridge
 
     def suspend_bridge(self, bridge: Bridge) -> None:
         if self.bridge_suspended:
-            _tell_from_inside(self.bridge_suspended, bridge)
+            _tell_from_inside(bridge.portal, self.bridge_suspended, bridge)
 
     def resume_bridge(self, bridge: Bridge) -> None:
         if self.bridge_resumed:
-            _tell_from_inside(self.bridge_resumed, bridge)
+            _tell_from_inside(bridge.portal, self.bridge_resumed, bridge)
 
     def finish_bridge(self, bridge: Bridge, error: Optional[BaseException]) -> None:
-        portal = bridge.portal
-        portal.hushed = True
         try:
-            for instrument, hook in self.bridge_finished:
-                try:
-                    hook(bridge, error)
-                except Exception as failure:  # an instrument is never felt by the program
-                    _failed(instrument, hook, failure)
+            _tell_from_inside(bridge.portal, self.bridge_finished, bridge, error)
         finally:
-            portal.hushed = False
+            # Whoever keeps the bridge is not to keep these.
+            bridge.frame = bridge.awaitable = None
 
     def open_portal(self, portal: Portal) -> None:
         _tell(self.portal_opened, portal)
@@ -179,26 +191,111 @@ class Hooks:
         _tell(self.step_finished, portal)
 
 
-def _tell_from_inside(hooks: _Hooks, bridge: Bridge) -> None:
-    portal = bridge.portal
+def _tell_from_inside(portal: Portal, hooks: _Hooks, *arguments: Any) -> None:
     portal.hushed = True
     try:
-        _tell(hooks, bridge)
+        _tell(hooks, *arguments)
     finally:
         portal.hushed = False
 
 
-def _tell(hooks: _Hooks, subject: Any) -> None:
+def _tell(hooks: _Hooks, *arguments: Any) -> None:
     for instrument, hook in hooks:
         try:
-            hook(subject)
+            hook(*arguments)
         except Exception as failure:  # an instrument is never felt by the program
-            _failed(instrument, hook, failure)
+            _failed(instrument, getattr(hook, "__name__", "hook"), failure)
 
 
-# Written under _lock by add_instrument and remove_instrument, from any thread.
+class _AsInstrument(Instrument):
+    """The primary listener among instruments."""
+
+    __slots__ = ("bridges", "listener")
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        #: What it calls the bridges that are under way.
+        self.bridges: Dict[Bridge, Any] = {}
+
+    def portal_opened(self, portal: Portal) -> None:
+        self.listener.open_portal(portal)
+
+    def portal_closed(self, portal: Portal) -> None:
+        self.listener.close_portal(portal)
+
+    def bridge_started(self, bridge: Bridge) -> None:
+        frame = bridge.frame
+        assert frame is not None
+        its_own = self.listener.start_bridge(bridge.portal, bridge.awaitable, frame)
+        if its_own is not None:
+            self.bridges[bridge] = its_own
+
+    def bridge_suspended(self, bridge: Bridge) -> None:
+        its_own = self.bridges.get(bridge)
+        if its_own is not None:
+            self.listener.suspend_bridge(its_own)
+
+    def bridge_resumed(self, bridge: Bridge) -> None:
+        its_own = self.bridges.get(bridge)
+        if its_own is not None:
+            self.listener.resume_bridge(its_own)
+
+    def bridge_finished(self, bridge: Bridge, error: Optional[BaseException]) -> None:
+        its_own = self.bridges.pop(bridge, None)
+        if its_own is not None:
+            self.listener.finish_bridge(its_own, error)
+
+    def step_started(self, portal: Portal) -> None:
+        self.listener.start_step(portal)
+
+    def step_finished(self, portal: Portal) -> None:
+        self.listener.finish_step(portal)
+
+
+class _Leaving(Instrument):
+    """A listener that is told of nothing but the end of what it was told the beginning of."""
+
+    __slots__ = ("bridge_finished",)
+
+    def __init__(self, former: _AsInstrument) -> None:
+        self.bridge_finished = former.bridge_finished  # type: ignore[method-assign]
+
+
+# These are written under _lock, from any thread.
 _instruments: Dict[int, Instrument] = {}
+_primary: Optional[_AsInstrument] = None
+#: Listeners that are gone, while bridges of theirs are under way.
+_leaving: List[_AsInstrument] = []
+_hooks = Hooks([])
 _lock = threading.RLock()
+
+
+def set_primary(listener: Optional[Listener]) -> None:
+    """Have the runtime call *listener* directly: what traces pays for no detour.
+
+    There is one at most, which this replaces. It is told before any instrument. The end of a bridge
+    goes to whoever was told of its beginning.
+    """
+    global _primary
+    with _lock:
+        if _primary is not None and _primary.bridges:
+            _leaving.append(_primary)
+        _primary = None if listener is None else _AsInstrument(listener)
+        _publish()
+
+
+def is_primary(listener: Any) -> bool:
+    """Whether *listener* is the one that the runtime calls."""
+    return _primary is not None and _primary.listener is listener
+
+
+def primary_failed(listener: Any, error: Exception) -> None:
+    """Remove the primary listener because it has caught *error* of its own. Logged once."""
+    with _lock:
+        if not is_primary(listener):
+            return
+        set_primary(None)
+    _log_failure(listener, "hook", error)
 
 
 def add_instrument(instrument: Instrument) -> None:
@@ -240,19 +337,36 @@ def remove_instrument(instrument: Instrument) -> None:
 
 
 def _publish() -> None:
-    _bridge.set_hooks(Hooks(list(_instruments.values())) if _instruments else None)
+    _leaving[:] = [former for former in _leaving if former.bridges]
+    leaving: List[Any] = [_Leaving(former) for former in _leaving]
+    primary: List[Any] = [] if _primary is None else [_primary]
+    _hooks.tell(primary + list(_instruments.values()) + leaving)
+    if _instruments:
+        _bridge.set_hooks(_hooks)
+    else:
+        _bridge.set_hooks(None if _primary is None else _primary.listener)
 
 
-def _failed(instrument: Any, hook: Callable[..., None], error: Exception) -> None:
+def _failed(instrument: Any, hook: str, error: Exception) -> None:
     """Remove an instrument because a hook of it has raised *error*."""
     with _lock:
         if _instruments.pop(id(instrument), None) is None:
             return  # another thread came first, and has logged it
         _publish()
+    _log_failure(instrument, hook, error)
+
+
+def _log_failure(instrument: Any, hook: str, error: Exception) -> None:
     logging.getLogger("greenback").error(
-        "instrument %r was removed: its %s raised %r",
-        instrument,
-        getattr(hook, "__name__", "hook"),
-        error,
-        exc_info=error,
+        "instrument %r was removed: its %s raised %r", instrument, hook, error, exc_info=error
     )
+
+
+def _after_fork() -> None:
+    """In the child of a fork: another thread may have held the lock, and is not there any more."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

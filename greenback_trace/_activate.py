@@ -7,23 +7,29 @@ import importlib.util
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING, Any, MutableMapping, Optional
+from typing import TYPE_CHECKING, Any, Dict, MutableMapping, Optional
 from weakref import WeakKeyDictionary
 
-from greenback.instruments import Instrument, add_instrument, remove_instrument
+from greenback.instruments import (
+    Instrument,
+    add_instrument,
+    is_primary,
+    remove_instrument,
+    set_primary,
+)
 
 from ._config import Config, ConfigError
-from ._snapshot import Snapshot
+from ._snapshot import Snapshot, take
 from ._totals import Totals
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from greenback.instruments import Portal
+    from greenback.instruments import Listener, Portal
 
     from ._file import Pipeline
-    from ._metrics import Source
+    from ._metrics import Measurements, Source
     from ._spans import Spans
 
 _SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
@@ -88,7 +94,10 @@ def is_enabled() -> bool:
 def snapshot() -> Snapshot:
     """The exact totals since tracing was enabled, or of the last time that it was."""
     totals = _last_totals
-    return (Totals(1) if totals is None else totals).snapshot()
+    session = _session
+    return take(
+        Totals(1) if totals is None else totals, None if session is None else session.dropped()
+    )
 
 
 def from_environment() -> None:
@@ -144,6 +153,12 @@ def _warn(message: str, *args: Any) -> None:
     logging.getLogger("greenback").warning(message, *args)
 
 
+def _tell_slow_step(function: str, seconds: float) -> None:
+    from ._log import slow_step
+
+    slow_step(function, seconds)
+
+
 def _at_exit() -> None:
     session = _session
     if session is None or session.process != os.getpid():
@@ -151,7 +166,7 @@ def _at_exit() -> None:
     if session.is_silent():
         from ._log import summary
 
-        summary(session.totals.snapshot())
+        summary(snapshot())
     disable()
 
 
@@ -167,7 +182,11 @@ class _Session:
         at_import: bool,
     ) -> None:
         self.process = os.getpid()
-        self.totals = Totals(config.sites)
+        slow_ns = int(config.slow * 1e9)
+        self.totals = Totals(config.sites, slow_ns)
+        self.totals.on_slow_step = _tell_slow_step
+        self._measurement_rate = config.measurement_rate
+        self._measurements: Optional[Measurements] = None
         self._spans: Optional[Spans] = None
         self._pipeline: Optional[Pipeline] = None
         self._source: Optional[Source] = None
@@ -178,45 +197,58 @@ class _Session:
             self._pipeline = Pipeline(config.file, config.file_limit, self.totals)
             tracer_provider = self._pipeline.tracer_provider
             meter_provider = self._pipeline.meter_provider
-        self._instrument: Instrument = self.totals
+        self._listener: Listener = self.totals
         if config.spans != "none":
             from ._spans import Spans
 
             rate = config.span_rate
             if rate is None:
                 rate = 0.0 if is_to_file else _DEFAULT_SPAN_RATE
-            self._spans = Spans(self.totals, config.spans, rate, is_private=is_to_file)
-            self._instrument = self._spans
+            self._spans = Spans(self.totals, config.spans, rate, slow_ns, is_private=is_to_file)
+            self._listener = self._spans
         self._connector: Optional[_Connector] = None
         if at_import and not is_to_file:
             self._connector = _Connector(self)
             add_instrument(self._connector)
         else:
             self.connect(tracer_provider, meter_provider)
-        add_instrument(self._instrument)
+        set_primary(self._listener)
 
     def connect(self, tracer_provider: Any, meter_provider: Any) -> None:
         """Send everything to these providers, or to the global ones where they are None."""
         from opentelemetry import metrics, trace
 
-        from ._metrics import Source, register
+        from ._metrics import Measurements, Source, register
 
         version = _version()
         if self._spans is not None:
-            self._spans.tracer = trace.get_tracer(
-                "greenback", version, tracer_provider, schema_url=_SCHEMA_URL
+            self._spans.start(
+                trace.get_tracer("greenback", version, tracer_provider, schema_url=_SCHEMA_URL)
             )
         if meter_provider is None:
             meter_provider = metrics.get_meter_provider()
         source = _sources.get(meter_provider)
         if source is None:
             source = _sources[meter_provider] = Source()
-            register(meter_provider.get_meter("greenback", version, _SCHEMA_URL), source)
+            meter = meter_provider.get_meter("greenback", version, _SCHEMA_URL)
+            register(meter, source, is_private=self._pipeline is not None)
         self._source = source
         source.was_read = False
         source.totals = self.totals
-        if self._spans is not None:
-            source.dropped_spans = self._spans.count_dropped
+        source.dropped = self.dropped
+        if source.histograms is not None:
+            self._measurements = self.totals.measurements = Measurements(
+                self.totals, source.histograms, self._measurement_rate
+            )
+
+    def dropped(self) -> Dict[str, Dict[str, int]]:
+        """What was left out, by what it was and why."""
+        dropped: Dict[str, Dict[str, int]] = {}
+        if self._spans is not None and self._spans.count_dropped():
+            dropped["span"] = {"rate_limit": self._spans.count_dropped()}
+        if self._measurements is not None and self._measurements.count_dropped():
+            dropped["measurement"] = {"rate_limit": self._measurements.count_dropped()}
+        return dropped
 
     def is_silent(self) -> bool:
         """Whether there was something to tell, and nobody who listened."""
@@ -228,12 +260,16 @@ class _Session:
         )
 
     def stop(self) -> None:
-        for instrument in (self._instrument, self._connector):
-            if instrument is not None:
-                try:
-                    remove_instrument(instrument)
-                except KeyError:
-                    pass  # the connector's work was done, or the instrument has failed
+        if is_primary(self._listener):
+            set_primary(None)
+        if self._connector is not None:
+            try:
+                remove_instrument(self._connector)
+            except KeyError:
+                pass  # its work was done
+        self.totals.measurements = None
+        if self._spans is not None:
+            self._spans.stop()
         if self._pipeline is not None:
             self._pipeline.close()
         if self._source is not None:

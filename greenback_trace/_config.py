@@ -39,6 +39,12 @@ class Config:
     #: Spans per second at most, 0 for no limit. ``None`` is no limit into a file and 100 elsewhere.
     #: (``GREENBACK_TRACE_SPAN_RATE``)
     span_rate: Optional[float] = None
+    #: Calls of an SDK's histograms per second at most, by sampling; 0 for no limit.
+    #: (``GREENBACK_TRACE_MEASUREMENT_RATE``)
+    measurement_rate: float = 500.0
+    #: Seconds. A step that holds the event loop longer is a slow step: logged, counted and marked
+    #: on the span. (``GREENBACK_TRACE_SLOW``)
+    slow: float = 0.1
     #: Sites that are kept; later ones count under the function name ``_OTHER``.
     #: (``GREENBACK_TRACE_SITES``)
     sites: int = 500
@@ -146,6 +152,20 @@ _FIELDS: Dict[str, _Setting] = {
         _is_rate,
         "a number per second, or 0 for no limit",
         "a number per second, or 0 for no limit",
+    ),
+    "measurement_rate": _Setting(
+        "GREENBACK_TRACE_MEASUREMENT_RATE",
+        float,
+        _is_rate,
+        "a number per second, or 0 for no limit",
+        "a number per second, or 0 for no limit",
+    ),
+    "slow": _Setting(
+        "GREENBACK_TRACE_SLOW",
+        float,
+        lambda value: _is_rate(value) and value > 0,
+        "a number of seconds above 0",
+        "a number of seconds above 0",
     ),
     "sites": _Setting(
         "GREENBACK_TRACE_SITES", int, _is_whole, "a whole number above 0", "an int above 0"

@@ -46,10 +46,11 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from ._totals import Tally, Totals
+from ._counts import Tally
+from ._totals import Totals
 
 if TYPE_CHECKING:
-    from ._totals import Chain
+    from ._counts import Chain
 
 FLUSH_INTERVAL = 5.0
 #: Spans that wait to be written, at most. One takes about 3 kB.

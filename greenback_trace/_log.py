@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from typing import Any
+import threading
+from time import monotonic
+from typing import Any, Dict, Optional, Tuple
 
 import structlog
+from opentelemetry import trace
 
 from ._snapshot import Snapshot
 
 _SITES_IN_SUMMARY = 5
+#: Seconds for which the same event of the same site is not told again.
+_QUIET = 10.0
+#: Pairs of event and site that are kept apart.
+_KEPT = 2_000
+
+_lock = threading.Lock()
+# When it was last told, and how often it was left out since. Written under the lock, by any thread.
+_repeats: Dict[Tuple[str, Optional[str]], Tuple[float, int]] = {}
 
 
 def _logger() -> Any:
@@ -26,10 +38,72 @@ def _logger() -> Any:
     )
 
 
+def emit(level: str, event: str, *, site: Optional[str] = None, **fields: Any) -> None:
+    """Log an event. Never raises: what logs is the application's, and it may fail.
+
+    Args:
+        level: The name of the logger's method.
+        event: What happened.
+        site: Where. Repeats of the same event there are left out for a while, and their number is
+            on the next one. Events without a site are all logged.
+        fields: What else there is to tell.
+    """
+    try:
+        if site is not None:
+            left_out = _left_out(event, site)
+            if left_out is None:
+                return
+            fields["code.function.name"] = site
+            if left_out:
+                fields["left_out"] = left_out
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            fields["trace_id"] = trace.format_trace_id(context.trace_id)
+            fields["span_id"] = trace.format_span_id(context.span_id)
+        getattr(_logger(), level)(event, **fields)
+    except Exception as error:
+        try:
+            logging.getLogger("greenback").warning("%s could not be logged: %r", event, error)
+        except Exception:  # nothing is left to tell it to
+            return
+
+
+def _left_out(event: str, site: str) -> Optional[int]:
+    """How many were left out since the last one; None if this one is to be, too."""
+    now = monotonic()
+    key = event, site
+    if not _lock.acquire(blocking=False):
+        return None  # a finalizer or a signal handler, in the middle of this; or another thread
+    try:
+        since, count = _repeats.get(key, (now - _QUIET, 0))
+        if key not in _repeats and len(_repeats) >= _KEPT:
+            _repeats.clear()
+        if now - since < _QUIET:
+            _repeats[key] = since, count + 1
+            return None
+        _repeats[key] = now, 0
+        return count
+    finally:
+        _lock.release()
+
+
+def after_fork() -> None:
+    """Another thread may have held the lock when this process was forked."""
+    global _lock
+    _lock = threading.Lock()
+    _repeats.clear()
+
+
+def slow_step(function: str, seconds: float) -> None:
+    """Log ``greenback.slow_step``: *function* held the event loop for so many *seconds*."""
+    emit("warning", "greenback.slow_step", site=function, seconds=round(seconds, 6))
+
+
 def summary(totals: Snapshot) -> None:
     """Log ``greenback.summary``: what was counted, where nobody else will tell."""
     sites = totals.sites
-    _logger().info(
+    emit(
+        "info",
         "greenback.summary",
         portals={kind: portals.opened for kind, portals in totals.portals.items()},
         bridges=sum(site.bridges for site in sites),
@@ -38,6 +112,7 @@ def summary(totals: Snapshot) -> None:
         cancelled=sum(site.cancelled for site in sites),
         time=sum(site.time for site in sites),
         suspended_time=sum(site.suspended_time for site in sites),
+        slow_steps=totals.slow_steps,
         sites=[
             f"{site.function} ({site.file}:{site.line}): {site.bridges} bridges, "
             f"{site.suspended} suspended, {site.time:.3g} s"

@@ -1,15 +1,24 @@
-"""Totals -> the observable instruments of OpenTelemetry.
+"""Totals -> the instruments of OpenTelemetry.
 
-The SDK asks when it collects; nothing here is called by a bridge.
+Counters are exact: the SDK asks for them when it collects. Histograms have to be told of each event
+as it happens, which is too dear for all of them: they get a sample.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple
+import logging
+import sys
+import threading
+from random import random
+from time import perf_counter
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Tuple
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
-from ._totals import Totals
+from ._counts import BOUNDS, PORTAL_BOUNDS
+from ._sdk import inside, is_within
+from ._snapshot import bridge_attributes
+from ._totals import Totals, ending_of
 
 _Values = Iterable[Tuple[float, Dict[str, Any]]]
 
@@ -20,20 +29,139 @@ class Source:
     def __init__(self) -> None:
         #: None while tracing is disabled: then the callbacks report nothing.
         self.totals: Optional[Totals] = None
-        #: The spans left out so far.
-        self.dropped_spans: Callable[[], int] = int
+        #: What was left out so far, by what it was and why, besides sites.
+        self.dropped: Callable[[], Mapping[str, Mapping[str, int]]] = dict
         #: Whether anybody has ever collected.
         self.was_read = False
+        #: By name. None where nobody is to be called: the embedded pipeline has exact ones.
+        self.histograms: Optional[Dict[str, Histogram]] = None
 
     def read(self, values: Callable[[Totals], _Values]) -> Iterator[Observation]:
         self.was_read = True
-        if self.totals is not None:
-            for value, attributes in values(self.totals):
+        totals = self.totals
+        if totals is not None:
+            for value, attributes in values(totals):
                 yield Observation(value, attributes)
 
 
-def register(meter: Meter, source: Source) -> None:
-    """Create the instruments on *meter*. Once for each meter: they cannot be taken away."""
+class Measurements:
+    """Passes on to an SDK's histograms one event in so many: a call takes the SDK 3 to 7 us.
+
+    Which ones is left to chance, since what a program does is often periodic. How many are left
+    out follows from how many there were, which is known exactly.
+
+    Args:
+        totals: What counts.
+        histograms: Those of one meter.
+        rate: Calls per second at most; 0 for no limit.
+    """
+
+    __slots__ = (
+        "_before",
+        "_calls",
+        "_every",
+        "_gap",
+        "_histograms",
+        "_in_window",
+        "_lock",
+        "_rate",
+        "_seen",
+        "_since",
+        "_totals",
+        "skip",
+    )
+
+    def __init__(self, totals: Totals, histograms: Dict[str, Histogram], rate: float) -> None:
+        self._totals = totals
+        self._histograms = histograms
+        self._rate = rate
+        self._lock = threading.Lock()
+        self._before = totals.events()
+        #: Events to let pass before the next call. All threads count it down, and may lose some.
+        self.skip = 0
+        # These are written under the lock.
+        self._calls = 0
+        self._every = 1.0
+        self._gap = 0
+        self._seen = 0
+        self._in_window = 0
+        self._since = perf_counter()
+
+    def bridge(
+        self, library: str, error: Optional[BaseException], suspended: bool, spent: int
+    ) -> None:
+        self.skip -= 1
+        if self.skip < 0:
+            attributes = bridge_attributes(library, ending_of(error, suspended))
+            self._measure("bridge", spent, attributes)
+
+    def switch(self, direction: str, spent: int) -> None:
+        self.skip -= 1
+        if self.skip < 0:
+            self._measure("switch", spent, {"greenback.switch.direction": direction})
+
+    def step(self, library: str, spent: int) -> None:
+        self.skip -= 1
+        if self.skip < 0:
+            self._measure("step", spent, {"greenback.async_library": library})
+
+    def portal(self, kind: str, spent: int) -> None:
+        self.skip -= 1
+        if self.skip < 0:
+            self._measure("portal", spent, {"greenback.portal.kind": kind})
+
+    def count_dropped(self) -> int:
+        """The events that no histogram was told of."""
+        with self._lock:
+            return self._totals.events() - self._before - self._calls
+
+    def _measure(self, name: str, spent: int, attributes: Dict[str, Any]) -> None:
+        if inside.now or is_within(sys._getframe(1)):
+            return
+        if not self._lock.acquire(blocking=False):
+            return  # another thread is here, or this one, further out
+        inside.now = True
+        try:
+            if self._may_call():
+                self._histograms[name].record(spent / 1e9, attributes)
+                self._calls += 1
+        except Exception as error:
+            self._totals.measurements = None
+            logging.getLogger("greenback").error(
+                "greenback's histograms get no more measurements: recording one raised %r",
+                error,
+                exc_info=error,
+            )
+        finally:
+            inside.now = False
+            self._lock.release()
+
+    def _may_call(self) -> bool:
+        if not self._rate:
+            return True
+        self._seen += self._gap + 1
+        elapsed = perf_counter() - self._since
+        if elapsed >= 1:
+            self._every = self._seen / elapsed / self._rate
+            self._since += elapsed
+            self._seen = self._in_window = 0
+        may = self._in_window < max(self._rate, 1)
+        if may:
+            self._in_window += 1
+        else:  # more than in the second before, which 'every' was made for
+            self._every = max(self._every, self._seen / max(elapsed, 0.001) / self._rate)
+        self._gap = self.skip = int(random() * 2 * self._every) if self._every > 1 else 0
+        return may
+
+
+def register(meter: Meter, source: Source, is_private: bool) -> None:
+    """Create the instruments on *meter*. Once for each meter: they cannot be taken away.
+
+    Args:
+        meter: Whose they are to be.
+        source: What they report.
+        is_private: The meter is that of the embedded pipeline, which writes the exact histograms.
+    """
 
     def counter(name: str, unit: str, what: str, values: Callable[[Totals], _Values]) -> None:
         meter.create_observable_counter(name, [_callback(source, values)], unit, what)
@@ -62,15 +190,42 @@ def register(meter: Meter, source: Source) -> None:
     counter("greenback.steps", "{step}", "Runs of portal tasks between two traps.", _steps)
     counter("greenback.step.time", "s", "Time that portal tasks held the event loop.", _step_time)
 
+    counter(
+        "greenback.slow_steps",
+        "{step}",
+        "Steps that held the event loop for too long.",
+        _slow_steps,
+    )
+
     def dropped(totals: Totals) -> _Values:
-        count = source.dropped_spans()
-        if count:
-            yield (
-                count,
-                {"greenback.trace.item": "span", "greenback.trace.drop.reason": "rate_limit"},
-            )
+        items = {item: dict(reasons) for item, reasons in source.dropped().items()}
+        if totals.sites.count_left_out():
+            items["site"] = {"limit": totals.sites.count_left_out()}
+        for item, reasons in items.items():
+            for reason, count in reasons.items():
+                if count:
+                    yield (
+                        count,
+                        {"greenback.trace.item": item, "greenback.trace.drop.reason": reason},
+                    )
 
     counter("greenback.trace.item.dropped", "{item}", "What tracing has left out.", dropped)
+
+    if not is_private:
+        source.histograms = {
+            name: meter.create_histogram(
+                f"greenback.{name}.duration",
+                "s",
+                description,
+                explicit_bucket_boundaries_advisory=[bound / 1e9 for bound in bounds],
+            )
+            for name, description, bounds in (
+                ("bridge", "How long bridges took; a sample.", BOUNDS),
+                ("switch", "How long greenlet switches took; a sample.", BOUNDS),
+                ("step", "How long steps held the event loop; a sample.", BOUNDS),
+                ("portal", "How long portals were open; a sample.", PORTAL_BOUNDS),
+            )
+        }
 
 
 def _callback(
@@ -111,8 +266,8 @@ def _active(totals: Totals) -> _Values:
 
 
 def _switches(totals: Totals) -> _Values:
-    for direction, count in totals.switches().items():
-        yield count, {"greenback.switch.direction": direction}
+    for direction, durations in totals.switches().items():
+        yield sum(durations[:-1]), {"greenback.switch.direction": direction}
 
 
 def _portals(totals: Totals) -> _Values:
@@ -133,3 +288,8 @@ def _steps(totals: Totals) -> _Values:
 def _step_time(totals: Totals) -> _Values:
     for library, steps in totals.by_library().items():
         yield steps.time_ns / 1e9, {"greenback.async_library": library}
+
+
+def _slow_steps(totals: Totals) -> _Values:
+    for function, count in totals.slow_steps().items():
+        yield count, {"code.function.name": function}

@@ -22,6 +22,9 @@ CHAIN_LIMIT = 32
 RUNTIME = os.path.dirname(greenback.__file__) + os.sep
 _ADAPTERS_FILE = RUNTIME + "_adapters.py"
 
+#: Sites over the limit that are told apart, for each that is kept.
+_LEFT_OUT_PER_SITE = 20
+
 Key = Tuple[int, int]
 
 
@@ -84,10 +87,21 @@ class Sites:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # Written under the lock, by any thread.
         self._bridging: Dict[Key, Site] = {}
         self._calling: Dict[Key, Site] = {}
+        #: Those over the limit, with their code, such that its id stays: as many as one can count.
+        self._left_out: Dict[Key, CodeType] = {}
+
+    def after_fork(self) -> None:
+        """Another thread may have held the lock when this process was forked."""
+        self._lock = threading.RLock()
+        self._left_out = {}
+
+    def count_left_out(self) -> int:
+        """The sites that were not kept, as far as they are told apart."""
+        return len(self._left_out)
 
     def bridging(self, frame: FrameType) -> Site:
         """The site of a frame that called `greenback.await_`; `OTHER` if there are too many."""
@@ -95,6 +109,8 @@ class Sites:
         site = self._bridging.get(key)
         if site is None:
             if len(self._bridging) >= self._limit:
+                if len(self._left_out) < self._limit * _LEFT_OUT_PER_SITE:
+                    self._left_out[key] = frame.f_code
                 return OTHER
             with self._lock:
                 site = self._bridging.setdefault(key, _site(frame))

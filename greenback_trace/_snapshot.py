@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Tuple
+
+from ._counts import BOUNDS, PORTAL_BOUNDS, Histogram
+
+if TYPE_CHECKING:
+    from ._sites import Site
+    from ._totals import Totals
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,30 @@ class StepTotals:
 
 
 @dataclass(frozen=True)
+class DurationTotals:
+    """How long something took, as an exact histogram. Times are in seconds.
+
+    Attributes:
+        name: The name of the metric, ``greenback.bridge.duration`` for example.
+        attributes: The attributes that the metric has.
+        bounds: The upper ends of the buckets, inclusive; the last bucket has none.
+        counts: How many fell into each bucket; one more than there are bounds.
+        sum: What all of them took.
+    """
+
+    name: str
+    attributes: Dict[str, Any]
+    bounds: Tuple[float, ...]
+    counts: Tuple[int, ...]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return sum(self.counts)
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Everything counted since tracing was enabled.
 
@@ -98,6 +128,10 @@ class Snapshot:
         steps: By the name of the async library.
         active: Bridges that are under way, by the name of the async library.
         switches: Greenlet switches of bridges, by direction: ``to_loop`` and ``to_task``.
+        slow_steps: Steps that held the event loop for too long, by the function that held it.
+        durations: How long bridges, switches, steps and portals took.
+        dropped: What tracing has left out, by what it was (``span``, ``measurement``, ``site`` or
+            ``line``) and why.
     """
 
     portals: Dict[str, PortalTotals]
@@ -106,10 +140,103 @@ class Snapshot:
     steps: Dict[str, StepTotals]
     active: Dict[str, int]
     switches: Dict[str, int]
+    slow_steps: Dict[str, int]
+    durations: Tuple[DurationTotals, ...]
+    dropped: Dict[str, Dict[str, int]]
 
     def as_dict(self) -> Dict[str, Any]:
         """The same as dictionaries, lists and plain values, fit for `json.dumps`."""
         result = asdict(self)
         result["sites"] = list(result["sites"])
         result["chains"] = [dict(chain, chain=list(chain["chain"])) for chain in result["chains"]]
+        result["durations"] = [
+            dict(each, bounds=list(each["bounds"]), counts=list(each["counts"]))
+            for each in result["durations"]
+        ]
         return result
+
+
+def take(totals: Totals, dropped: Optional[Mapping[str, Mapping[str, int]]] = None) -> Snapshot:
+    """The snapshot of *totals*, and of what was left out besides what they know of themselves."""
+    chains = [
+        ChainTotals(
+            **tally.public(),
+            **_site(chain[-1]),
+            chain=() if chain[-1].is_async else tuple(map(str, chain)),
+        )
+        for chain, tally in totals.by_chain().items()
+    ]
+    sites = [
+        SiteTotals(**tally.public(), **_site(site)) for site, tally in totals.by_site().items()
+    ]
+    left_out = {item: dict(reasons) for item, reasons in (dropped or {}).items()}
+    if totals.sites.count_left_out():
+        left_out["site"] = {"limit": totals.sites.count_left_out()}
+    return Snapshot(
+        portals={
+            name: PortalTotals(**kind.public(), opened=kind.opened, closed=kind.closed)
+            for name, kind in totals.by_kind().items()
+        },
+        sites=tuple(sorted(sites, key=_time, reverse=True)),
+        chains=tuple(sorted(chains, key=_time, reverse=True)),
+        steps={
+            name: StepTotals(library.count, library.time_ns / 1e9)
+            for name, library in totals.by_library().items()
+        },
+        active=totals.active(),
+        switches={name: sum(each[:-1]) for name, each in totals.switches().items()},
+        slow_steps=totals.slow_steps(),
+        durations=tuple(durations(totals)),
+        dropped=left_out,
+    )
+
+
+def durations(totals: Totals) -> Iterator[DurationTotals]:
+    """All histograms that are not empty."""
+    for name, library in totals.by_library().items():
+        for ending, each in library.durations.items():
+            yield from _durations("bridge", bridge_attributes(name, ending), BOUNDS, each)
+        yield from _durations("step", {"greenback.async_library": name}, BOUNDS, library.steps)
+    for direction, each in totals.switches().items():
+        yield from _durations("switch", {"greenback.switch.direction": direction}, BOUNDS, each)
+    for name, kind in totals.by_kind().items():
+        attributes = {"greenback.portal.kind": name}
+        yield from _durations("portal", attributes, PORTAL_BOUNDS, kind.durations)
+
+
+def bridge_attributes(library: str, ending: Tuple[str, bool, Optional[str]]) -> Dict[str, Any]:
+    outcome, suspended, error_type = ending
+    attributes = {
+        "greenback.async_library": library,
+        "greenback.outcome": outcome,
+        "greenback.suspended": suspended,
+    }
+    if error_type is not None:
+        attributes["error.type"] = error_type
+    return attributes
+
+
+def _durations(
+    name: str, attributes: Dict[str, Any], bounds: List[int], counted: Histogram
+) -> Iterator[DurationTotals]:
+    if any(counted[:-1]):
+        yield DurationTotals(
+            name=f"greenback.{name}.duration",
+            attributes=attributes,
+            bounds=tuple(bound / 1e9 for bound in bounds),
+            counts=tuple(counted[:-1]),
+            sum=counted[-1] / 1e9,
+        )
+
+
+def _site(site: Site) -> Dict[str, Any]:
+    return {
+        "function": site.function,
+        "qualname": site.qualname,
+        "file": site.file,
+        "line": site.line,
+    }
+
+
+def _time(totals: SiteTotals) -> float:
+    return totals.time

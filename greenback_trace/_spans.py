@@ -6,8 +6,8 @@ count everything all the same.
 
 from __future__ import annotations
 
-import threading
-from time import perf_counter, perf_counter_ns, time_ns
+import sys
+from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
 from opentelemetry import context as otel_context
@@ -15,38 +15,44 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Tracer
 
-from greenback.instruments import Instrument
+from greenback.instruments import primary_failed
 
-from ._totals import Node, PortalTally, Totals, Waiting, is_cancellation
+from ._counts import PortalTally, Running, Waited
+from ._sdk import inside, is_within
+from ._totals import Totals, full_name, is_cancellation
 
 if TYPE_CHECKING:
-    from greenback.instruments import Bridge, Portal
+    from greenback.instruments import Portal
 
-#: A bridge that took longer gets its span from the second budget, if the first one was used up.
-SLOW_NS = 100_000_000
 _OWN_SPAN = otel_context.create_key("greenback-span")
+_SECOND = 1_000_000_000
 
 
 class Budget:
-    """At most so many per second. With a rate of 0, there is no limit."""
+    """At most so many per second. With a rate of 0, there is no limit.
 
-    __slots__ = ("_left", "_rate", "_since")
+    Times are those of `time.perf_counter_ns`, which whoever asks has at hand.
+    """
+
+    __slots__ = ("_left", "_rate", "_since", "empty_until")
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._left = rate
-        self._since = perf_counter()
+        self._since = perf_counter_ns()
+        #: Until then, there is none left.
+        self.empty_until = 0
 
-    def has_some(self) -> bool:
+    def has_some(self, now: int) -> bool:
         # Two threads can both take the last one: a limit that is exact is not worth a lock.
         if not self._rate or self._left >= 1:
             return True
-        now = perf_counter()
-        seconds = now - self._since
-        if seconds < 1:
+        passed = now - self._since
+        if passed < _SECOND:
+            self.empty_until = self._since + _SECOND
             return False
         # With a rate below 1, what is left over adds up.
-        self._left = min(self._left + seconds * self._rate, max(self._rate, 1.0))
+        self._left = min(self._left + passed / _SECOND * self._rate, max(self._rate, 1.0))
         self._since = now
         return self._left >= 1
 
@@ -54,142 +60,99 @@ class Budget:
         self._left -= 1
 
 
-class _InSdk(threading.local):
-    """Whether the thread is inside of a call of the SDK, whose locks are not reentrant."""
-
-    now = False
-
-
 class _Open:
     """The span of a bridge that is under way."""
 
-    __slots__ = ("before", "context", "span")
+    __slots__ = ("before", "context", "process", "span")
 
-    def __init__(self, span: Span, before: Context, context: Context) -> None:
+    def __init__(self, span: Span, before: Context, context: Context, process: object) -> None:
         self.span = span
         #: What was current before the bridge, and what is while it runs.
         self.before = before
         self.context = context
+        #: Whose it is: a forked child is not to end its parent's.
+        self.process = process
 
 
-class Spans(Instrument):
-    """An instrument around `Totals`, whose times so do not include what spans cost.
+class Spans:
+    """A `greenback.instruments.Listener` around `Totals`, whose times so leave out what spans cost.
 
     Args:
         totals: What counts.
         which: ``"all"``, ``"suspended"`` or ``"portals"``.
         rate: Spans per second at most; 0 for no limit.
+        slow_ns: A bridge that took longer gets its span from the second budget, if the first one
+            was used up.
         is_private: The spans go to a pipeline of our own. The application's spans are then neither
             parents nor children of ours.
     """
 
     __slots__ = (
-        "_bridges",
+        "__weakref__",
+        "_all_bridges",
         "_budget",
         "_dropped",
-        "_in_sdk",
         "_is_private",
         "_portals",
+        "_process",
+        "_rate",
         "_second_budget",
+        "_slow_ns",
         "_totals",
+        "_tracer",
+        "_unsampled",
+        "_waits_for_sdk",
         "_which",
-        "tracer",
+        "finish_step",
+        "resume_bridge",
+        "start_step",
+        "suspend_bridge",
         "was_recorded",
     )
 
-    def __init__(self, totals: Totals, which: str, rate: float, is_private: bool) -> None:
+    def __init__(
+        self, totals: Totals, which: str, rate: float, slow_ns: int, is_private: bool
+    ) -> None:
         self._totals = totals
         self._which = which
+        self._rate = rate
+        self._slow_ns = slow_ns
         self._is_private = is_private
-        self._in_sdk = _InSdk()
-        # Added to and removed from by the thread of the portal or bridge.
-        self._portals: Dict[Portal, Span] = {}
-        self._bridges: Dict[Bridge, _Open] = {}
-        self._second_budget = Budget(rate)
-        self._budget = Budget(rate)
-        self._dropped = 0
         #: None until it is known where the spans go.
-        self.tracer: Optional[Tracer] = None
+        self._tracer: Optional[Tracer] = None
+        #: The application has set no SDK, but may still do so.
+        self._waits_for_sdk = False
+        self._all_bridges = False
+        self.after_fork()
+        totals.listener = self
+        # Of these, only the totals want to know.
+        self.suspend_bridge = totals.suspend_bridge
+        self.resume_bridge = totals.resume_bridge
+        self.start_step = totals.start_step
+        self.finish_step = totals.finish_step
+
+    def after_fork(self) -> None:
+        """Forget the spans of the parent, whose they are to end. Calls nothing of the SDK."""
+        self._process = object()
+        # Added to and removed from by the thread of the portal.
+        self._portals: Dict[Portal, Span] = {}
+        self._budget = Budget(self._rate)
+        self._second_budget = Budget(self._rate)
+        self._dropped = 0
+        #: A context whose span is not sampled, so that nothing is done within it.
+        self._unsampled: Optional[Context] = None
         self.was_recorded = False
 
-    # The hooks
+    def start(self, tracer: Tracer) -> None:
+        """Make spans with *tracer* from now on."""
+        self._waits_for_sdk = type(tracer) is trace.ProxyTracer
+        self._all_bridges = self._which == "all"
+        self._tracer = tracer
 
-    def portal_opened(self, portal: Portal) -> None:
-        self._totals.portal_opened(portal)
-        if self.tracer is None or self._in_sdk.now or not self._is_within(self._budget):
-            return
-        parent = self._parent()
-        if parent is None:
-            return
-        self._budget.take()
-        attributes = {
-            "greenback.portal.kind": portal.kind,
-            "greenback.async_library": portal.library.name,
-        }
-        self._in_sdk.now = True
-        try:
-            span = self.tracer.start_span(f"portal {portal.kind}", parent, attributes=attributes)
-        finally:
-            self._in_sdk.now = False
-        if span.is_recording():
-            self.was_recorded = True
-            self._portals[portal] = span
-
-    def portal_closed(self, portal: Portal) -> None:
-        tally = self._totals.portals.get(portal)
-        self._totals.portal_closed(portal)
-        span = self._portals.pop(portal, None)
-        if span is None or self._in_sdk.now:
-            return
-        self._in_sdk.now = True
-        try:
-            name = _task_name(portal.task)
-            if name is not None:
-                span.set_attribute("greenback.task.name", name)
-            if tally is not None:
-                span.set_attributes(_portal_attributes(tally))
-            span.end()
-        finally:
-            self._in_sdk.now = False
-
-    def bridge_started(self, bridge: Bridge) -> None:
-        self._totals.bridge_started(bridge)
-        if (
-            self._which == "all"
-            and self.tracer is not None
-            and not self._in_sdk.now
-            and self._is_within(self._budget)
-        ):
-            node, portal, _ = self._totals.bridges[bridge]  # type: ignore[misc]
-            self._start(bridge, node)
-            self._totals.bridges[bridge] = (node, portal, perf_counter_ns())
-
-    def bridge_suspended(self, bridge: Bridge) -> None:
-        self._totals.bridge_suspended(bridge)
-
-    def bridge_resumed(self, bridge: Bridge) -> None:
-        self._totals.bridge_resumed(bridge)
-
-    def bridge_finished(self, bridge: Bridge, error: Optional[BaseException]) -> None:
-        state = self._totals.bridges.get(bridge)
-        self._totals.bridge_finished(bridge, error)
-        opened = self._bridges.pop(bridge, None)
-        if state is None or self.tracer is None:
-            return
-        if type(state) is not Waiting:
-            state = Waiting(*state)  # type: ignore[misc]
-        if opened is not None:
-            self._leave(opened)
-            self._end(opened.span, state, error, None)
-        elif self._which != "portals" and not self._in_sdk.now:
-            taken = perf_counter_ns() - state.started
-            self._report_afterwards(bridge, state, taken, error)
-
-    def step_started(self, portal: Portal) -> None:
-        self._totals.step_started(portal)
-
-    def step_finished(self, portal: Portal) -> None:
-        self._totals.step_finished(portal)
+    def stop(self) -> None:
+        """Make no more. Those that are open are still ended."""
+        self._tracer = None
+        self._all_bridges = False
 
     def count_dropped(self) -> int:
         """The spans that were left out because of the limit.
@@ -198,29 +161,125 @@ class Spans(Instrument):
         """
         return self._dropped
 
-    # A bridge that is traced from its beginning
+    # What the runtime calls
 
-    def _start(self, bridge: Bridge, node: Node) -> None:
-        parent = self._parent(bridge)
-        if parent is None:
+    def open_portal(self, portal: Portal) -> None:
+        self._totals.open_portal(portal)
+        try:
+            if self._tracer is not None and not self._is_idle():
+                self._start_portal(portal)
+        except Exception as error:
+            primary_failed(self, error)
+
+    def close_portal(self, portal: Portal) -> None:
+        tally = portal.note
+        self._totals.close_portal(portal)
+        if self._portals:
+            span = self._portals.pop(portal, None)
+            if span is not None and not inside.now:
+                try:
+                    self._end_portal(portal, tally, span)
+                except Exception as error:
+                    primary_failed(self, error)
+
+    def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> Optional[Running]:
+        bridge = self._totals.start_bridge(portal, awaitable, frame)
+        if bridge is None:
+            return None
+        bridge.portal = portal
+        bridge.awaitable = awaitable
+        if self._all_bridges and not (self._waits_for_sdk and _no_sdk()):
+            try:
+                current = _current_context()
+                if current is not self._unsampled:
+                    self._start(bridge, frame, current)
+            except Exception as error:
+                primary_failed(self, error)
+        return bridge
+
+    def finish_bridge(self, bridge: Running, error: Optional[BaseException]) -> None:
+        self._totals.finish_bridge(bridge, error)
+        # The common case first: nothing to end, nothing to report.
+        if (
+            bridge.opened is None
+            and error is None
+            and bridge.waited is None
+            and perf_counter_ns() - bridge.started < self._slow_ns
+        ):
+            return
+        try:
+            self._finish(bridge, error, perf_counter_ns())
+        except Exception as failure:
+            primary_failed(self, failure)
+
+    # A portal
+
+    def _start_portal(self, portal: Portal) -> None:
+        assert self._tracer is not None
+        current = self._own_view(_current_context())
+        if _is_unsampled(current) or not self._may_call(sys._getframe(1)):
+            return
+        now = perf_counter_ns()
+        if not self._is_within(self._budget, now):
             return
         self._budget.take()
-        span = self._new_span(bridge, node, parent, None)
+        attributes = {
+            "greenback.portal.kind": portal.kind,
+            "greenback.async_library": portal.library.name,
+        }
+        inside.now = True
+        try:
+            span = self._tracer.start_span(f"portal {portal.kind}", current, attributes=attributes)
+        finally:
+            inside.now = False
+        if span.is_recording():
+            self.was_recorded = True
+            self._portals[portal] = span
+
+    def _end_portal(self, portal: Portal, tally: Optional[PortalTally], span: Span) -> None:
+        inside.now = True
+        try:
+            name = _task_name(portal.task)
+            if name is not None:
+                span.set_attribute("greenback.task.name", name)
+            if tally is not None:
+                span.set_attributes(_portal_attributes(tally))
+            span.end()
+        finally:
+            inside.now = False
+
+    # A bridge that is traced from its beginning
+
+    def _start(self, bridge: Running, frame: Any, current: Context) -> None:
+        view = self._own_view(current)
+        if _is_unsampled(view):
+            self._unsampled = current
+            return
+        now = bridge.started
+        budget = self._budget
+        if now < budget.empty_until:
+            self._dropped += self.was_recorded
+            return
+        if not self._is_within(budget, now) or not self._may_call(frame):
+            return
+        budget.take()
+        span = self._new_span(bridge, self._parent(bridge, view), None)
         if not span.is_recording():
+            bridge.started = perf_counter_ns()
             return
         self.was_recorded = True
-        before = otel_context.get_current()
         if self._is_private:
-            within = otel_context.set_value(_OWN_SPAN, span, before)
+            within = otel_context.set_value(_OWN_SPAN, span, current)
         else:
-            within = trace.set_span_in_context(span, before)
+            within = trace.set_span_in_context(span, current)
         otel_context.attach(within)
         # What attach() has made current; the same object, unless a context of its own copies it.
-        self._bridges[bridge] = _Open(span, before, otel_context.get_current())
+        bridge.opened = _Open(span, current, _current_context(), self._process)
+        bridge.started = perf_counter_ns()
 
     def _leave(self, opened: _Open) -> None:
         """Make current what was so before, unless somebody else has changed it in between."""
-        current = otel_context.get_current()
+        current = _current_context()
         if current is opened.context:
             # Not detach(): its token is good only in the contextvars context in which it was made,
             # and a task's can be replaced while it waits.
@@ -233,96 +292,133 @@ class Spans(Instrument):
             outer = trace.get_current_span(opened.before)
             otel_context.attach(trace.set_span_in_context(outer, current))
 
-    # A bridge of which only its end shows that it is worth a span
-
-    def _report_afterwards(
-        self, bridge: Bridge, state: Waiting, taken: int, error: Optional[BaseException]
-    ) -> None:
-        finished = time_ns()
+    def _finish(self, bridge: Running, error: Optional[BaseException], now: int) -> None:
+        opened = bridge.opened
+        if opened is not None:
+            bridge.opened = None
+            self._leave(opened)
+            if opened.process is self._process:
+                self._end(opened.span, bridge, error, now, None)
+            return
+        if self._tracer is None or self._which == "portals" or self._is_idle():
+            return
+        taken = now - bridge.started
         failed = error is not None and not is_cancellation(error)
-        if self._which == "suspended" and state.switches:
+        if self._which == "suspended" and bridge.waited is not None:
             budget = self._budget
-        elif failed or taken > SLOW_NS:
+        elif failed or taken > self._slow_ns:
             budget = self._second_budget
         else:
             return
-        parent = self._parent(bridge)
-        if parent is None or not self._is_within(budget):
+        view = self._own_view(_current_context())
+        if _is_unsampled(view) or not self._may_call(sys._getframe(2)):
+            return
+        if not self._is_within(budget, now):
             return
         budget.take()
-        span = self._new_span(bridge, state.node, parent, finished - taken)
+        finished = time_ns()
+        span = self._new_span(bridge, self._parent(bridge, view), finished - taken)
         if span.is_recording():
             self.was_recorded = True
-            self._end(span, state, error, finished)
+            self._end(span, bridge, error, now, finished)
 
-    # Both
+    # All of them
 
-    def _is_within(self, budget: Budget) -> bool:
-        if budget.has_some():
+    def _is_idle(self) -> bool:
+        return self._waits_for_sdk and _no_sdk()
+
+    def _may_call(self, frame: Any) -> bool:
+        """Whether the SDK can be called from here."""
+        # The locks of a pipeline of our own are taken in calls of our own alone.
+        return not inside.now and (self._is_private or not is_within(frame))
+
+    def _is_within(self, budget: Budget, now: int) -> bool:
+        if budget.has_some(now):
             return True
         if self.was_recorded:  # otherwise, it would hardly have been this time
             self._dropped += 1
         return False
 
-    def _new_span(
-        self, bridge: Bridge, node: Node, parent: Context, start_time: Optional[int]
-    ) -> Span:
-        assert self.tracer is not None
+    def _new_span(self, bridge: Running, parent: Context, start_time: Optional[int]) -> Span:
+        assert self._tracer is not None
         link = self._portals.get(bridge.portal)
-        self._in_sdk.now = True
+        inside.now = True
         try:
-            return self.tracer.start_span(
-                f"await_ {node.chain()[-1].qualname}",
+            return self._tracer.start_span(
+                f"await_ {bridge.node.root().site.qualname}",
                 parent,
-                attributes=_first_attributes(bridge, node),
+                attributes=_first_attributes(bridge),
                 links=() if link is None else (trace.Link(link.get_span_context()),),
                 start_time=start_time,
             )
         finally:
-            self._in_sdk.now = False
+            inside.now = False
 
     def _end(
-        self, span: Span, state: Waiting, error: Optional[BaseException], finished: Optional[int]
+        self,
+        span: Span,
+        bridge: Running,
+        error: Optional[BaseException],
+        now: int,
+        finished: Optional[int],
     ) -> None:
-        self._in_sdk.now = True
+        # The step that it finishes in may be slow by now, too.
+        held = now - (bridge.tally.step_started or now)
+        waited = Waited() if bridge.waited is None else bridge.waited
+        slow = max(waited.slow_ns, held if held > self._slow_ns else 0)
+        inside.now = True
         try:
-            span.set_attributes(
-                {
-                    "greenback.suspended": state.switches > 0,
-                    "greenback.switches": state.switches,
-                    "greenback.suspended_time": state.suspended_ns / 1e9,
-                }
-            )
+            attributes: Dict[str, Any] = {
+                "greenback.suspended": waited.switches > 0,
+                "greenback.switches": waited.switches,
+                "greenback.suspended_time": waited.ns / 1e9,
+            }
+            if slow:
+                attributes["greenback.slow_step_time"] = slow / 1e9
+            span.set_attributes(attributes)
             if error is not None and not is_cancellation(error):
-                span.set_attribute("error.type", _full_name(type(error)))
+                span.set_attribute("error.type", full_name(type(error)))
                 span.set_status(trace.StatusCode.ERROR)
             span.end(finished)
         finally:
-            self._in_sdk.now = False
+            inside.now = False
 
-    def _parent(self, bridge: Optional[Bridge] = None) -> Optional[Context]:
-        """The context whose span becomes the parent, or None where no span is to be made."""
-        current = otel_context.get_current()
-        if self._is_private:
-            own = current.get(_OWN_SPAN)
-            # The rest of the context is the application's, and would make its span the parent.
-            current = Context() if own is None else trace.set_span_in_context(own, Context())  # type: ignore[arg-type]
-        parent = trace.get_current_span(current).get_span_context()
-        if parent.is_valid:
-            return current if parent.trace_flags.sampled else None
-        if bridge is not None and bridge.portal.kind in ("run", "run_sync"):
+    def _own_view(self, current: Context) -> Context:
+        """The context as the spans of our pipeline see it."""
+        if not self._is_private:
+            return current
+        # The rest of the context is the application's, and would make its span the parent.
+        own: Any = current.get(_OWN_SPAN)
+        return Context() if own is None else trace.set_span_in_context(own, Context())
+
+    def _parent(self, bridge: Running, view: Context) -> Context:
+        """The context whose span becomes the parent."""
+        if bridge.tally.kind in ("run", "run_sync"):
             span = self._portals.get(bridge.portal)
-            if span is not None:
-                return trace.set_span_in_context(span, current)
-        return current
+            if span is not None and not trace.get_current_span(view).get_span_context().is_valid:
+                return trace.set_span_in_context(span, view)
+        return view
 
 
-def _first_attributes(bridge: Bridge, node: Node) -> Dict[str, Any]:
-    chain = node.chain()
+_current_context = otel_context.get_current
+
+
+def _is_unsampled(view: Context) -> bool:
+    context = trace.get_current_span(view).get_span_context()
+    return context.is_valid and not context.trace_flags.sampled
+
+
+def _no_sdk() -> bool:
+    """Whether the global tracer provider is still the proxy that waits for one."""
+    return getattr(trace, "_TRACER_PROVIDER", trace) is None
+
+
+def _first_attributes(bridge: Running) -> Dict[str, Any]:
+    chain = bridge.node.chain()
     site = chain[-1]
     attributes: Dict[str, Any] = {
         "code.function.name": site.function,
-        "greenback.async_library": bridge.portal.library.name,
+        "greenback.async_library": bridge.tally.library_name,
         "greenback.awaitable": _awaitable_name(bridge.awaitable),
         "greenback.sync_depth": 0 if site.is_async else len(chain),
         "greenback.sync_chain": () if site.is_async else tuple(map(str, chain)),
@@ -341,19 +437,15 @@ def _portal_attributes(tally: PortalTally) -> Dict[str, Any]:
         "greenback.portal.switches": tally.switches,
         "greenback.portal.bridge_time": tally.time_ns / 1e9,
         "greenback.portal.suspended_time": tally.suspended_ns / 1e9,
+        "greenback.portal.switch_time": tally.switch_ns / 1e9,
         "greenback.portal.step_time_max": tally.step_max_ns / 1e9,
+        "greenback.portal.slow_steps": tally.slow_steps,
     }
 
 
 def _awaitable_name(awaitable: Any) -> str:
     name = getattr(awaitable, "__qualname__", None)
-    return name if isinstance(name, str) else _full_name(type(awaitable))
-
-
-def _full_name(kind: type) -> str:
-    if kind.__module__ == "builtins":
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return name if isinstance(name, str) else full_name(type(awaitable))
 
 
 def _task_name(task: Any) -> Optional[str]:

@@ -1,14 +1,14 @@
 """Exact counts per site, sync chain and portal: the hot path of tracing.
 
 Every thread counts for itself, and whoever reads adds up, so that counting needs no lock: adding to
-a number that threads share loses some. While a bridge is under way it is known by its `Bridge`,
-with when it began and where it is to be counted.
+a number that threads share loses some. The runtime calls `Totals` directly, without the detour
+that `greenback.instruments` makes for instruments, which takes longer than all of the counting.
 
 A chain is found by walking outwards from the site, along a tree that the thread has learned: one
 dictionary look-up per sync function. Bridges are added to the node at which the walk ends.
 
 This module stays simple enough to compile: no closures, no decorators, no dynamic attributes. What
-the hooks cost is measured by ``benchmarks/``.
+it costs is measured by ``benchmarks/``.
 """
 
 from __future__ import annotations
@@ -16,181 +16,38 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from bisect import bisect_left
 from time import perf_counter_ns
-from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Tuple, Union
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
 
-from greenback.instruments import Instrument
+from greenback.instruments import primary_failed
 
-from ._sites import (
-    ASYNC,
-    CHAIN_LIMIT,
-    OTHER,
-    RUNTIME,
-    Key,
-    Site,
-    Sites,
-    outside_adapters,
+from ._counts import (
+    BOUNDS,
+    PORTAL_BOUNDS,
+    Counts,
+    Ending,
+    Histogram,
+    KindTally,
+    LibraryTally,
+    Node,
+    PortalTally,
+    Running,
+    Tally,
+    Waited,
 )
-from ._snapshot import ChainTotals, PortalTotals, SiteTotals, Snapshot, StepTotals
+from ._sites import ASYNC, CHAIN_LIMIT, OTHER, RUNTIME, Key, Site, Sites, outside_adapters
 
 if TYPE_CHECKING:
-    from greenback.instruments import Bridge, Portal
+    from greenback.instruments import Portal
 
-    Chain = Tuple[Site, ...]
+    from ._counts import Chain
+    from ._metrics import Measurements
 
 #: Nodes that a thread learns at most, for each site that may be kept. A node takes 250 bytes.
 _NODES_PER_SITE = 20
 _OVERFLOW: Key = (0, 0)
-
-
-class Tally:
-    """Bridges that have finished, counted. Times are in nanoseconds."""
-
-    __slots__ = ("cancelled", "errors", "ok", "suspended", "suspended_ns", "time_ns")
-
-    def __init__(self) -> None:
-        self.ok = 0
-        self.errors = 0
-        self.cancelled = 0
-        self.suspended = 0
-        self.time_ns = 0
-        self.suspended_ns = 0
-
-    @property
-    def bridges(self) -> int:
-        return self.ok + self.errors + self.cancelled
-
-    def add(self, other: Tally) -> None:
-        self.ok += other.ok
-        self.errors += other.errors
-        self.cancelled += other.cancelled
-        self.suspended += other.suspended
-        self.time_ns += other.time_ns
-        self.suspended_ns += other.suspended_ns
-
-    def public(self) -> Dict[str, Any]:
-        return {
-            "ok": self.ok,
-            "errors": self.errors,
-            "cancelled": self.cancelled,
-            "suspended": self.suspended,
-            "time": self.time_ns / 1e9,
-            "suspended_time": self.suspended_ns / 1e9,
-        }
-
-
-class Node(Tally):
-    """A site and the chain that led to it, in one thread; or the inner part of such a chain."""
-
-    __slots__ = ("callers", "inner", "site")
-
-    def __init__(self, site: Site, inner: Optional[Node], ends: bool) -> None:
-        Tally.__init__(self)
-        self.site = site
-        self.inner = inner
-        #: None where a walk ends without looking further out.
-        self.callers: Optional[Dict[Key, Node]] = None if ends else {}
-
-    def chain(self) -> Chain:
-        """From the outermost caller to the site."""
-        sites = []
-        node: Optional[Node] = self
-        while node is not None:
-            sites.append(node.site)
-            node = node.inner
-        return tuple(sites)
-
-
-class KindTally(Tally):
-    """The portals of one kind, and what was bridged in those that are closed."""
-
-    __slots__ = ("closed", "opened")
-
-    def __init__(self) -> None:
-        Tally.__init__(self)
-        self.opened = 0
-        self.closed = 0
-
-
-class Steps:
-    __slots__ = ("count", "time_ns")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.time_ns = 0
-
-
-class PortalTally(Tally):
-    """One open portal, and what was bridged in it."""
-
-    __slots__ = (
-        "closed",
-        "counts",
-        "kind",
-        "library",
-        "step_max_ns",
-        "step_started",
-        "steps",
-        "switches",
-    )
-
-    def __init__(self, kind: str, library: str, counts: Counts) -> None:
-        Tally.__init__(self)
-        self.kind = kind
-        self.library = library
-        self.closed = False
-        #: Those of the thread that runs its current step, so that a bridge need not ask for them.
-        self.counts = counts
-        #: Where its steps are counted: with all those of its thread and library.
-        self.steps = counts.steps_of(library)
-        #: 0 while no step is under way.
-        self.step_started = 0
-        self.step_max_ns = 0
-        self.switches = 0
-
-
-class Waiting:
-    """A bridge that has suspended at least once, while it is under way."""
-
-    __slots__ = ("node", "portal", "started", "suspended_at", "suspended_ns", "switches")
-
-    def __init__(self, node: Node, portal: PortalTally, started: int) -> None:
-        self.node = node
-        self.portal = portal
-        self.started = started
-        #: 0 while it runs.
-        self.suspended_at = 0
-        self.suspended_ns = 0
-        self.switches = 0
-
-
-# What is known of a bridge before it suspends, if it ever does: a tuple costs a fifth of an object.
-Running = Tuple[Node, PortalTally, int]
-
-
-class Counts:
-    """What one thread has counted."""
-
-    __slots__ = ("is_alive", "kept", "kinds", "nodes", "roots", "steps", "to_loop", "to_task")
-
-    def __init__(self, is_alive: Callable[[], Any]) -> None:
-        self.is_alive = is_alive
-        self.roots: Dict[Key, Node] = {}
-        #: All nodes, in the order in which they were learned.
-        self.nodes: List[Node] = []
-        #: The code objects at which chains end: they stay, so that their ids do.
-        self.kept: List[CodeType] = []
-        self.kinds: Dict[str, KindTally] = {}
-        self.steps: Dict[str, Steps] = {}
-        self.to_loop = 0
-        self.to_task = 0
-
-    def steps_of(self, library: str) -> Steps:
-        steps = self.steps.get(library)
-        if steps is None:
-            steps = self.steps[library] = Steps()
-        return steps
 
 
 class _Presence:
@@ -204,157 +61,242 @@ class _Local(threading.local):
     presence: Optional[_Presence] = None
 
 
-class Totals(Instrument):
-    """Counts everything that the runtime tells of.
+class Totals:
+    """Counts everything that the runtime tells of: a `greenback.instruments.Listener`.
 
     Args:
         site_limit: Sites that are kept apart.
+        slow_ns: Steps that take longer are slow ones.
     """
 
     __slots__ = (
+        "__weakref__",
         "_all",
         "_ended",
         "_ended_chains",
         "_local",
         "_lock",
         "_node_limit",
-        "_sites",
-        "bridges",
+        "_site_limit",
+        "_slow_ns",
+        "late",
+        "listener",
+        "measurements",
+        "on_slow_step",
         "portals",
+        "sites",
     )
 
-    def __init__(self, site_limit: int) -> None:
-        #: The bridges that are under way, in all threads. A bridge is added and removed by the
-        #: thread that it runs in; single operations of a dictionary are atomic.
-        self.bridges: Dict[Bridge, Union[Running, Waiting]] = {}
-        #: The open portals, likewise.
-        self.portals: Dict[Portal, PortalTally] = {}
-        self._sites = Sites(site_limit)
+    def __init__(self, site_limit: int, slow_ns: int = 100_000_000) -> None:
+        self._site_limit = site_limit
         self._node_limit = site_limit * _NODES_PER_SITE
+        self._slow_ns = slow_ns
+        #: Samples for the histograms of an SDK, if there is one.
+        self.measurements: Optional[Measurements] = None
+        #: Called with the function that held the event loop, and for how many seconds.
+        self.on_slow_step: Optional[Callable[[str, float], None]] = None
+        #: Who the runtime calls: this, or what is around it.
+        self.listener: Any = self
+        self.sites = Sites(site_limit)
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Start at zero, in a child that was forked. Takes no lock: somebody may have held it."""
+        # What was open stays its parent's: nobody adds it up here.
+        for tally in list(getattr(self, "portals", {}).values()):
+            tally.totals = None
+        #: The open portals. One is added and removed by the thread that it runs in; single
+        #: operations of a dictionary are atomic.
+        self.portals: Dict[Portal, PortalTally] = {}
+        #: Closed ones that bridges are still under way in, by their id.
+        self.late: Dict[int, PortalTally] = {}
+        self.sites.after_fork()
         self._local = _Local()
-        self._lock = threading.Lock()
+        # Reentrant: a finalizer that runs in here may be the first in its thread to bridge.
+        self._lock = threading.RLock()
         # These are written under the lock, by any thread.
         self._all: List[Counts] = []
         self._ended = Counts(bool)
         self._ended_chains: Dict[Chain, Tally] = {}
 
-    # The hooks
+    # What the runtime calls. An instrument must not be felt by the program, hence the handlers.
 
-    def bridge_started(self, bridge: Bridge) -> None:
-        portal = self.portals.get(bridge.portal)
-        if portal is None:
-            portal = self._new_portal(bridge.portal)
-        counts = portal.counts
-        frame: Any = bridge.frame
-        node = counts.roots.get((id(frame.f_code), frame.f_lasti))
-        if node is None:
-            frame = outside_adapters(frame)
-            node = counts.roots.get((id(frame.f_code), frame.f_lasti))
+    def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> Optional[Running]:
+        try:
+            tally = portal.note
+            if tally is None or tally.totals is not self:
+                tally = self._new_portal(portal)
+            roots = tally.counts.roots
+            node = roots.get((id(frame.f_code), frame.f_lasti))
             if node is None:
-                node = self._new_root(counts, frame)
-        callers = node.callers
-        while callers is not None:
-            frame = frame.f_back
-            if frame is None:
-                break
-            next_node = callers.get((id(frame.f_code), frame.f_lasti))
-            if next_node is None:
-                next_node = self._new_caller(counts, node, frame)
-            if next_node is node:
-                break  # what called it is async, or the portal
-            node = next_node
+                frame = outside_adapters(frame)
+                node = roots.get((id(frame.f_code), frame.f_lasti))
+                if node is None:
+                    node = self._new_root(tally.counts, frame)
             callers = node.callers
-        self.bridges[bridge] = (node, portal, perf_counter_ns())
+            while callers is not None:
+                frame = frame.f_back
+                if frame is None:
+                    break
+                next_node = callers.get((id(frame.f_code), frame.f_lasti))
+                if next_node is None:
+                    next_node = self._new_caller(tally.counts, node, frame)
+                if next_node is node:
+                    break  # what called it is async, or the portal
+                node = next_node
+                callers = node.callers
+            tally.started += 1
+            tally.last = node
+            return Running(node, tally, perf_counter_ns())
+        except Exception as error:
+            primary_failed(self.listener, error)
+            return None
 
-    def bridge_suspended(self, bridge: Bridge) -> None:
-        state = self.bridges.get(bridge)
-        if state is None:
-            return  # it began before tracing was enabled
-        if type(state) is not Waiting:
-            state = self.bridges[bridge] = Waiting(*state)  # type: ignore[misc]
-        state.portal.counts.to_loop += 1
-        state.switches += 1
-        state.suspended_at = perf_counter_ns()
+    def suspend_bridge(self, bridge: Running) -> None:
+        waited = bridge.waited
+        if waited is None:
+            waited = bridge.waited = Waited()
+        tally = bridge.tally
+        tally.waiting = waited
+        waited.switches += 1
+        waited.at = tally.leaving = perf_counter_ns()
 
-    def bridge_resumed(self, bridge: Bridge) -> None:
+    def resume_bridge(self, bridge: Running) -> None:
         now = perf_counter_ns()
-        state = self.bridges.get(bridge)
-        if type(state) is not Waiting:
-            return
-        state.suspended_ns += now - state.suspended_at
-        state.suspended_at = 0
-        state.switches += 1
-        state.portal.counts.to_task += 1
+        waited = bridge.waited
+        assert waited is not None
+        waited.ns += now - waited.at
+        waited.at = 0
+        waited.switches += 1
+        tally = bridge.tally
+        tally.last = bridge.node
+        tally.waiting = None
+        if tally.step_started:
+            spent = now - tally.step_started
+            tally.switches += 1
+            tally.switch_ns += spent
+            durations = tally.counts.to_task
+            durations[bisect_left(BOUNDS, spent)] += 1
+            durations[-1] += spent
+            if self.measurements is not None:
+                self.measurements.switch("to_task", spent)
 
-    def bridge_finished(self, bridge: Bridge, error: Optional[BaseException]) -> None:
+    def finish_bridge(self, bridge: Running, error: Optional[BaseException]) -> None:
         now = perf_counter_ns()
-        state = self.bridges.pop(bridge, None)
-        if state is None:
-            return
-        if type(state) is not Waiting:
-            node, portal, started = state  # type: ignore[misc]
-            tally: Tally = portal
-            if portal.closed:
-                tally = self._kind(portal.kind)
-        else:
-            node, portal, started = state.node, state.portal, state.started
-            tally = portal
-            if portal.closed:
-                tally = self._kind(portal.kind)
-            if state.suspended_at:  # killed while it waited
-                state.suspended_ns += now - state.suspended_at
-            node.suspended += 1
-            node.suspended_ns += state.suspended_ns
-            tally.suspended += 1
-            tally.suspended_ns += state.suspended_ns
-            portal.switches += state.switches
-        spent = now - started
+        node = bridge.node
+        tally = bridge.tally
+        waited = bridge.waited
+        spent = now - bridge.started
         node.time_ns += spent
         tally.time_ns += spent
+        if waited is not None:
+            if waited.at:  # killed while it waited
+                waited.ns += now - waited.at
+                tally.leaving = 0
+                tally.waiting = None
+            node.suspended += 1
+            node.suspended_ns += waited.ns
+            tally.suspended += 1
+            tally.suspended_ns += waited.ns
         if error is None:
             node.ok += 1
             tally.ok += 1
-        elif is_cancellation(error):
+            durations = tally.library.quick if waited is None else tally.library.waited
+            durations[bisect_left(BOUNDS, spent)] += 1
+            durations[-1] += spent
+            if self.measurements is not None:
+                self.measurements.bridge(tally.library_name, error, waited is not None, spent)
+        else:
+            try:
+                self._failed(node, tally, error, waited is not None, spent)
+            except Exception as failure:
+                primary_failed(self.listener, failure)
+        if tally.closed:
+            self._finished_late(tally)
+
+    def _failed(
+        self, node: Node, tally: PortalTally, error: BaseException, suspended: bool, spent: int
+    ) -> None:
+        ending = ending_of(error, suspended)
+        if ending[0] == "cancelled":
             node.cancelled += 1
             tally.cancelled += 1
         else:
             node.errors += 1
             tally.errors += 1
+        durations = tally.library.durations_of(ending)
+        durations[bisect_left(BOUNDS, spent)] += 1
+        durations[-1] += spent
+        if self.measurements is not None:
+            self.measurements.bridge(tally.library_name, error, suspended, spent)
 
-    def portal_opened(self, portal: Portal) -> None:
-        self._new_portal(portal)
+    def open_portal(self, portal: Portal) -> None:
+        try:
+            self._new_portal(portal)
+        except Exception as error:
+            primary_failed(self.listener, error)
 
-    def portal_closed(self, portal: Portal) -> None:
-        tally = self.portals.pop(portal, None)
-        if tally is None:
+    def close_portal(self, portal: Portal) -> None:
+        tally = portal.note
+        if tally is None or tally.totals is not self or tally.closed:
             return  # it was opened before tracing was enabled, and never bridged since
-        tally.closed = True
-        kind = self._kind(tally.kind)
-        kind.closed += 1
-        kind.add(tally)
+        try:
+            self.portals.pop(portal, None)
+            tally.closed = True
+            spent = perf_counter_ns() - tally.opened_at
+            kind = self._counts().kind(tally.kind)
+            kind.durations[bisect_left(PORTAL_BOUNDS, spent)] += 1
+            kind.durations[-1] += spent
+            kind.closed += 1
+            if tally.started == tally.bridges:
+                kind.add(tally)
+            else:
+                self.late[id(tally)] = tally
+            if self.measurements is not None:
+                self.measurements.portal(tally.kind, spent)
+        except Exception as error:
+            primary_failed(self.listener, error)
 
-    def step_started(self, portal: Portal) -> None:
-        tally = self.portals.get(portal)
-        if tally is None:
+    def start_step(self, portal: Portal) -> None:
+        tally = portal.note
+        if tally is None or tally.totals is not self:
             return
-        counts = self._local.counts
-        if counts is not tally.counts:  # its event loop goes on in another thread
+        if self._local.counts is not tally.counts:  # its event loop goes on in another thread
             self._move(tally)
+        tally.last = None
         tally.step_started = perf_counter_ns()
 
-    def step_finished(self, portal: Portal) -> None:
+    def finish_step(self, portal: Portal) -> None:
         now = perf_counter_ns()
-        tally = self.portals.get(portal)
-        if tally is None or not tally.step_started:
+        tally = portal.note
+        if tally is None or not tally.step_started or tally.totals is not self:
             return
+        measurements = self.measurements
+        if tally.leaving:
+            spent = now - tally.leaving
+            tally.leaving = 0
+            tally.switches += 1
+            tally.switch_ns += spent
+            durations = tally.counts.to_loop
+            durations[bisect_left(BOUNDS, spent)] += 1
+            durations[-1] += spent
+            if measurements is not None:
+                measurements.switch("to_loop", spent)
         spent = now - tally.step_started
         tally.step_started = 0
+        durations = tally.library.steps
+        durations[bisect_left(BOUNDS, spent)] += 1
+        durations[-1] += spent
+        if measurements is not None:
+            measurements.step(tally.library_name, spent)
         if spent > tally.step_max_ns:
             tally.step_max_ns = spent
-        tally.steps.count += 1
-        tally.steps.time_ns += spent
+            if spent > self._slow_ns:
+                self._slow_step(portal, tally, spent)
+        elif spent > self._slow_ns:
+            self._slow_step(portal, tally, spent)
 
-    # What the hooks do when they meet something for the first time
+    # What these do when they meet something for the first time, or that seldom happens
 
     def _counts(self) -> Counts:
         """Those of this thread."""
@@ -370,12 +312,20 @@ class Totals(Instrument):
         return counts
 
     def _new_root(self, counts: Counts, frame: FrameType) -> Node:
-        site = self._sites.bridging(frame)
-        key = _OVERFLOW if site is OTHER else (id(frame.f_code), frame.f_lasti)
-        node = counts.roots.get(key)
+        site = self.sites.bridging(frame)
+        if site is not OTHER:
+            return self._add_root(counts, (id(frame.f_code), frame.f_lasti), site)
+        node = counts.roots.get(_OVERFLOW)
         if node is None:
-            node = counts.roots[key] = Node(site, None, site.is_async or site is OTHER)
-            counts.nodes.append(node)
+            node = self._add_root(counts, _OVERFLOW, OTHER)
+        if len(counts.nodes) + len(counts.kept) < self._node_limit:
+            counts.kept.append(frame.f_code)
+            counts.roots[id(frame.f_code), frame.f_lasti] = node
+        return node
+
+    def _add_root(self, counts: Counts, key: Key, site: Site) -> Node:
+        node = counts.roots[key] = Node(site, None, site.is_async or site is OTHER)
+        counts.nodes.append(node)
         return node
 
     def _new_caller(self, counts: Counts, inner: Node, frame: FrameType) -> Node:
@@ -389,8 +339,7 @@ class Totals(Instrument):
                 inner.callers[id(code), frame.f_lasti] = inner
             return inner
         if is_full:
-            while inner.inner is not None:
-                inner = inner.inner
+            inner = inner.root()
             callers = inner.callers
             assert callers is not None
             node = callers.get(_OVERFLOW)
@@ -398,7 +347,7 @@ class Totals(Instrument):
                 node = callers[_OVERFLOW] = Node(OTHER, inner, True)
                 counts.nodes.append(node)
             return node
-        site = self._sites.calling(frame)
+        site = self.sites.calling(frame)
         ends = len(inner.chain()) + 1 >= CHAIN_LIMIT
         assert inner.callers is not None
         node = inner.callers[id(code), frame.f_lasti] = Node(site, inner, ends)
@@ -407,22 +356,37 @@ class Totals(Instrument):
 
     def _new_portal(self, portal: Portal) -> PortalTally:
         counts = self._counts()
-        tally = PortalTally(portal.kind, portal.library.name, counts)
+        tally = PortalTally(self, portal.kind, portal.library.name, counts, perf_counter_ns())
+        portal.note = tally
         self.portals[portal] = tally
-        self._kind(portal.kind).opened += 1
+        counts.kind(portal.kind).opened += 1
         return tally
 
     def _move(self, tally: PortalTally) -> None:
         tally.counts = self._counts()
-        tally.steps = tally.counts.steps_of(tally.library)
+        tally.library = tally.counts.library(tally.library_name)
 
-    def _kind(self, name: str) -> KindTally:
-        """What this thread has counted of the portals of a kind."""
-        counts = self._counts()
-        kind = counts.kinds.get(name)
-        if kind is None:
-            kind = counts.kinds[name] = KindTally()
-        return kind
+    def _finished_late(self, tally: PortalTally) -> None:
+        """A bridge has finished in a portal that was closed under it."""
+        if tally.started == tally.bridges and self.late.pop(id(tally), None) is not None:
+            self._counts().kind(tally.kind).add(tally)
+
+    def _slow_step(self, portal: Portal, tally: PortalTally, spent: int) -> None:
+        try:
+            tally.slow_steps += 1
+            node = tally.last
+            function = _work_of(portal) if node is None else node.root().site.function
+            slow = self._counts().slow
+            if function not in slow and len(slow) >= self._site_limit:
+                function = OTHER.function
+            slow[function] = slow.get(function, 0) + 1
+            waiting = tally.waiting
+            if waiting is not None and spent > waiting.slow_ns:
+                waiting.slow_ns = spent
+            if self.on_slow_step is not None:
+                self.on_slow_step(function, spent / 1e9)
+        except Exception as error:
+            primary_failed(self.listener, error)
 
     # For those who read
 
@@ -440,87 +404,64 @@ class Totals(Instrument):
     def by_site(self) -> Dict[Site, Tally]:
         totals: Dict[Site, Tally] = {}
         for chain, tally in self.by_chain().items():
-            site = chain[-1]
-            found = totals.get(site)
-            if found is None:
-                found = totals[site] = Tally()
-            found.add(tally)
+            _add(totals, chain[-1], tally)
         return totals
 
     def by_function(self) -> Dict[str, Tally]:
         totals: Dict[str, Tally] = {}
         for site, tally in self.by_site().items():
-            found = totals.get(site.function)
-            if found is None:
-                found = totals[site.function] = Tally()
-            found.add(tally)
+            _add(totals, site.function, tally)
         return totals
 
     def by_kind(self) -> Dict[str, KindTally]:
-        totals: Dict[str, KindTally] = {}
-        for counts in self._everyone():
-            for name, kind in list(counts.kinds.items()):
-                _add_kind(totals, name, kind)
-        for portal in list(self.portals.values()):
+        totals = self._sum().kinds
+        for portal in [*list(self.portals.values()), *list(self.late.values())]:
             found = totals.get(portal.kind)
             if found is not None:
                 found.add(portal)
         return totals
 
-    def by_library(self) -> Dict[str, Steps]:
-        totals: Dict[str, Steps] = {}
-        for counts in self._everyone():
-            for name, steps in list(counts.steps.items()):
-                _add_steps(totals, name, steps)
-        return totals
+    def by_library(self) -> Dict[str, LibraryTally]:
+        return self._sum().libraries
 
     def active(self) -> Dict[str, int]:
         """The bridges that are under way, by the name of their library; 0 where there were some."""
         totals = dict.fromkeys(self.by_library(), 0)
-        for bridge in list(self.bridges):
-            name = bridge.portal.library.name
-            totals[name] = totals.get(name, 0) + 1
+        for portal in [*list(self.portals.values()), *list(self.late.values())]:
+            name = portal.library_name
+            finished = portal.bridges  # first, lest one finish in between
+            totals[name] = totals.get(name, 0) + max(portal.started - finished, 0)
         return totals
 
-    def switches(self) -> Dict[str, int]:
-        everyone = list(self._everyone())
-        return {
-            "to_loop": sum(counts.to_loop for counts in everyone),
-            "to_task": sum(counts.to_task for counts in everyone),
-        }
+    def switches(self) -> Dict[str, Histogram]:
+        """How long they took, by direction."""
+        everything = self._sum()
+        return {"to_loop": everything.to_loop, "to_task": everything.to_task}
 
-    def snapshot(self) -> Snapshot:
-        chains = [
-            ChainTotals(
-                **tally.public(),
-                **_public_site(chain[-1]),
-                chain=tuple(map(str, chain)) if not chain[-1].is_async else (),
+    def slow_steps(self) -> Dict[str, int]:
+        return self._sum().slow
+
+    def events(self) -> int:
+        """What could have been measured: bridges, switches, steps and closed portals."""
+        everything = self._sum()
+        return (
+            sum(sum(each[:-1]) for each in (everything.to_loop, everything.to_task))
+            + sum(kind.closed for kind in everything.kinds.values())
+            + sum(
+                library.count + sum(sum(each[:-1]) for each in library.durations.values())
+                for library in everything.libraries.values()
             )
-            for chain, tally in self.by_chain().items()
-        ]
-        sites = [
-            SiteTotals(**tally.public(), **_public_site(site))
-            for site, tally in self.by_site().items()
-        ]
-        return Snapshot(
-            portals={
-                name: PortalTotals(**kind.public(), opened=kind.opened, closed=kind.closed)
-                for name, kind in self.by_kind().items()
-            },
-            sites=tuple(sorted(sites, key=_time, reverse=True)),
-            chains=tuple(sorted(chains, key=_time, reverse=True)),
-            steps={
-                name: StepTotals(steps.count, steps.time_ns / 1e9)
-                for name, steps in self.by_library().items()
-            },
-            active=self.active(),
-            switches=self.switches(),
         )
 
-    def _everyone(self) -> Iterable[Counts]:
+    def _sum(self) -> Counts:
+        """What all threads have counted, but for the nodes."""
         with self._lock:
             self._take_over_from_ended_threads()
-            return [self._ended, *self._all]
+            everyone = [self._ended, *self._all]
+        totals = Counts(bool)
+        for counts in everyone:
+            totals.add(counts)
+        return totals
 
     def _take_over_from_ended_threads(self) -> None:
         """Add up what ended threads have counted, so that many short-lived ones take no memory."""
@@ -530,12 +471,15 @@ class Totals(Instrument):
         self._all = [counts for counts in self._all if counts not in gone]
         for counts in gone:
             _add_nodes(self._ended_chains, counts)
-            for name, kind in counts.kinds.items():
-                _add_kind(self._ended.kinds, name, kind)
-            for name, steps in counts.steps.items():
-                _add_steps(self._ended.steps, name, steps)
-            self._ended.to_loop += counts.to_loop
-            self._ended.to_task += counts.to_task
+            self._ended.add(counts)
+
+
+def ending_of(error: Optional[BaseException], suspended: bool) -> Ending:
+    if error is None:
+        return "ok", suspended, None
+    if is_cancellation(error):
+        return "cancelled", suspended, None
+    return "error", suspended, full_name(type(error))
 
 
 def is_cancellation(error: BaseException) -> bool:
@@ -552,44 +496,36 @@ def is_cancellation(error: BaseException) -> bool:
     return isinstance(members, tuple) and bool(members) and all(map(is_cancellation, members))
 
 
+def full_name(kind: type) -> str:
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _work_of(portal: Portal) -> str:
+    """The function that a portal's task waits in, or the one that it was made of."""
+    coroutine = portal.coroutine
+    inner = coroutine
+    while getattr(inner, "cr_frame", None) is not None:
+        coroutine, inner = inner, getattr(inner, "cr_await", None)
+    code = getattr(coroutine, "cr_code", None)
+    if code is None:
+        function = getattr(portal, "function", None)
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        return f"{getattr(function, '__module__', '?')}.{name}"
+    frame = coroutine.cr_frame
+    module = "?" if frame is None else frame.f_globals.get("__name__", "?")
+    return f"{module}.{getattr(code, 'co_qualname', coroutine.__qualname__)}"
+
+
 def _add_nodes(totals: Dict[Chain, Tally], counts: Counts) -> None:
     for node in list(counts.nodes):
         if node.bridges:
             _add(totals, node.chain(), node)
 
 
-def _add(totals: Dict[Chain, Tally], chain: Chain, tally: Tally) -> None:
-    found = totals.get(chain)
+def _add(totals: Dict[Any, Tally], key: Any, tally: Tally) -> None:
+    found = totals.get(key)
     if found is None:
-        found = totals[chain] = Tally()
+        found = totals[key] = Tally()
     found.add(tally)
-
-
-def _add_kind(totals: Dict[str, KindTally], name: str, kind: KindTally) -> None:
-    found = totals.get(name)
-    if found is None:
-        found = totals[name] = KindTally()
-    found.add(kind)
-    found.opened += kind.opened
-    found.closed += kind.closed
-
-
-def _add_steps(totals: Dict[str, Steps], name: str, steps: Steps) -> None:
-    found = totals.get(name)
-    if found is None:
-        found = totals[name] = Steps()
-    found.count += steps.count
-    found.time_ns += steps.time_ns
-
-
-def _public_site(site: Site) -> Dict[str, Any]:
-    return {
-        "function": site.function,
-        "qualname": site.qualname,
-        "file": site.file,
-        "line": site.line,
-    }
-
-
-def _time(totals: SiteTotals) -> float:
-    return totals.time

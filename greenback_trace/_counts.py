@@ -1,0 +1,292 @@
+"""What tracing counts with. Times are in nanoseconds.
+
+Whoever writes to an object of these classes is the thread that it belongs to; others only read.
+"""
+
+from __future__ import annotations
+
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+
+if TYPE_CHECKING:
+    from ._sites import Key, Site
+
+    Chain = Tuple[Site, ...]
+
+#: The upper ends, inclusive, of the buckets of durations: 1 us to 10 s.
+BOUNDS: List[int] = [step * 10**exponent for exponent in range(3, 10) for step in (1, 2, 5)] + [
+    10**10
+]
+#: The same of portals, which can live long: up to a day.
+PORTAL_BOUNDS: List[int] = BOUNDS + [
+    seconds * 10**9 for seconds in (30, 60, 300, 900, 3_600, 14_400, 43_200, 86_400)
+]
+
+# A histogram is a list: the counts of its buckets, and their sum in nanoseconds at the end.
+Histogram = List[int]
+
+
+def histogram(bounds: List[int]) -> Histogram:
+    return [0] * (len(bounds) + 2)
+
+
+class Tally:
+    """Bridges that have finished, counted."""
+
+    __slots__ = ("cancelled", "errors", "ok", "suspended", "suspended_ns", "time_ns")
+
+    def __init__(self) -> None:
+        self.ok = 0
+        self.errors = 0
+        self.cancelled = 0
+        self.suspended = 0
+        self.time_ns = 0
+        self.suspended_ns = 0
+
+    @property
+    def bridges(self) -> int:
+        return self.ok + self.errors + self.cancelled
+
+    def add(self, other: Tally) -> None:
+        self.ok += other.ok
+        self.errors += other.errors
+        self.cancelled += other.cancelled
+        self.suspended += other.suspended
+        self.time_ns += other.time_ns
+        self.suspended_ns += other.suspended_ns
+
+    def public(self) -> Dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "errors": self.errors,
+            "cancelled": self.cancelled,
+            "suspended": self.suspended,
+            "time": self.time_ns / 1e9,
+            "suspended_time": self.suspended_ns / 1e9,
+        }
+
+
+class Node(Tally):
+    """A site and the chain that led to it, in one thread; or the inner part of such a chain."""
+
+    __slots__ = ("callers", "inner", "site")
+
+    def __init__(self, site: Site, inner: Optional[Node], ends: bool) -> None:
+        Tally.__init__(self)
+        self.site = site
+        self.inner = inner
+        #: None where a walk ends without looking further out.
+        self.callers: Optional[Dict[Key, Node]] = None if ends else {}
+
+    def chain(self) -> Chain:
+        """From the outermost caller to the site."""
+        sites = []
+        node: Optional[Node] = self
+        while node is not None:
+            sites.append(node.site)
+            node = node.inner
+        return tuple(sites)
+
+    def root(self) -> Node:
+        """The one of the site itself."""
+        node = self
+        while node.inner is not None:
+            node = node.inner
+        return node
+
+
+class KindTally(Tally):
+    """The portals of one kind, and what was bridged in those that are closed."""
+
+    __slots__ = ("closed", "durations", "opened")
+
+    def __init__(self) -> None:
+        Tally.__init__(self)
+        self.opened = 0
+        self.closed = 0
+        self.durations = histogram(PORTAL_BOUNDS)
+
+
+# The outcome of a bridge, whether it suspended, and the type of its error.
+Ending = Tuple[str, bool, Optional[str]]
+
+
+class LibraryTally:
+    """The steps of the portal tasks of one library, and how long its bridges took."""
+
+    __slots__ = ("durations", "quick", "steps", "waited")
+
+    def __init__(self) -> None:
+        self.steps = histogram(BOUNDS)
+        #: Bridges that returned a value and did not suspend.
+        self.quick = histogram(BOUNDS)
+        #: Those that returned a value and did suspend.
+        self.waited = histogram(BOUNDS)
+        self.durations: Dict[Ending, Histogram] = {
+            ("ok", False, None): self.quick,
+            ("ok", True, None): self.waited,
+        }
+
+    def add(self, other: LibraryTally) -> None:
+        add_histogram(self.steps, other.steps)
+        for ending, durations in list(other.durations.items()):
+            add_histogram(self.durations_of(ending), durations)
+
+    def durations_of(self, ending: Ending) -> Histogram:
+        durations = self.durations.get(ending)
+        if durations is None:
+            durations = self.durations[ending] = histogram(BOUNDS)
+        return durations
+
+    @property
+    def count(self) -> int:
+        return sum(self.steps[:-1])
+
+    @property
+    def time_ns(self) -> int:
+        return self.steps[-1]
+
+
+def add_histogram(total: Histogram, other: Histogram) -> None:
+    for index, value in enumerate(other):
+        total[index] += value
+
+
+class PortalTally(Tally):
+    """One open portal, and what was bridged in it."""
+
+    __slots__ = (
+        "closed",
+        "counts",
+        "kind",
+        "last",
+        "leaving",
+        "library",
+        "library_name",
+        "opened_at",
+        "slow_steps",
+        "started",
+        "step_max_ns",
+        "step_started",
+        "switch_ns",
+        "switches",
+        "totals",
+        "waiting",
+    )
+
+    def __init__(self, totals: Any, kind: str, library: str, counts: Counts, now: int) -> None:
+        Tally.__init__(self)
+        #: Whose it is: a portal can see tracing enabled more than once.
+        self.totals = totals
+        self.kind = kind
+        self.library_name = library
+        self.opened_at = now
+        self.closed = False
+        #: Those of the thread that runs its current step, so that a bridge need not ask for them.
+        self.counts = counts
+        self.library = counts.library(library)
+        #: Bridges that have begun, be they finished or not.
+        self.started = 0
+        #: The last one in this step, for whoever wants to know what held the event loop.
+        self.last: Optional[Node] = None
+        #: The bridge that waits for the event loop.
+        self.waiting: Optional[Waited] = None
+        #: When the switch to the event loop began that is under way; 0 while there is none.
+        self.leaving = 0
+        #: 0 while no step is under way.
+        self.step_started = 0
+        self.step_max_ns = 0
+        self.slow_steps = 0
+        self.switches = 0
+        self.switch_ns = 0
+
+
+class Waited:
+    """What is known of a bridge only once it has suspended."""
+
+    __slots__ = ("at", "ns", "slow_ns", "switches")
+
+    def __init__(self) -> None:
+        #: When it suspended; 0 while it runs.
+        self.at = 0
+        #: For how long it has waited so far.
+        self.ns = 0
+        self.switches = 0
+        #: The longest slow step that it ended by suspending.
+        self.slow_ns = 0
+
+
+class Running:
+    """A bridge that is under way."""
+
+    __slots__ = ("awaitable", "node", "opened", "portal", "started", "tally", "waited")
+
+    # Set, and asked for, by _spans.py alone.
+    portal: Any
+    awaitable: Any
+
+    def __init__(self, node: Node, tally: PortalTally, started: int) -> None:
+        self.node = node
+        self.tally = tally
+        self.started = started
+        self.waited: Optional[Waited] = None
+        #: What _spans.py keeps with it.
+        self.opened: Any = None
+
+
+class Counts:
+    """What one thread has counted."""
+
+    __slots__ = (
+        "is_alive",
+        "kept",
+        "kinds",
+        "libraries",
+        "nodes",
+        "roots",
+        "slow",
+        "to_loop",
+        "to_task",
+    )
+
+    def __init__(self, is_alive: Callable[[], Any]) -> None:
+        self.is_alive = is_alive
+        self.roots: Dict[Key, Node] = {}
+        #: All nodes, in the order in which they were learned.
+        self.nodes: List[Node] = []
+        #: The code objects at which chains end: they stay, so that their ids do.
+        self.kept: List[CodeType] = []
+        self.kinds: Dict[str, KindTally] = {}
+        self.libraries: Dict[str, LibraryTally] = {}
+        #: Slow steps, by function.
+        self.slow: Dict[str, int] = {}
+        #: How long switches took.
+        self.to_loop = histogram(BOUNDS)
+        self.to_task = histogram(BOUNDS)
+
+    def library(self, name: str) -> LibraryTally:
+        library = self.libraries.get(name)
+        if library is None:
+            library = self.libraries[name] = LibraryTally()
+        return library
+
+    def kind(self, name: str) -> KindTally:
+        kind = self.kinds.get(name)
+        if kind is None:
+            kind = self.kinds[name] = KindTally()
+        return kind
+
+    def add(self, other: Counts) -> None:
+        """All but the nodes."""
+        for name, kind in list(other.kinds.items()):
+            mine = self.kind(name)
+            mine.add(kind)
+            mine.opened += kind.opened
+            mine.closed += kind.closed
+            add_histogram(mine.durations, kind.durations)
+        for name, library in list(other.libraries.items()):
+            self.library(name).add(library)
+        for function, count in list(other.slow.items()):
+            self.slow[function] = self.slow.get(function, 0) + count
+        add_histogram(self.to_loop, other.to_loop)
+        add_histogram(self.to_task, other.to_task)
