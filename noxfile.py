@@ -19,6 +19,9 @@ nox.options.reuse_existing_virtualenvs = True
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 CPYTHONS = ("3.8", "3.10", "3.11", "3.12", "3.13")
 
+# By class or document: the examples of a document build on one another.
+PYTEST = ("python", "-m", "pytest", "-n", "auto", "--dist", "loadscope")
+
 PROBE = """
 import ensurepip, json, sys
 print(json.dumps([sys.implementation.name, list(sys.version_info[:2]), sys.executable]))
@@ -90,9 +93,7 @@ def add_test_session(label: str, command: str, implementation: str, version: str
     @nox.session(name=name, python=interpreter)
     def tests(session: nox.Session) -> None:
         session.install("--quiet", "--editable", ".[all]", *group("test"))
-        # By class or document: the examples of a document build on one another.
-        parallel = ("-n", "auto", "--dist", "loadscope")
-        session.run("python", "-m", "pytest", *parallel, *session.posargs)
+        session.run(*PYTEST, *session.posargs)
 
 
 @nox.session
@@ -114,6 +115,18 @@ def docs(session: nox.Session) -> None:
         "python", "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "docs", "docs/_build/html"
     )
     session.run("python", "-m", "pytest", "docs", "README.md")
+
+
+@nox.session
+@nox.parametrize("tracing", ["debug", "sdk"])
+def traced(session: nox.Session, tracing: str) -> None:
+    """A program behaves the same traced and untraced: the runtime's tests, while it is traced."""
+    session.install("--quiet", "--editable", ".[all]", *group("test"))
+    if tracing == "sdk":
+        environment = {"GREENBACK_TRACE": "1", "TESTS_WITH_SDK": "1"}
+    else:
+        environment = {"GREENBACK_TRACE": tracing}
+    session.run(*PYTEST, "tests/greenback", *session.posargs, env=environment)
 
 
 @nox.session

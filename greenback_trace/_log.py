@@ -87,8 +87,8 @@ def _left_out(event: str, site: str) -> Optional[int]:
         _lock.release()
 
 
-def after_fork() -> None:
-    """Another thread may have held the lock when this process was forked."""
+def start_over() -> None:
+    """Tell everything again. In a forked child, too: another thread may have held the lock."""
     global _lock
     _lock = threading.Lock()
     _repeats.clear()

@@ -363,8 +363,11 @@ class Totals:
         return tally
 
     def _move(self, tally: PortalTally) -> None:
-        tally.counts = self._counts()
-        tally.library = tally.counts.library(tally.library_name)
+        try:
+            tally.counts = self._counts()
+            tally.library = tally.counts.library(tally.library_name)
+        except Exception as error:
+            primary_failed(self.listener, error)
 
     def _finished_late(self, tally: PortalTally) -> None:
         """A bridge has finished in a portal that was closed under it."""
@@ -503,19 +506,26 @@ def full_name(kind: type) -> str:
 
 
 def _work_of(portal: Portal) -> str:
-    """The function that a portal's task waits in, or the one that it was made of."""
+    """The async function that a portal's task waits in, or the function that it was made of.
+
+    Those of the async libraries themselves only say that it waits.
+    """
     coroutine = portal.coroutine
-    inner = coroutine
-    while getattr(inner, "cr_frame", None) is not None:
-        coroutine, inner = inner, getattr(inner, "cr_await", None)
-    code = getattr(coroutine, "cr_code", None)
-    if code is None:
-        function = getattr(portal, "function", None)
-        name = getattr(function, "__qualname__", type(function).__qualname__)
-        return f"{getattr(function, '__module__', '?')}.{name}"
-    frame = coroutine.cr_frame
-    module = "?" if frame is None else frame.f_globals.get("__name__", "?")
-    return f"{module}.{getattr(code, 'co_qualname', coroutine.__qualname__)}"
+    name = None
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None)
+        if frame is None:
+            break
+        module = frame.f_globals.get("__name__", "?")
+        if name is None or module.partition(".")[0] not in ("asyncio", "trio", "anyio"):
+            name = f"{module}.{coroutine.__qualname__}"
+        coroutine = coroutine.cr_await
+    if name is not None:
+        return name
+    # It has ended.
+    work = getattr(portal, "function", None) or portal.coroutine
+    name = getattr(work, "__qualname__", None) or type(work).__qualname__
+    return f"{getattr(work, '__module__', None) or '?'}.{name}"
 
 
 def _add_nodes(totals: Dict[Chain, Tally], counts: Counts) -> None:

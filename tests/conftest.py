@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from typing import Any, Awaitable, Callable
 
@@ -20,6 +21,23 @@ BACKENDS = ["asyncio", *(["uvloop"] if uvloop is not None else []), "trio"]
 def pytest_configure(config: pytest.Config) -> None:
     """Have Ctrl-C do what it does in a terminal: who runs tests in the background ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.environ.get("TESTS_WITH_SDK"):
+        _set_global_sdk()
+
+
+def _set_global_sdk() -> None:
+    """Have what is traced go to a real SDK, as in an application that has set one."""
+    from opentelemetry import metrics, trace
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter()))
+    trace.set_tracer_provider(provider)
+    metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False))
 
 
 class Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pathlib
 import subprocess
 import sys
@@ -55,8 +56,9 @@ def parameters(thing: Any) -> str:
 def in_a_fresh_interpreter(code: str) -> List[str]:
     root = str(pathlib.Path(greenback.__file__).parent.parent)
     code = f"import sys; sys.path.insert(0, {root!r})\n{code}"
+    environment = {name: value for name, value in os.environ.items() if "GREENBACK" not in name}
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True, env=environment
     )
     return done.stdout.split()
 

@@ -374,7 +374,5 @@ async def main():
 asyncio.run(main())
 print("refused")
 """
-        done = subprocess.run(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        assert done.stdout.decode().strip() == "refused"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+        assert done.stdout.decode().strip() == "refused", done.stderr.decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any, Callable, Dict, List, Optional
 
 import pytest
@@ -366,3 +367,134 @@ class TestRate:
         names = [last_part(span.name) for span in tracing.spans()]
         assert names == ["bridge_to_nop", "bridge_to_nop", "fails", "run_sync"]
         assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 11
+
+
+class TestSurroundings:
+    def test_disabled_during_a_bridge(self, backend: Any) -> None:
+        """A bridge that is under way when tracing ends leaves no span behind as the current one."""
+
+        async def disables() -> None:
+            greenback_trace.disable()
+            await backend.sleep(0)
+
+        def program() -> None:
+            before = trace.get_current_span()
+            greenback.await_(disables())
+            assert trace.get_current_span() is before
+
+        tracing = Tracing()
+        tracing.enable()
+        backend.run(greenback.with_portal_run_sync, program)
+        assert [last_part(span.name) for span in tracing.bridges()] == ["program"]
+
+    def test_with_an_instrument(self, backend: Any) -> None:
+        """An instrument that comes and goes while a bridge is under way changes no span."""
+        from greenback.instruments import Instrument, add_instrument, remove_instrument
+
+        class Listens(Instrument):
+            def bridge_started(self, bridge: Any) -> None:
+                pass
+
+        async def adds() -> None:
+            add_instrument(instrument)
+            await backend.sleep(0)
+
+        async def removes() -> None:
+            remove_instrument(instrument)
+            await backend.sleep(0)
+
+        def program() -> None:
+            before = trace.get_current_span()
+            greenback.await_(adds())
+            greenback.await_(nop())
+            greenback.await_(removes())
+            greenback.await_(nop())
+            assert trace.get_current_span() is before
+
+        instrument = Listens()
+        tracing = Tracing()
+        tracing.enable()
+        backend.run(greenback.with_portal_run_sync, program)
+        assert len(tracing.bridges()) == 4
+        assert sum(site.ok for site in greenback_trace.snapshot().sites) == 4
+        assert greenback_trace.snapshot().active == {backend.name: 0}
+
+    def test_disabled_with_an_instrument(self, backend: Any) -> None:
+        """The same holds where tracing is one listener among others."""
+        from greenback.instruments import Instrument, add_instrument, remove_instrument
+
+        class Listens(Instrument):
+            def bridge_started(self, bridge: Any) -> None:
+                pass
+
+        async def disables() -> None:
+            greenback_trace.disable()
+            await backend.sleep(0)
+
+        def program() -> None:
+            before = trace.get_current_span()
+            greenback.await_(disables())
+            assert trace.get_current_span() is before
+
+        instrument = Listens()
+        add_instrument(instrument)
+        try:
+            tracing = Tracing()
+            tracing.enable()
+            backend.run(greenback.with_portal_run_sync, program)
+        finally:
+            remove_instrument(instrument)
+        assert len(tracing.bridges()) == 1
+
+    def test_an_exporter_that_bridges(self, backend: Any) -> None:
+        """Telemetry that itself bridges is counted, but gets no span: it would never end."""
+
+        class Bridges(InMemorySpanExporter):
+            def export(self, spans: Any) -> Any:
+                if greenback.has_portal():
+                    greenback.await_(nop())
+                return super().export(spans)
+
+        tracing = Tracing()
+        tracing.exporter = Bridges()
+        tracing.provider.add_span_processor(SimpleSpanProcessor(tracing.exporter))
+        tracing.enable()
+        backend.run(greenback.with_portal_run_sync, bridge_to_nop)
+        assert [last_part(span.name) for span in tracing.bridges()] == ["bridge_to_nop"]
+        assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 2
+
+    def test_inside_the_sdk(self, backend: Any) -> None:
+        """The application may be inside the SDK, which is not to be entered again from there."""
+
+        class Bridges(InMemorySpanExporter):
+            def export(self, spans: Any) -> Any:
+                greenback.await_(nop())
+                return super().export(spans)
+
+        def program() -> None:
+            elsewhere = TracerProvider(shutdown_on_exit=False)
+            elsewhere.add_span_processor(SimpleSpanProcessor(Bridges()))
+            elsewhere.get_tracer("application").start_span("of the application").end()
+
+        tracing = Tracing()
+        tracing.enable()
+        backend.run(greenback.with_portal_run_sync, program)
+        assert tracing.bridges() == []
+        assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 1
+
+    def test_slow_step(self, backend: Any) -> None:
+        """A bridge that held the event loop for too long says so."""
+
+        async def holds() -> None:
+            until = time.perf_counter() + 0.01
+            while time.perf_counter() < until:
+                pass
+
+        def program() -> None:
+            greenback.await_(holds())
+
+        tracing = Tracing()
+        tracing.enable(slow=0.005)
+        backend.run(greenback.with_portal_run_sync, program)
+        assert attributes(tracing.named("program"))["greenback.slow_step_time"] >= 0.01
+        assert attributes(tracing.named("portal run_sync"))["greenback.portal.slow_steps"] == 1
