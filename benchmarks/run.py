@@ -5,36 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+import tracing
+from peers import (
+    IMPLEMENTATIONS,
+    Peer,
+    Worker,
+    WorkerError,
+    copy_ours,
+    cpu,
+    describe,
+    find_python,
+    prepare,
+)
 from rich.console import Console
-from rich.table import Table
-
-HERE = Path(__file__).resolve().parent
-CHECKOUT = HERE.parent
-ENVIRONMENTS = HERE / ".envs"
+from tables import Verdict, new_table, number, ratio, show_targets
 
 LIBRARIES = ("asyncio", "uvloop", "trio")
 DEPTHS = (1, 20, 100)
 PARKED_TASKS = 5000
-#: Works that make this many tasks at once, so that their number of calls is a multiple of it.
-AT_ONCE = ("portal_tasks", "plain_tasks")
-TASKS_AT_ONCE = 100
-
-#: What each implementation is installed from; ours is copied from the checkout at every run.
-IMPLEMENTATIONS = {
-    "ours": ["outcome", "sniffio"],
-    "upstream": ["greenback==1.3.0"],
-    "sqlalchemy": ["sqlalchemy>=2,<3"],
-    "awaitlet": ["awaitlet==0.0.1"],
-}
-COMMON = ["greenlet", "uvloop; implementation_name == 'cpython'", "trio"]
 ASYNCIO_ONLY = ("sqlalchemy", "awaitlet")
 HEADINGS = {
     "ours": "\nours",
@@ -108,148 +101,6 @@ FULL = Settings(rounds=3, repetitions=15, seconds=0.002)
 QUICK = Settings(rounds=2, repetitions=6, seconds=0.001)
 
 
-# Environments
-
-
-def find_python() -> str:
-    """CPython 3.13, which the targets are stated for, if there is one."""
-    candidates = [shutil.which("python3.13")]
-    candidates += [str(path) for path in Path.home().glob(".pyenv/versions/3.13.*/bin/python")]
-    for candidate in candidates:
-        # One of pyenv's shims may exist and yet refuse to run.
-        if candidate is None:
-            continue
-        probe = subprocess.run([candidate, "-c", ""], capture_output=True, check=False)
-        if probe.returncode == 0:
-            return candidate
-    return sys.executable
-
-
-def describe(python: str) -> str:
-    """Such as ``CPython 3.13.0``."""
-    code = "import platform as p; print(p.python_implementation(), p.python_version())"
-    return subprocess.run(
-        [python, "-c", code], check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def copy_ours(target: Path) -> Path:
-    """Keep what is measured the same to the end of the run, whatever is edited in the meantime."""
-    for package in ("greenback", "greenback_trace"):
-        shutil.copytree(CHECKOUT / package, target / package)
-    return target
-
-
-def prepare(python: str, source: Path, console: Console) -> Dict[str, Peer]:
-    """The implementations, each in an environment that is made where it is not there yet.
-
-    They all have the same versions of everything that they share: those that the first one got.
-    """
-    tag = describe(python).replace(" ", "-").lower()
-    constraints = ENVIRONMENTS / tag / "constraints.txt"
-    peers = {}
-    for name, requirements in IMPLEMENTATIONS.items():
-        home = ENVIRONMENTS / tag / name
-        interpreter = str(home / "bin" / "python")
-        peers[name] = Peer(name, interpreter, source if name == "ours" else None)
-        ready = home / "ready"
-        wanted = "\n".join(requirements + COMMON)
-        if ready.exists() and ready.read_text() == wanted and constraints.exists():
-            continue
-        console.print(f"[dim]preparing {home.relative_to(CHECKOUT)}[/]")
-        subprocess.run([python, "-m", "venv", "--clear", str(home)], check=True)
-        pip = [interpreter, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        pinned = ["--constraint", str(constraints)] if constraints.exists() else []
-        subprocess.run([*pip, "--quiet", "install", *pinned, *requirements, *COMMON], check=True)
-        if not constraints.exists():
-            frozen = subprocess.run(
-                [*pip, "freeze"], check=True, capture_output=True, text=True
-            ).stdout
-            constraints.write_text(frozen)
-        ready.write_text(wanted)
-    return peers
-
-
-# Worker processes
-
-
-class Peer(NamedTuple):
-    name: str
-    interpreter: str
-    #: Where it is imported from, if it is not installed.
-    source: Optional[Path]
-
-
-class WorkerError(Exception):
-    """The worker could not do what it was asked; the text is its traceback."""
-
-
-class Worker:
-    """A process that measures one implementation under one event loop."""
-
-    def __init__(self, peer: Peer, library: str) -> None:
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PYTHON", "GREENBACK_"))
-        }
-        environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        if peer.source is not None:
-            environment["PYTHONPATH"] = str(peer.source)
-        self.process = subprocess.Popen(
-            [peer.interpreter, str(HERE / "worker.py"), peer.name, library],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.calls: Dict[Tuple[str, int], int] = {}
-        try:
-            self.description = self._receive()
-        except WorkerError:
-            self.close()
-            raise
-
-    def _receive(self) -> Dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise WorkerError(f"the process has ended with status {self.process.wait()}")
-        reply: Dict[str, Any] = json.loads(line)
-        if "error" in reply:
-            raise WorkerError(reply["error"])
-        return reply
-
-    def ask(self, work: str, n: int, depth: int) -> Dict[str, Any]:
-        assert self.process.stdin is not None
-        try:
-            print(json.dumps({"work": work, "n": n, "depth": depth}), file=self.process.stdin)
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # _receive says how it ended
-        return self._receive()
-
-    def time(self, work: str, depth: int, seconds: float) -> float:
-        """Microseconds per call, of as many calls as take about *seconds*."""
-        n = self.calls.get((work, depth))
-        if n is None:
-            self.ask(work, 100, depth)  # warms up
-            estimate: float = self.ask(work, 100, depth)["seconds"]
-            step = TASKS_AT_ONCE if work in AT_ONCE else 10
-            n = self.calls[work, depth] = max(step, int(seconds / estimate) // step * step)
-        return 1e6 * float(self.ask(work, n, depth)["seconds"])
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.close()
-        except BrokenPipeError:
-            pass
-        self.process.stdout.close()
-        self.process.wait()
-
-
 # Measuring
 
 
@@ -310,8 +161,7 @@ def start(peers: Dict[str, Peer], library: str, results: Results) -> Dict[str, W
             results.failures[library, name, "start"] = str(failure)
             continue
         workers[name] = worker
-        for package, version in worker.description["versions"].items():
-            results.versions["upstream" if package == "greenback" else package] = version
+        results.versions.update(worker.versions())
     return workers
 
 
@@ -388,27 +238,6 @@ def measure_memory(peers: Dict[str, Peer], library: str, results: Results) -> No
 # Showing
 
 
-def number(value: Optional[float]) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{3 if abs(value) < 1 else 2 if abs(value) < 10 else 1}f}"
-
-
-def ratio(value: Optional[float]) -> str:
-    return "-" if value is None else f"{value:.{2 if value < 100 else 0}f}"
-
-
-def new_table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        padding=(0, 1),
-        pad_edge=False,
-    )
-
-
 def show_library(console: Console, library: str, results: Results) -> None:
     table = new_table(f"{library}: microseconds per call")
     table.add_column("\nwork", no_wrap=True)
@@ -441,39 +270,43 @@ def show_library(console: Console, library: str, results: Results) -> None:
     console.print(table)
 
 
-class Verdict(NamedTuple):
-    target: Target
-    measured: Optional[float]
-    met: Optional[bool]
-
-
 def judge(results: Results) -> Iterator[Verdict]:
     works = {work.name: work for work in WORKS}
     for target in TARGETS:
         measured = results.ratio("uvloop", works[target.work], 1, target.peer)
         if measured is not None and target.at_most:
             measured = 1 / measured
-        met = None
-        if measured is not None:
-            met = measured <= target.wanted if target.at_most else measured >= target.wanted
-        yield Verdict(target, measured, met)
+        yield Verdict(target.title, target.wanted, target.at_most, measured)
 
 
-def show_targets(console: Console, verdicts: List[Verdict], python: str) -> None:
-    table = new_table(f"Targets, stated for CPython 3.13: uvloop, sync depth 1, on {python}")
-    table.add_column("target", no_wrap=True)
-    table.add_column("wanted", justify="right")
-    table.add_column("measured", justify="right", style="bold")
-    table.add_column("met")
-    for target, measured, met in verdicts:
-        table.add_row(
-            target.title,
-            f"{'<=' if target.at_most else '>='} {target.wanted:g}",
-            "-" if measured is None else f"{measured:.3f}",
-            "-" if met is None else "[green]yes[/]" if met else "[red]no[/]",
-        )
+def show_tracing(console: Console, library: str, costs: tracing.Costs) -> None:
+    table = new_table(f"{library}: microseconds per call, traced; and what tracing adds")
+    table.add_column("\nsetup", no_wrap=True)
+    for title in tracing.WORKS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("\nadds", justify="right", style="bold", no_wrap=True)
+    for setup in tracing.SETUPS:
+        cells = []
+        for work in tracing.WORKS:
+            cells.append(number(costs.of(work, setup.name)))
+            cells.append(number(costs.added(work, setup)))
+        table.add_row(setup.title, *cells)
     console.print()
     console.print(table)
+
+
+def show_gains(console: Console, costs: tracing.Costs) -> None:
+    """What metrics add to a bridge that suspends, apart from what they add to any bridge."""
+    upstream = costs.of("bridge", "upstream")
+    gains = [costs.added(work, tracing.METRICS) for work in ("bridge", "bridged_sleep")]
+    if upstream is None or gains[0] is None or gains[1] is None:
+        return
+    difference = gains[1] - gains[0]
+    console.print(
+        f"Gained with metrics only: {number(gains[0])} us by a bridge that does not suspend, "
+        f"{number(gains[1])} us by one that does: {number(difference)} us more, which is "
+        f"{difference / upstream:.3f} of upstream's untraced bridge."
+    )
 
 
 def show_failures(console: Console, results: Results) -> None:
@@ -488,22 +321,15 @@ def show_failures(console: Console, results: Results) -> None:
         console.print(results.failures[places[0]], markup=False)
 
 
-def cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--library", action="append", choices=LIBRARIES, help="only this one (repeatable)"
     )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, no memory")
+    parser.add_argument(
+        "--only", choices=("peers", "tracing"), help="only the other libraries, or only tracing"
+    )
     parser.add_argument("--python", help="interpreter to measure on (default: CPython 3.13)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
@@ -517,23 +343,42 @@ def main() -> None:
     if not name.startswith("CPython") and "uvloop" in libraries:
         libraries.remove("uvloop")
         console.print("[yellow]uvloop is skipped: it exists for CPython only[/]")
+    # The costs of tracing hardly depend on the loop; their targets are stated for uvloop.
+    traced = "uvloop" if "uvloop" in libraries else libraries[0]
+    if arguments.only == "tracing":
+        libraries = []
     results = Results()
+    costs = tracing.Costs()
     with tempfile.TemporaryDirectory() as directory:
         peers = prepare(python, copy_ours(Path(directory)), console)
         measure(peers, libraries, settings, arguments.quick, results)
+        if arguments.only != "peers":
+            tracing_settings = tracing.QUICK if arguments.quick else tracing.FULL
+            costs = tracing.measure(peers, traced, tracing_settings)
+            results.versions.update(costs.versions)
 
     versions = (f"{package} {version}" for package, version in sorted(results.versions.items()))
     console.print(f"{name} on {cpu()} ({os.cpu_count()} CPUs)")
     console.print(", ".join(versions))
-    console.print(
-        f"Times are minima of {settings.rounds * settings.repetitions} repetitions, interleaved "
-        f"over the implementations, in {settings.rounds} processes each."
-    )
+    if libraries:
+        console.print(
+            f"Times are minima of {settings.rounds * settings.repetitions} repetitions, "
+            f"interleaved over the implementations, in {settings.rounds} processes each."
+        )
     for library in libraries:
         show_library(console, library, results)
     verdicts = list(judge(results))
     if "uvloop" in libraries:
-        show_targets(console, verdicts, name)
+        title = f"Targets, stated for CPython 3.13: uvloop, sync depth 1, on {name}"
+        show_targets(console, title, verdicts)
+    tracing_verdicts = list(tracing.judge(costs))
+    if arguments.only != "peers":
+        show_tracing(console, traced, costs)
+        title = f"Targets of tracing, stated for CPython 3.13: {traced}, on {name}"
+        show_targets(console, title, tracing_verdicts)
+        show_gains(console, costs)
+    for setup, text in costs.failures.items():
+        results.failures["tracing", setup, traced] = text
     show_failures(console, results)
     if arguments.json:
         arguments.json.write_text(
@@ -554,13 +399,13 @@ def main() -> None:
                         }
                         for key, value in results.minima.items()
                     ],
+                    "tracing": [
+                        {"work": work, "setup": setup, "unit": "us", "value": costs.of(work, setup)}
+                        for work, setup in costs.all
+                    ],
                     "targets": [
-                        {
-                            **verdict.target._asdict(),
-                            "measured": verdict.measured,
-                            "met": verdict.met,
-                        }
-                        for verdict in verdicts
+                        {**verdict._asdict(), "met": verdict.met}
+                        for verdict in verdicts + tracing_verdicts
                     ],
                 },
                 indent=1,

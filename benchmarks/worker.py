@@ -19,11 +19,11 @@ import traceback
 from importlib import metadata
 from itertools import repeat
 from time import perf_counter
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 import greenlet
 
-# What the functions below take from the implementation and from the event loop; set by main().
+# What the functions below take from the implementation and from the event loop; set by serve().
 implementation: Any
 loop: Any
 
@@ -347,7 +347,15 @@ MEMORY = {work.__name__: work for work in (parked, plain_parked)}
 
 def describe() -> Dict[str, Any]:
     versions = {}
-    for name in ("greenback", "greenlet", "uvloop", "trio", "sqlalchemy", "awaitlet"):
+    for name in (
+        "greenback",
+        "greenlet",
+        "uvloop",
+        "trio",
+        "sqlalchemy",
+        "awaitlet",
+        "opentelemetry-sdk",
+    ):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -367,11 +375,16 @@ def answer(work: str, n: int, depth: int) -> Dict[str, Any]:
         gc.enable()
 
 
-def main() -> None:
+def serve(
+    answer: Callable[..., Dict[str, Any]], prepare: Optional[Callable[[], object]] = None
+) -> None:
+    """Answer requests until there are no more."""
     global implementation, loop
     try:
         implementation = IMPLEMENTATIONS[sys.argv[1]]()
         loop = load_loop(sys.argv[2])
+        if prepare is not None:
+            prepare()
         first = describe()
     except Exception:
         first = {"error": traceback.format_exc()}
@@ -385,4 +398,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(answer)

@@ -2,6 +2,8 @@
 
 import os as _os
 
+# stackscope, when imported later than greenback, looks here for what upstream calls its shim.
+from . import _stackscope as _impl  # noqa: F401
 from ._adapters import async_context as async_context
 from ._adapters import async_iter as async_iter
 from ._adapters import autoawait as autoawait
@@ -13,6 +15,7 @@ from ._portals import has_portal as has_portal
 from ._portals import run as run
 from ._portals import with_portal_run as with_portal_run
 from ._portals import with_portal_run_sync as with_portal_run_sync
+from ._stackscope import install_glue as _stackscope_install_glue_  # noqa: F401
 from ._tree import AutoPortalInstrument as AutoPortalInstrument
 from ._tree import portals_for_children as portals_for_children
 from ._tree import portals_for_tree as portals_for_tree

@@ -53,6 +53,9 @@ def work(first: List[Any]) -> None:
         # While it is parked, this frame must keep nothing alive, and not itself either: the
         # garbage collector cannot look into the stack of a greenlet.
         employer = portal.greenlet
+        # Two references. When a thread ends, greenlet gives up its outermost greenlet if a single
+        # one is left, to be found nowhere; a collection that is under way hides what it looks at.
+        also = employer  # noqa: F841
         portal = None
         portal = employer.switch()
         while type(portal) is not Portal:

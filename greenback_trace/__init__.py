@@ -13,3 +13,4 @@ from ._activate import snapshot as snapshot
 from ._config import Config as Config
 from ._config import ConfigError as ConfigError
 from ._snapshot import Snapshot as Snapshot
+from ._stacks import format_task as format_task

@@ -6,17 +6,12 @@ import atexit
 import importlib.util
 import logging
 import os
+import sys
 import threading
-from typing import TYPE_CHECKING, Any, Dict, MutableMapping, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, MutableMapping, Optional
 from weakref import WeakKeyDictionary
 
-from greenback.instruments import (
-    Instrument,
-    add_instrument,
-    is_primary,
-    remove_instrument,
-    set_primary,
-)
+from greenback.instruments import is_primary, set_primary
 
 from ._config import Config, ConfigError
 from ._snapshot import Snapshot, take
@@ -38,10 +33,13 @@ _DEFAULT_SPAN_RATE = 100.0
 _lock = threading.RLock()
 # Written under the lock, by any thread.
 _session: Optional[_Session] = None
-_last_totals: Optional[Totals] = None
+# The same, but kept when tracing is disabled.
+_last_session: Optional[_Session] = None
 # The instruments of a meter cannot be taken away, so they are used again.
 _sources: MutableMapping[Any, Source] = WeakKeyDictionary()
-_exit_is_registered = False
+_hooks_are_registered = False
+#: Seconds that the end of an event loop waits for the file to be written, at most.
+_FLUSH_PATIENCE = 1.0
 
 
 def enable(
@@ -93,11 +91,8 @@ def is_enabled() -> bool:
 
 def snapshot() -> Snapshot:
     """The exact totals since tracing was enabled, or of the last time that it was."""
-    totals = _last_totals
-    session = _session
-    return take(
-        Totals(1) if totals is None else totals, None if session is None else session.dropped()
-    )
+    session = _last_session
+    return take(Totals(1)) if session is None else take(session.totals, session.dropped())
 
 
 def from_environment() -> None:
@@ -113,7 +108,7 @@ def from_environment() -> None:
 
 
 def _enable(config: Config, tracer_provider: Any, meter_provider: Any, at_import: bool) -> None:
-    global _session, _last_totals, _exit_is_registered
+    global _session, _last_session
     is_to_file = config.file is not None and tracer_provider is None and meter_provider is None
     _require("trace", "opentelemetry.metrics", "structlog")
     if is_to_file:
@@ -129,11 +124,12 @@ def _enable(config: Config, tracer_provider: Any, meter_provider: Any, at_import
         )
     with _lock:
         disable()
-        _session = _Session(config, is_to_file, tracer_provider, meter_provider, at_import)
-        _last_totals = _session.totals
-        if not _exit_is_registered:
-            _exit_is_registered = True
-            atexit.register(_at_exit)
+        _start_log_over()
+        _session = _last_session = _Session(
+            config, is_to_file, tracer_provider, meter_provider, at_import
+        )
+        _register_hooks()
+    _finish_with_multiprocessing()
 
 
 def _require(extra: str, *modules: str) -> None:
@@ -159,15 +155,68 @@ def _tell_slow_step(function: str, seconds: float) -> None:
     slow_step(function, seconds)
 
 
+def _register_hooks() -> None:
+    global _hooks_are_registered
+    if not _hooks_are_registered:
+        _hooks_are_registered = True
+        atexit.register(_at_exit)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_after_fork)
+
+
+def _finish_with_multiprocessing() -> None:
+    """Finish with a process of multiprocessing, most of which end with `os._exit`."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        # After the application's own, which may bridge.
+        Finalize(None, _at_exit, exitpriority=-1_000)
+
+
 def _at_exit() -> None:
     session = _session
-    if session is None or session.process != os.getpid():
-        return  # what a forked child knows is its parent's to tell
+    if session is None:
+        return
     if session.is_silent():
         from ._log import summary
 
         summary(snapshot())
-    disable()
+    if session.is_to_file:
+        disable()
+    # Else, whoever set up an SDK before tracing was enabled closes it after this: it still asks.
+
+
+def _after_fork() -> None:
+    """In a forked child, where nobody holds our locks. Those of an SDK are left alone."""
+    global _lock
+    _lock = threading.RLock()
+    _start_log_over()
+    if _session is not None:
+        _session.after_fork()
+
+
+def _start_log_over() -> None:
+    log = sys.modules.get("greenback_trace._log")  # which imports structlog, if it is needed
+    if log is not None:
+        log.start_over()
+
+
+def _flush() -> None:
+    session = _session
+    if session is not None:
+        session.flush()
+
+
+def _sdk_is_set() -> bool:
+    """Whether the application has set a global provider. Asking for one could create it."""
+    from opentelemetry import trace
+    from opentelemetry.metrics import _internal as metrics
+
+    return any(
+        getattr(module, name, None) is not None
+        for module, name in ((trace, "_TRACER_PROVIDER"), (metrics, "_METER_PROVIDER"))
+    )
 
 
 class _Session:
@@ -181,44 +230,141 @@ class _Session:
         meter_provider: Any,
         at_import: bool,
     ) -> None:
-        self.process = os.getpid()
+        self._config = config
+        self.is_to_file = is_to_file
+        #: Providers of the application were given; otherwise its global ones are used.
+        self._is_given = tracer_provider is not None or meter_provider is not None
         slow_ns = int(config.slow * 1e9)
-        self.totals = Totals(config.sites, slow_ns)
+        self.totals: Totals
+        if is_to_file and config.spans == "none":
+            from ._loops import WatchfulTotals
+
+            self.totals = WatchfulTotals(config.sites, slow_ns)
+        else:
+            self.totals = Totals(config.sites, slow_ns)
         self.totals.on_slow_step = _tell_slow_step
         self._measurement_rate = config.measurement_rate
         self._measurements: Optional[Measurements] = None
         self._spans: Optional[Spans] = None
         self._pipeline: Optional[Pipeline] = None
         self._source: Optional[Source] = None
-        if is_to_file:
-            from ._file import Pipeline
-
-            assert config.file is not None
-            self._pipeline = Pipeline(config.file, config.file_limit, self.totals)
-            tracer_provider = self._pipeline.tracer_provider
-            meter_provider = self._pipeline.meter_provider
         self._listener: Listener = self.totals
         if config.spans != "none":
             from ._spans import Spans
 
+            kind = Spans
+            if is_to_file:
+                from ._loops import WatchfulSpans
+
+                kind = WatchfulSpans
             rate = config.span_rate
             if rate is None:
                 rate = 0.0 if is_to_file else _DEFAULT_SPAN_RATE
-            self._spans = Spans(self.totals, config.spans, rate, slow_ns, is_private=is_to_file)
+            self._spans = kind(self.totals, config.spans, rate, slow_ns, is_private=is_to_file)
             self._listener = self._spans
-        self._connector: Optional[_Connector] = None
+        self._gate: Optional[_Gate] = None
         if at_import and not is_to_file:
-            self._connector = _Connector(self)
-            add_instrument(self._connector)
+            # The application may not have set its own yet, and asking for the global providers
+            # could have OpenTelemetry create some.
+            self._at_first_portal(lambda: self.connect(None, None))
+            return
+        if is_to_file:
+            self._watch_loops()
+            self._open_pipeline()
         else:
             self.connect(tracer_provider, meter_provider)
         set_primary(self._listener)
+
+    def _open_pipeline(self) -> None:
+        from ._file import Pipeline
+
+        assert self._config.file is not None
+        self._pipeline = Pipeline(self._config.file, self._config.file_limit, self.totals)
+        self.connect(self._pipeline.tracer_provider, self._pipeline.meter_provider)
+
+    def _watch_loops(self) -> None:
+        from ._loops import Loops
+
+        watchful: Any = self._listener
+        watchful.loops = Loops(self._start_pipeline, _flush)
+
+    def _start_pipeline(self) -> None:
+        with _lock:
+            if self is _session and self._pipeline is not None:
+                self._pipeline.start()
+
+    def _at_first_portal(self, action: Callable[[], None]) -> None:
+        self._gate = _Gate(action, self._listener)
+        set_primary(self._gate)
+
+    def after_fork(self) -> None:
+        """Start at zero, in a forked child. Takes no lock and calls no SDK."""
+        if self._pipeline is not None:
+            self._pipeline.abandon()
+            self._pipeline = None
+        if not self._is_called():
+            return  # it has failed, and is removed
+        was_pending = is_primary(self._gate)
+        self.totals.after_fork()
+        self._measurements = self.totals.measurements = None
+        if self._spans is not None:
+            self._spans.after_fork()
+        source = self._source
+        if source is not None:
+            source.was_read = False
+        if self.is_to_file:
+            # The child's own is opened when it does something.
+            if self._spans is not None:
+                self._spans.stop()
+            self._watch_loops()
+            self._at_first_portal(self._reopen)
+        elif self._is_given or _sdk_is_set():
+            if self._spans is not None:
+                self._spans.stop()
+            if source is not None:
+                source.totals = self._source = None
+            self._at_first_portal(self._tell_of_inheritance)
+        elif was_pending:
+            self._at_first_portal(self._connect_in_child)
+        else:
+            # The global providers are proxies still, and so is what was made of them.
+            self._at_first_portal(_finish_with_multiprocessing)
+            if source is not None and source.histograms is not None:
+                self._measure(source.histograms)
+
+    def _is_called(self) -> bool:
+        return is_primary(self._listener) or is_primary(self._gate)
+
+    def _reopen(self) -> None:
+        self._open_pipeline()
+        self._start_pipeline()
+        _finish_with_multiprocessing()
+
+    def _connect_in_child(self) -> None:
+        self.connect(None, None)
+        _finish_with_multiprocessing()
+
+    def _tell_of_inheritance(self) -> None:
+        _finish_with_multiprocessing()
+        _warn(
+            "process %d was forked after its OpenTelemetry SDK was set up, so that greenback only "
+            "counts in it: no spans and no metrics, but greenback_trace.snapshot() and a summary "
+            "at exit. Set the SDK up after the fork, or use GREENBACK_TRACE_FILE",
+            os.getpid(),
+        )
+
+    def _measure(self, histograms: Any) -> None:
+        from ._metrics import Measurements
+
+        self._measurements = self.totals.measurements = Measurements(
+            self.totals, histograms, self._measurement_rate
+        )
 
     def connect(self, tracer_provider: Any, meter_provider: Any) -> None:
         """Send everything to these providers, or to the global ones where they are None."""
         from opentelemetry import metrics, trace
 
-        from ._metrics import Measurements, Source, register
+        from ._metrics import Source, register
 
         version = _version()
         if self._spans is not None:
@@ -237,15 +383,18 @@ class _Session:
         source.totals = self.totals
         source.dropped = self.dropped
         if source.histograms is not None:
-            self._measurements = self.totals.measurements = Measurements(
-                self.totals, source.histograms, self._measurement_rate
-            )
+            self._measure(source.histograms)
 
     def dropped(self) -> Dict[str, Dict[str, int]]:
         """What was left out, by what it was and why."""
         dropped: Dict[str, Dict[str, int]] = {}
         if self._spans is not None and self._spans.count_dropped():
             dropped["span"] = {"rate_limit": self._spans.count_dropped()}
+        if self._pipeline is not None:
+            if self._pipeline.dropped_spans():
+                dropped.setdefault("span", {})["queue_full"] = self._pipeline.dropped_spans()
+            if self._pipeline.file.dropped:
+                dropped["line"] = dict(self._pipeline.file.dropped)
         if self._measurements is not None and self._measurements.count_dropped():
             dropped["measurement"] = {"rate_limit": self._measurements.count_dropped()}
         return dropped
@@ -253,20 +402,24 @@ class _Session:
     def is_silent(self) -> bool:
         """Whether there was something to tell, and nobody who listened."""
         return (
-            self._pipeline is None
+            not self.is_to_file
             and (self._spans is None or not self._spans.was_recorded)
-            and (self._source is None or not self._source.was_read)
+            and (self._source is None or not self._is_heard())
             and bool(self.totals.by_kind())
         )
 
+    def _is_heard(self) -> bool:
+        """Whether an SDK has asked, or will do so when it is closed."""
+        assert self._source is not None
+        return self._source.was_read or self._is_given or _sdk_is_set()
+
+    def flush(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.flush(_FLUSH_PATIENCE)
+
     def stop(self) -> None:
-        if is_primary(self._listener):
+        if self._is_called():
             set_primary(None)
-        if self._connector is not None:
-            try:
-                remove_instrument(self._connector)
-            except KeyError:
-                pass  # its work was done
         self.totals.measurements = None
         if self._spans is not None:
             self._spans.stop()
@@ -276,24 +429,52 @@ class _Session:
             self._source.totals = None
 
 
-class _Connector(Instrument):
-    """Asks for the global providers when the first portal opens.
+class _Gate:
+    """A listener that does something once, before the other one is told of the first portal."""
 
-    Asking for them while greenback is imported could have OpenTelemetry create some, before the
-    application has set its own.
-    """
+    __slots__ = (
+        "_action",
+        "_listener",
+        "close_portal",
+        "finish_bridge",
+        "finish_step",
+        "resume_bridge",
+        "start_step",
+        "suspend_bridge",
+    )
 
-    __slots__ = ("_session",)
+    def __init__(self, action: Callable[[], None], listener: Listener) -> None:
+        self._action: Optional[Callable[[], None]] = action
+        self._listener = listener
+        self.close_portal = listener.close_portal
+        self.suspend_bridge = listener.suspend_bridge
+        self.resume_bridge = listener.resume_bridge
+        self.finish_bridge = listener.finish_bridge
+        self.start_step = listener.start_step
+        self.finish_step = listener.finish_step
 
-    def __init__(self, session: _Session) -> None:
-        self._session: Optional[_Session] = session
+    def open_portal(self, portal: Portal) -> None:
+        self._open()
+        self._listener.open_portal(portal)
 
-    def portal_opened(self, portal: Portal) -> None:
+    def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> Any:
+        self._open()
+        return self._listener.start_bridge(portal, awaitable, frame)
+
+    def _open(self) -> None:
         with _lock:
-            session, self._session = self._session, None
-            if session is not None:
-                session.connect(None, None)
-                remove_instrument(self)
+            action, self._action = self._action, None
+            if action is None or not is_primary(self):
+                return
+            set_primary(self._listener)
+            try:
+                action()
+            except Exception as error:  # nothing of this is felt by the program
+                logging.getLogger("greenback").error(
+                    "greenback only counts from now on: connecting to OpenTelemetry raised %r",
+                    error,
+                    exc_info=error,
+                )
 
 
 def _version() -> str:

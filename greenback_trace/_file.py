@@ -1,7 +1,8 @@
-"""The embedded pipeline: OTLP JSON lines in a file, written by an SDK of our own.
+"""The embedded pipeline: OTLP JSON lines in a file, written by a pipeline of our own.
 
-One line is one OTLP request, of spans or of metrics. Besides the metrics that every SDK gets, there
-are exact numbers per sync chain, as cumulative sums. A point is written again only after a change:
+One line is one OTLP request, of spans or of metrics. Besides the metrics that every SDK gets, with
+exact histograms, there are exact numbers per sync chain, as cumulative sums. A chain's point is
+written again only after a change:
 
 ================================== ============ ====================================================
 ``greenback.chain.bridges``        ``{bridge}`` bridges that have finished, by ``greenback.outcome``
@@ -12,110 +13,136 @@ are exact numbers per sync chain, as cumulative sums. A point is written again o
 
 with the attributes ``code.function.name``, ``code.file.path``, ``code.line.number`` and
 ``greenback.sync_chain`` (as on spans). Needs the packages of the extra ``report``.
+
+Spans are made by the SDK's tracer. What becomes of them, and the metrics, is up to one thread of
+ours: the SDK's own processors and readers take locks that a forked child may find held, and start
+their threads anew in it.
 """
 
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import logging
 import os
 import sys
 import threading
 import uuid
-from time import time_ns
-from typing import IO, TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
+from collections import deque
+from time import monotonic, time_ns
+from typing import IO, TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 from google.protobuf.json_format import MessageToDict
-from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.metrics import CallbackOptions, MeterProvider, NoOpMeter, NoOpMeterProvider
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     AGGREGATION_TEMPORALITY_CUMULATIVE,
     NumberDataPoint,
     ScopeMetrics,
 )
-from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
-from opentelemetry.sdk.metrics.export import (
-    MetricExporter,
-    MetricExportResult,
-    MetricsData,
-    PeriodicExportingMetricReader,
-)
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from ._counts import Tally
+from ._snapshot import durations
 from ._totals import Totals
 
 if TYPE_CHECKING:
     from ._counts import Chain
 
+#: Seconds.
 FLUSH_INTERVAL = 5.0
+#: Seconds that closing waits for what is left to be written, at most.
+_PATIENCE = 10.0
 #: Spans that wait to be written, at most. One takes about 3 kB.
 _QUEUE = 16_384
+#: Spans in a line, at most; with so many waiting, they are written at once.
+_BATCH = 512
 _IDS = ("traceId", "spanId", "parentSpanId")
 
 
 class LineFile:
-    """Appends lines to a file, and gives up, with one warning, when it cannot or may not."""
+    """Appends lines to a file, and gives up, with one warning, when it cannot or may not.
+
+    A line is one ``write()`` at the end of the file, so that several processes can share it.
+    """
 
     def __init__(self, path: str, limit: int) -> None:
         self.path = os.path.abspath(path.replace("{pid}", str(os.getpid())))
+        #: Lines not written, by the reason: ``limit`` or ``write_error``.
+        self.dropped: Dict[str, int] = {}
         self._limit = limit
-        # Spans and metrics come from a thread each.
+        # Written under the lock, by whoever writes or closes.
         self._lock = threading.Lock()
-        self._process = os.getpid()
         self._file: Optional[IO[bytes]] = None
-        self._size = 0
+        self._reason = "write_error"
         try:
             # Without a buffer, so that what is written is there when the process is killed.
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  (kept)
-            self._size = self._file.tell()
         except OSError as error:
-            self._give_up(f"cannot be opened ({error})")
+            self._give_up("write_error", f"cannot be opened ({error})")
 
     def write(self, message: Any) -> None:
         """Append a protobuf message as a line of OTLP JSON."""
-        fields = MessageToDict(message, use_integers_for_enums=True)
-        _ids_to_hex(fields)
-        line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
-        if os.getpid() != self._process:
-            # A forked child must not write what its parent has counted; and the lock may have been
-            # held when it was forked.
-            return
+        line = b""
+        if self._file is not None:
+            fields = MessageToDict(message, use_integers_for_enums=True)
+            _ids_to_hex(fields)
+            line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
         with self._lock:
-            if self._file is None:
-                return
-            if self._size + len(line) > self._limit:
-                self._give_up(f"has reached its limit of {self._limit} bytes")
-            else:
-                try:
-                    written = self._file.write(line)
-                except OSError as error:
-                    self._give_up(f"cannot be written ({error})")
-                else:
-                    self._size += written
-                    if written < len(line):
-                        self._give_up("cannot be written (no space is left)")
+            if self._file is None or not self._append(self._file, line):
+                self.drop()
+
+    def drop(self) -> None:
+        """Count a line that is not written."""
+        self.dropped[self._reason] = self.dropped.get(self._reason, 0) + 1
 
     def close(self) -> None:
         with self._lock:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            self.abandon()
 
-    def _give_up(self, why: str) -> None:
+    def abandon(self) -> None:
+        """Close the file without the lock: in a forked child, somebody may have held that."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _append(self, file: IO[bytes], line: bytes) -> bool:
+        try:
+            # Other processes may write to it, too.
+            is_full = os.fstat(file.fileno()).st_size + len(line) > self._limit
+            if not is_full:
+                written = file.write(line)
+                if written == len(line):
+                    return True
+                # No more than a part of the line has found room. Take that back, unless another
+                # process has added something by now.
+                end = file.tell()
+                if end == os.fstat(file.fileno()).st_size:
+                    file.truncate(end - written)
+        except OSError as error:
+            self._give_up("write_error", f"cannot be written ({error})")
+            return False
+        if is_full:
+            self._give_up("limit", f"has reached its limit of {self._limit} bytes")
+        else:
+            self._give_up("write_error", "cannot be written (no space is left)")
+        return False
+
+    def _give_up(self, reason: str, why: str) -> None:
+        self._reason = reason
+        self.abandon()
         logging.getLogger("greenback").warning(
             "GREENBACK_TRACE_FILE: %s %s; the program goes on, and the rest of its trace is lost. "
             "Name a file that can be written, or set GREENBACK_TRACE_FILE_LIMIT",
             self.path,
             why,
         )
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def _ids_to_hex(fields: Any) -> None:
@@ -131,66 +158,310 @@ def _ids_to_hex(fields: Any) -> None:
             _ids_to_hex(value)
 
 
-class _SpanWriter(SpanExporter):
-    def __init__(self, file: LineFile) -> None:
-        self._file = file
+class _Queue(SpanProcessor):
+    """Spans that wait to be written. Whoever ends a span takes no lock here, and never waits."""
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self._file.write(encode_spans(spans))
-        return SpanExportResult.SUCCESS
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.spans: Deque[ReadableSpan] = deque()
+        #: Threads that add at the same moment may lose some.
+        self.dropped = 0
+        self._wake = wake
 
-    def shutdown(self) -> None:
-        pass
+    def on_end(self, span: ReadableSpan) -> None:
+        if len(self.spans) >= _QUEUE:
+            self.dropped += 1
+            return
+        self.spans.append(span)
+        if len(self.spans) % _BATCH == 0:
+            self._wake()
 
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return True
+
+class Pipeline:
+    """A tracer provider and a meter provider of our own, and the file behind them.
+
+    Never global, and without regard to ``OTEL_*`` variables, but for the name of the service.
+    """
+
+    def __init__(self, path: str, limit: int, totals: Totals) -> None:
+        self.file = LineFile(path, limit)
+        resource = Resource(
+            {
+                "service.name": os.environ.get("OTEL_SERVICE_NAME") or _program(),
+                "service.instance.id": str(uuid.uuid4()),
+                "process.pid": os.getpid(),
+                "telemetry.sdk.language": "python",
+            }
+        )
+        self._queue = _Queue(self._wake_up)
+        self._metrics = _Metrics(totals, resource)
+        self.tracer_provider = _tracer_provider(resource)
+        self.tracer_provider.add_span_processor(self._queue)
+        self.meter_provider = _MeterProvider()
+        self._thread: Optional[threading.Thread] = None
+        self._is_closing = False
+        self._has_failed = False
+        # Held by whoever writes.
+        self._writing = threading.Lock()
+        # Released to wake the thread. Unlike an Event, whose lock a signal handler could find held
+        # by the code that it has interrupted, this can be done from anywhere.
+        self._alarm = threading.Lock()
+        self._alarm.acquire()
+        #: Those who wait until all is written hold a lock each, to be released.
+        self._waiting: Deque[threading.Lock] = deque()
+
+    def start(self) -> None:
+        """Write every few seconds from now on. Until then, only `close` does."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="greenback_trace", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return  # the interpreter is about to end
+            self._thread = thread
+
+    def flush(self, timeout: float) -> bool:
+        """Have all written that there is now, waiting for it *timeout* seconds at most."""
+        if self._thread is None or not self._thread.is_alive():
+            return False
+        done = threading.Lock()
+        done.acquire()
+        self._waiting.append(done)
+        self._wake_up()
+        return done.acquire(timeout=timeout)
+
+    def close(self) -> None:
+        """Write what is left. Nothing is written after this."""
+        self._is_closing = True
+        self._wake_up()
+        thread = self._thread
+        if thread is not None:
+            thread.join(_PATIENCE)
+            if thread.is_alive():
+                logging.getLogger("greenback").warning(
+                    "GREENBACK_TRACE_FILE: %s could not be completed within %g s; the program goes "
+                    "on. Name a file on a disk that is faster",
+                    self.file.path,
+                    _PATIENCE,
+                )
+                return
+        self._write(with_metrics=True)  # also what came while the thread was ending
+        self.file.close()
+
+    def abandon(self) -> None:
+        """Forget it all, in a forked child: it is the parent's to write. Takes no lock."""
+        self.file.abandon()
+
+    def dropped_spans(self) -> int:
+        """Those that were not written because too many were waiting."""
+        return self._queue.dropped
+
+    def _wake_up(self) -> None:
+        try:
+            self._alarm.release()
+        except RuntimeError:
+            pass  # it is awake already
+
+    def _run(self) -> None:
+        due = monotonic() + FLUSH_INTERVAL
+        is_closing = False
+        while not is_closing:
+            self._alarm.acquire(timeout=max(due - monotonic(), 0))
+            is_closing = self._is_closing
+            waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            is_due = monotonic() >= due
+            self._write(with_metrics=bool(is_due or waiting or is_closing))
+            for done in waiting:
+                done.release()
+            if is_due:
+                due = monotonic() + FLUSH_INTERVAL
+
+    def _write(self, with_metrics: bool) -> None:
+        with self._writing:
+            try:
+                spans = self._queue.spans
+                left = len(spans)  # those that are added meanwhile are for the next time
+                while left:
+                    batch = [spans.popleft() for _ in range(min(left, _BATCH))]
+                    left -= len(batch)
+                    self.file.write(encode_spans(batch))
+                if with_metrics:
+                    for meter in self.meter_provider.meters:
+                        request = self._metrics.request(meter)
+                        if request is not None:
+                            self.file.write(request)
+            except Exception as error:
+                self.file.drop()
+                if not self._has_failed:
+                    self._has_failed = True
+                    logging.getLogger("greenback").error(
+                        "GREENBACK_TRACE_FILE: a line for %s is lost, and perhaps more; the "
+                        "program goes on: %r",
+                        self.file.path,
+                        error,
+                        exc_info=error,
+                    )
 
 
-class _MetricWriter(MetricExporter):
-    def __init__(self, file: LineFile, totals: Totals) -> None:
-        super().__init__()
-        self._file = file
+def _tracer_provider(resource: Resource) -> TracerProvider:
+    options: Dict[str, Any] = {}
+    if "meter_provider" in inspect.signature(TracerProvider).parameters:
+        # It would otherwise ask for the global one, which could install one.
+        options["meter_provider"] = NoOpMeterProvider()
+    provider = TracerProvider(
+        sampler=ALWAYS_ON,
+        resource=resource,
+        shutdown_on_exit=False,
+        span_limits=SpanLimits(
+            max_attributes=128,
+            max_events=128,
+            max_links=128,
+            max_span_attributes=128,
+            max_event_attributes=128,
+            max_link_attributes=128,
+            max_attribute_length=SpanLimits.UNSET,
+            max_span_attribute_length=SpanLimits.UNSET,
+        ),
+        **options,
+    )
+    # OTEL_SDK_DISABLED is for the application's; there is no argument that says so.
+    provider._disabled = False
+    return provider
+
+
+class _Meter(NoOpMeter):
+    """Keeps what observable instruments are made of."""
+
+    def __init__(self, name: str, version: Optional[str], schema_url: Optional[str]) -> None:
+        super().__init__(name, version, schema_url)
+        #: Name, unit, description, whether it only grows, callbacks.
+        self.observed: List[Tuple[str, str, str, bool, Sequence[Callable[..., Any]]]] = []
+
+    def create_observable_counter(
+        self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
+    ) -> Any:
+        self.observed.append((name, unit, description, True, callbacks or ()))
+
+    def create_observable_up_down_counter(
+        self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
+    ) -> Any:
+        self.observed.append((name, unit, description, False, callbacks or ()))
+
+
+class _MeterProvider(MeterProvider):
+    def __init__(self) -> None:
+        self.meters: List[_Meter] = []
+
+    def get_meter(
+        self,
+        name: str,
+        version: Optional[str] = None,
+        schema_url: Optional[str] = None,
+        attributes: Any = None,
+    ) -> _Meter:
+        meter = _Meter(name, version, schema_url)
+        self.meters.append(meter)
+        return meter
+
+
+class _Metrics:
+    """What a meter's instruments report, with histograms and chains, as OTLP requests."""
+
+    def __init__(self, totals: Totals, resource: Resource) -> None:
         self._totals = totals
-        self._chains = _Chains(totals)
+        self._resource = resource
+        self._start = time_ns()
+        self._chains = _Chains(totals, self._start)
         self._written: Any = None
 
-    def export(
-        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
-    ) -> MetricExportResult:
+    def request(self, meter: _Meter) -> Optional[ExportMetricsServiceRequest]:
+        """None if there is no news: the file of an idle program does not grow."""
         if not self._totals.by_kind():
-            return MetricExportResult.SUCCESS  # no portal was ever opened
-        request = encode_metrics(metrics_data)
+            return None  # no portal was ever opened
         values = [
-            (metric.name, [(point.as_int, point.as_double) for point in metric.sum.data_points])
-            for resource_metrics in request.resource_metrics
-            for scope_metrics in resource_metrics.scope_metrics
-            for metric in scope_metrics.metrics
+            (name, [(each.value, each.attributes) for call in calls for each in call(_OPTIONS)])
+            for name, _, _, _, calls in meter.observed
         ]
-        if values != self._written:  # an idle program's file does not grow
-            self._written = values
-            for resource_metrics in request.resource_metrics:
-                for scope_metrics in resource_metrics.scope_metrics:
-                    self._chains.add_to(scope_metrics)
-            self._file.write(request)
-        return MetricExportResult.SUCCESS
+        # A line that is lost is no news that is worth another one.
+        news = [each for each in values if each[0] != "greenback.trace.item.dropped"]
+        if news == self._written:
+            return None
+        self._written = news
+        now = time_ns()
+        request = ExportMetricsServiceRequest()
+        resource_metrics = request.resource_metrics.add()
+        _put(resource_metrics.resource.attributes, self._resource.attributes)
+        scope_metrics = resource_metrics.scope_metrics.add(schema_url=meter.schema_url or "")
+        scope_metrics.scope.name = meter.name
+        scope_metrics.scope.version = meter.version or ""
+        for (name, unit, description, is_monotonic, _), (_, observed) in zip(
+            meter.observed, values
+        ):
+            if not observed:
+                continue
+            metric = scope_metrics.metrics.add(name=name, unit=unit, description=description)
+            metric.sum.is_monotonic = is_monotonic
+            metric.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
+            for value, attributes in observed:
+                point = metric.sum.data_points.add(
+                    start_time_unix_nano=self._start, time_unix_nano=now
+                )
+                if isinstance(value, int):
+                    point.as_int = value
+                else:
+                    point.as_double = value
+                _put(point.attributes, attributes)
+        self._add_histograms(scope_metrics, now)
+        self._chains.add_to(scope_metrics, now)
+        return request
 
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        pass
+    def _add_histograms(self, scope_metrics: ScopeMetrics, now: int) -> None:
+        metrics: Dict[str, Any] = {}
+        for each in durations(self._totals):
+            metric = metrics.get(each.name)
+            if metric is None:
+                metric = metrics[each.name] = scope_metrics.metrics.add(name=each.name, unit="s")
+                metric.histogram.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
+            point = metric.histogram.data_points.add(
+                start_time_unix_nano=self._start,
+                time_unix_nano=now,
+                count=each.count,
+                sum=each.sum,
+                bucket_counts=each.counts,
+                explicit_bounds=each.bounds,
+            )
+            _put(point.attributes, each.attributes)
 
-    def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        return True
+
+_OPTIONS = CallbackOptions()
+
+
+def _put(holder: Any, attributes: Any) -> None:
+    """Add attributes to those of an OTLP message."""
+    for key, value in attributes.items():
+        to = holder.add(key=key).value
+        if isinstance(value, bool):
+            to.bool_value = value
+        elif isinstance(value, int):
+            to.int_value = value
+        elif isinstance(value, float):
+            to.double_value = value
+        elif isinstance(value, str):
+            to.string_value = value
+        else:
+            to.array_value.SetInParent()
+            for item in value:
+                to.array_value.values.add(string_value=item)
 
 
 class _Chains:
     """The metric points of the chains that have changed since they were last written."""
 
-    def __init__(self, totals: Totals) -> None:
+    def __init__(self, totals: Totals, start: int) -> None:
         self._totals = totals
-        self._start = time_ns()
+        self._start = start
         self._written: Dict[Chain, Tuple[int, int, int]] = {}
 
-    def add_to(self, scope_metrics: ScopeMetrics) -> None:
-        now = time_ns()
+    def add_to(self, scope_metrics: ScopeMetrics, now: int) -> None:
         changed = []
         for chain, tally in self._totals.by_chain().items():
             state = (tally.bridges, tally.time_ns, tally.suspended_ns)
@@ -224,7 +495,7 @@ class _Chains:
                 ):
                     if count:
                         point = self._point(metric.sum.data_points.add(), chain, now)
-                        point.attributes.add(key="greenback.outcome").value.string_value = outcome
+                        _put(point.attributes, {"greenback.outcome": outcome})
                         point.as_int = count
                 continue
             point = self._point(metric.sum.data_points.add(), chain, now)
@@ -239,75 +510,13 @@ class _Chains:
         point.start_time_unix_nano = self._start
         point.time_unix_nano = now
         site = chain[-1]
-        attributes = point.attributes
-        attributes.add(key="code.function.name").value.string_value = site.function
+        attributes: Dict[str, Any] = {"code.function.name": site.function}
         if site.file:
-            attributes.add(key="code.file.path").value.string_value = site.file
-            attributes.add(key="code.line.number").value.int_value = site.line
-        values = attributes.add(key="greenback.sync_chain").value.array_value
-        values.SetInParent()
-        if not site.is_async:
-            for caller in chain:
-                values.values.add(string_value=str(caller))
+            attributes["code.file.path"] = site.file
+            attributes["code.line.number"] = site.line
+        attributes["greenback.sync_chain"] = [] if site.is_async else [str(each) for each in chain]
+        _put(point.attributes, attributes)
         return point
-
-
-class Pipeline:
-    """A tracer provider and a meter provider of our own, and the file behind them.
-
-    Never global, and without regard to ``OTEL_*`` variables, but for the name of the service.
-    """
-
-    def __init__(self, path: str, limit: int, totals: Totals) -> None:
-        self.file = LineFile(path, limit)
-        resource = Resource(
-            {
-                "service.name": os.environ.get("OTEL_SERVICE_NAME") or _program(),
-                "service.instance.id": str(uuid.uuid4()),
-                "process.pid": os.getpid(),
-                "telemetry.sdk.language": "python",
-            }
-        )
-        self.tracer_provider = TracerProvider(
-            sampler=ALWAYS_ON,
-            resource=resource,
-            shutdown_on_exit=False,
-            span_limits=SpanLimits(
-                max_attributes=128,
-                max_events=128,
-                max_links=128,
-                max_span_attributes=128,
-                max_event_attributes=128,
-                max_link_attributes=128,
-                max_attribute_length=SpanLimits.UNSET,
-                max_span_attribute_length=SpanLimits.UNSET,
-            ),
-        )
-        self.tracer_provider.add_span_processor(
-            BatchSpanProcessor(
-                _SpanWriter(self.file),
-                max_queue_size=_QUEUE,
-                max_export_batch_size=512,
-                schedule_delay_millis=FLUSH_INTERVAL * 1000,
-                export_timeout_millis=30_000,
-            )
-        )
-        self.meter_provider = MeterProvider(
-            [
-                PeriodicExportingMetricReader(
-                    _MetricWriter(self.file, totals), FLUSH_INTERVAL * 1000, 30_000
-                )
-            ],
-            resource=resource,
-            exemplar_filter=AlwaysOffExemplarFilter(),
-            shutdown_on_exit=False,
-        )
-
-    def close(self) -> None:
-        """Write what is left. Nothing is written after this."""
-        self.tracer_provider.shutdown()
-        self.meter_provider.shutdown()
-        self.file.close()
 
 
 def _program() -> str:

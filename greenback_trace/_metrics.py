@@ -75,7 +75,8 @@ class Measurements:
         self._totals = totals
         self._histograms = histograms
         self._rate = rate
-        self._lock = threading.Lock()
+        # Reentrant for whoever asks from a signal handler; `inside` keeps the rest out.
+        self._lock = threading.RLock()
         self._before = totals.events()
         #: Events to let pass before the next call. All threads count it down, and may lose some.
         self.skip = 0

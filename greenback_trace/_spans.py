@@ -74,6 +74,10 @@ class _Open:
         self.process = process
 
 
+#: In place of the span of a bridge that has none because of the limit, and was counted.
+_LEFT_OUT: Any = object()
+
+
 class Spans:
     """A `greenback.instruments.Listener` around `Totals`, whose times so leave out what spans cost.
 
@@ -257,10 +261,12 @@ class Spans:
             return
         now = bridge.started
         budget = self._budget
-        if now < budget.empty_until:
-            self._dropped += self.was_recorded
+        if now < budget.empty_until or not budget.has_some(now):
+            if self.was_recorded:  # otherwise, it would hardly have been this time
+                self._dropped += 1
+                bridge.opened = _LEFT_OUT
             return
-        if not self._is_within(budget, now) or not self._may_call(frame):
+        if not self._may_call(frame):
             return
         budget.take()
         span = self._new_span(bridge, self._parent(bridge, view), None)
@@ -294,8 +300,8 @@ class Spans:
 
     def _finish(self, bridge: Running, error: Optional[BaseException], now: int) -> None:
         opened = bridge.opened
-        if opened is not None:
-            bridge.opened = None
+        bridge.opened = None
+        if opened is not None and opened is not _LEFT_OUT:
             self._leave(opened)
             if opened.process is self._process:
                 self._end(opened.span, bridge, error, now, None)
@@ -313,7 +319,11 @@ class Spans:
         view = self._own_view(_current_context())
         if _is_unsampled(view) or not self._may_call(sys._getframe(2)):
             return
-        if not self._is_within(budget, now):
+        if opened is _LEFT_OUT:
+            if not budget.has_some(now):
+                return  # it is counted already
+            self._dropped -= 1
+        elif not self._is_within(budget, now):
             return
         budget.take()
         finished = time_ns()

@@ -241,17 +241,18 @@ class Totals:
         if tally is None or tally.totals is not self or tally.closed:
             return  # it was opened before tracing was enabled, and never bridged since
         try:
-            self.portals.pop(portal, None)
-            tally.closed = True
             spent = perf_counter_ns() - tally.opened_at
             kind = self._counts().kind(tally.kind)
-            kind.durations[bisect_left(PORTAL_BOUNDS, spent)] += 1
-            kind.durations[-1] += spent
-            kind.closed += 1
-            if tally.started == tally.bridges:
-                kind.add(tally)
-            else:
-                self.late[id(tally)] = tally
+            with self._lock:  # whoever reads finds it among the open ones or the closed ones
+                self.portals.pop(portal, None)
+                tally.closed = True
+                kind.durations[bisect_left(PORTAL_BOUNDS, spent)] += 1
+                kind.durations[-1] += spent
+                kind.closed += 1
+                if tally.started == tally.bridges:
+                    kind.add(tally)
+                else:
+                    self.late[id(tally)] = tally
             if self.measurements is not None:
                 self.measurements.portal(tally.kind, spent)
         except Exception as error:
@@ -371,8 +372,9 @@ class Totals:
 
     def _finished_late(self, tally: PortalTally) -> None:
         """A bridge has finished in a portal that was closed under it."""
-        if tally.started == tally.bridges and self.late.pop(id(tally), None) is not None:
-            self._counts().kind(tally.kind).add(tally)
+        with self._lock:
+            if tally.started == tally.bridges and self.late.pop(id(tally), None) is not None:
+                self._counts().kind(tally.kind).add(tally)
 
     def _slow_step(self, portal: Portal, tally: PortalTally, spent: int) -> None:
         try:
@@ -396,13 +398,12 @@ class Totals:
     def by_chain(self) -> Dict[Chain, Tally]:
         """The bridges of every chain, site last. An async site is a chain of its own."""
         with self._lock:
-            everyone = list(self._all)
             totals: Dict[Chain, Tally] = {}
             for chain, tally in self._ended_chains.items():
                 _add(totals, chain, tally)
-        for counts in everyone:
-            _add_nodes(totals, counts)
-        return totals
+            for counts in self._all:
+                _add_nodes(totals, counts)
+            return totals
 
     def by_site(self) -> Dict[Site, Tally]:
         totals: Dict[Site, Tally] = {}
@@ -417,12 +418,13 @@ class Totals:
         return totals
 
     def by_kind(self) -> Dict[str, KindTally]:
-        totals = self._sum().kinds
-        for portal in [*list(self.portals.values()), *list(self.late.values())]:
-            found = totals.get(portal.kind)
-            if found is not None:
-                found.add(portal)
-        return totals
+        with self._lock:  # lest one close between the two
+            totals = self._sum().kinds
+            for portal in [*list(self.portals.values()), *list(self.late.values())]:
+                found = totals.get(portal.kind)
+                if found is not None:
+                    found.add(portal)
+            return totals
 
     def by_library(self) -> Dict[str, LibraryTally]:
         return self._sum().libraries
@@ -460,11 +462,10 @@ class Totals:
         """What all threads have counted, but for the nodes."""
         with self._lock:
             self._take_over_from_ended_threads()
-            everyone = [self._ended, *self._all]
-        totals = Counts(bool)
-        for counts in everyone:
-            totals.add(counts)
-        return totals
+            totals = Counts(bool)
+            for counts in [self._ended, *self._all]:
+                totals.add(counts)
+            return totals
 
     def _take_over_from_ended_threads(self) -> None:
         """Add up what ended threads have counted, so that many short-lived ones take no memory."""

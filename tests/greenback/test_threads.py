@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import threading
 
@@ -183,3 +184,49 @@ class TestRecursion:
         thread.start()
         thread.join()
         assert outcome == [sys.getrecursionlimit() - 400]
+
+
+class TestCollection:
+    def test_threads_end_during_a_collection(self) -> None:
+        """Threads with portals may end while the garbage collector runs in another one."""
+        program = """
+import asyncio, gc, threading
+import greenback
+
+async def nap():
+    await asyncio.sleep(0)
+
+def cancelled():
+    asyncio.current_task().cancel()
+    try:
+        greenback.await_(nap())
+    except asyncio.CancelledError as error:
+        kept = error  # with its traceback, and so this frame: a cycle
+
+async def work():
+    for _ in range(60):
+        try:
+            await greenback.with_portal_run_sync(cancelled)
+        except asyncio.CancelledError:
+            pass
+
+is_over = threading.Event()
+
+def collect():
+    while not is_over.wait(0.02):
+        gc.collect()
+
+collector = threading.Thread(target=collect)
+collector.start()
+for _ in range(40):
+    threads = [threading.Thread(target=asyncio.run, args=(work(),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+is_over.set()
+collector.join()
+print("survived")
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.stdout == "survived\n", done.stderr[-2000:]

@@ -1,0 +1,268 @@
+"""What tracing costs: see README.md for what is measured and how."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from peers import Peer, Worker, WorkerError
+from rich.console import Console
+from tables import Verdict
+
+SITES = 200
+BURST = 2000  # calls at all sites, as often as tracing_worker.py makes them in turn
+
+
+class Setup(NamedTuple):
+    name: str
+    title: str
+    implementation: str = "ours"
+    #: Seconds that one repetition takes at least, where what happens elsewhere or now and then
+    #: counts (exporting, limits per second); None where one call costs what the next one does.
+    sustained: Optional[float] = None
+    sites: int = 1
+    #: In tracing_worker.py, if the name is not that.
+    kind: Optional[str] = None
+
+    def work(self, name: str) -> str:
+        return f"{name}_sites" if self.sites > 1 and name != "portal_sleep" else name
+
+
+SETUPS = (
+    Setup("upstream", "upstream, untraced", "upstream", kind="never"),
+    Setup("never", "no instrument was ever added"),
+    Setup("imported", "off: imported, never enabled"),
+    Setup("off", "off: enabled, then disabled"),
+    Setup("metrics", "metrics only, no SDK"),
+    Setup("unsampled", "spans, parent not sampled, no metrics SDK"),
+    Setup("metrics_sites", f"metrics only, {SITES} sites", "ours", 1.2, SITES, "metrics"),
+    Setup("metrics_sdk", f"metrics into an SDK, {SITES} sites", "ours", 1.2, SITES),
+    Setup("spans_limited", "spans, 100 a second", "ours", 1.2),
+    Setup("spans_all", "spans, every one", "ours", 0.2),
+    Setup("naive_ours", "naive: span, counter, histogram", "ours", 0.2, kind="naive"),
+    Setup("naive_upstream", "  the same, around upstream's", "upstream", 0.2, kind="naive"),
+)
+METRICS = next(setup for setup in SETUPS if setup.name == "metrics")
+WORKS = {
+    "bridge": "await_\n(nop())",
+    "bridged_sleep": "await_\n(sleep(0))",
+    "portal_sleep": "sleep(0)\nin portal",
+}
+
+
+class Target(NamedTuple):
+    title: str
+    wanted: float
+    #: Work and setup of the figure, and of that by which it is divided.
+    figure: Tuple[str, str]
+    unit: Tuple[str, str]
+    at_most: bool = True
+    #: The setup that is subtracted from the figure before.
+    without: Optional[str] = None
+
+
+TARGETS = (
+    Target(
+        "off, never enabled: of no instrument ever added",
+        1.03,
+        ("bridge", "imported"),
+        ("bridge", "never"),
+    ),
+    Target(
+        "off again: of no instrument ever added",
+        1.03,
+        ("bridge", "off"),
+        ("bridge", "never"),
+    ),
+    Target(
+        "  the same, a suspending bridge",
+        1.03,
+        ("bridged_sleep", "off"),
+        ("bridged_sleep", "never"),
+    ),
+    Target(
+        "metrics only: of upstream's untraced bridge",
+        0.75,
+        ("bridge", "metrics"),
+        ("bridge", "upstream"),
+    ),
+    Target(
+        "metrics only, gained by suspending: of the same",
+        0.5,
+        ("bridged_sleep", "metrics"),
+        ("bridge", "upstream"),
+        without="never",
+    ),
+    Target(
+        "metrics in an SDK, 200 sites: of metrics only",
+        1.1,
+        ("bridge", "metrics_sdk"),
+        ("bridge", "metrics_sites"),
+    ),
+    Target(
+        "  the same, a suspending bridge",
+        1.1,
+        ("bridged_sleep", "metrics_sdk"),
+        ("bridged_sleep", "metrics_sites"),
+    ),
+    Target(
+        "parent not sampled: of metrics only",
+        1.4,
+        ("bridge", "unsampled"),
+        ("bridge", "metrics"),
+    ),
+    Target(
+        "  the same, a suspending bridge",
+        1.4,
+        ("bridged_sleep", "unsampled"),
+        ("bridged_sleep", "metrics"),
+    ),
+    Target(
+        "naive instrumentation: times metrics only",
+        15,
+        ("bridge", "naive_ours"),
+        ("bridge", "metrics"),
+        at_most=False,
+    ),
+)
+
+
+class Settings(NamedTuple):
+    #: How often all the processes are started anew.
+    rounds: int
+    #: How often each work is timed in each process; in those of the sustained setups, once.
+    repetitions: int
+    seconds: float
+    #: Rounds in which the sustained setups take part.
+    sustained_rounds: int
+
+
+FULL = Settings(rounds=12, repetitions=12, seconds=0.002, sustained_rounds=3)
+QUICK = Settings(rounds=4, repetitions=10, seconds=0.001, sustained_rounds=1)
+
+
+class Costs:
+    """Microseconds per call, by work and setup, of every repetition."""
+
+    def __init__(self) -> None:
+        self.all: Dict[Tuple[str, str], List[float]] = {}
+        self.failures: Dict[str, str] = {}
+        self.versions: Dict[str, str] = {}
+
+    def add(self, work: str, setup: Setup, value: float) -> None:
+        self.all.setdefault((work, setup.name), []).append(value)
+
+    def of(self, work: str, name: str) -> Optional[float]:
+        """The minimum: what else the machine does only ever adds."""
+        values = self.all.get((work, name))
+        return min(values) if values else None
+
+    def ratio(
+        self, figure: Tuple[str, str], unit: Tuple[str, str], without: Optional[str] = None
+    ) -> Optional[float]:
+        """*figure*, less what its work takes in the setup *without*, / *unit*."""
+        above, below = self.of(*figure), self.of(*unit)
+        subtracted = 0.0 if without is None else self.of(figure[0], without)
+        if above is None or below is None or subtracted is None:
+            return None
+        return (above - subtracted) / below
+
+    def added(self, work: str, setup: Setup) -> Optional[float]:
+        """What a call costs more than without an instrument, in the same implementation."""
+        base = "upstream" if setup.implementation == "upstream" else "never"
+        value, without = self.of(work, setup.name), self.of(work, base)
+        if value is None or without is None or setup.name == base:
+            return None
+        return value - without
+
+
+def measure(peers: Dict[str, Peer], library: str, settings: Settings) -> Costs:
+    costs = Costs()
+    progress = Console(stderr=True)
+    for turn in range(settings.rounds):
+        is_sustained_too = turn < settings.sustained_rounds
+        with progress.status(f"tracing on {library}, round {turn + 1} of {settings.rounds}"):
+            _measure_round(peers, library, settings, is_sustained_too, costs)
+    return costs
+
+
+def _measure_round(
+    peers: Dict[str, Peer],
+    library: str,
+    settings: Settings,
+    is_sustained_too: bool,
+    costs: Costs,
+) -> None:
+    with closing(_Workers()) as workers:
+        for setup in SETUPS:
+            if setup.sustained is None:
+                workers.start(setup, peers, library, costs)
+        for _ in range(settings.repetitions):
+            for work in WORKS:
+                for setup in list(workers.running):
+                    workers.time(setup, work, settings.seconds, costs)
+    if not is_sustained_too:
+        return
+    # Only now: they do something while it is not their turn.
+    with closing(_Workers()) as workers:
+        for setup in SETUPS:
+            if setup.sustained is not None:
+                workers.start(setup, peers, library, costs)
+        for work in WORKS:
+            for setup in list(workers.running):
+                assert setup.sustained is not None
+                workers.time(setup, work, setup.sustained, costs)
+
+
+class _Workers:
+    """Processes, one for each setup that has not failed."""
+
+    def __init__(self) -> None:
+        self.running: Dict[Setup, Worker] = {}
+        self._calls: Dict[Tuple[Setup, str], int] = {}
+
+    def close(self) -> None:
+        for worker in self.running.values():
+            worker.close()
+
+    def start(self, setup: Setup, peers: Dict[str, Peer], library: str, costs: Costs) -> None:
+        try:
+            self.running[setup] = Worker(
+                peers[setup.implementation], library, setup.kind or setup.name
+            )
+        except WorkerError as failure:
+            costs.failures[setup.name] = str(failure)
+        else:
+            costs.versions.update(self.running[setup].versions())
+
+    def time(self, setup: Setup, name: str, seconds: float, costs: Costs) -> None:
+        try:
+            value = self._time(setup, name, seconds)
+        except WorkerError as failure:
+            costs.failures[setup.name] = str(failure)
+            self.running.pop(setup).close()
+        else:
+            costs.add(name, setup, 1e6 * value)
+
+    def _time(self, setup: Setup, name: str, seconds: float) -> float:
+        worker, work = self.running[setup], setup.work(name)
+        step = BURST if work != name else 10
+        n = self._calls.get((setup, name))
+        if n is None:
+            worker.ask(work, max(step, 100), 1)  # warms up
+            estimate = worker.ask(work, max(step, 100), 1)["seconds"]
+            n = self._calls[setup, name] = int(seconds / estimate) // step * step + step
+        if setup.sustained is None:
+            return float(worker.ask(work, n, 1)["seconds"])
+        # Until what adapts itself each second has done so, and what may be saved for a burst has
+        # been used up.
+        spent = 0.0
+        while spent < min(seconds, 1.1):
+            spent += n * worker.ask(work, n, 1)["seconds"]
+        return float(worker.ask(work, n, 1)["cpu"])
+
+
+def judge(costs: Costs) -> Iterator[Verdict]:
+    for target in TARGETS:
+        measured = costs.ratio(target.figure, target.unit, target.without)
+        yield Verdict(target.title, target.wanted, target.at_most, measured)

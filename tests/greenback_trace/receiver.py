@@ -1,0 +1,117 @@
+"""An OTLP receiver: the gRPC services for metrics and traces, which add up what they are sent."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Dict, List, Tuple
+
+import grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
+from typing_extensions import Self
+
+# The values of the attributes, in the order of their keys: every instrument has one set of keys.
+Attributes = Tuple[Any, ...]
+
+
+class Receiver:
+    """A context manager: a server on a free port of this machine, and what it has received.
+
+    Only the scope ``greenback`` is kept. Sums and histograms are added up if they come as deltas;
+    of cumulative ones, the last counts. Up-down counters are what was sent last.
+    """
+
+    def __init__(self) -> None:
+        # Written by the only thread of the server.
+        #: By the name of the instrument, then by attributes.
+        self.sums: Dict[str, Dict[Attributes, float]] = {}
+        #: The numbers of measurements, by name and attributes.
+        self.measured: Dict[str, Dict[Attributes, int]] = {}
+        self.spans: List[Any] = []
+        self.temporalities: Dict[str, str] = {}
+        self.exports = 0
+        #: Counters that went backwards.
+        self.faults: List[str] = []
+
+    def __enter__(self) -> Self:
+        self._server = grpc.server(ThreadPoolExecutor(1))
+        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(self), self._server)
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Traces(self), self._server)
+        self.endpoint = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._server.stop(None).wait()
+
+    def take_metrics(self, request: Any) -> None:
+        self.exports += 1
+        for metric in _in_scope(request.resource_metrics, "scope_metrics", "metrics"):
+            kind = metric.WhichOneof("data")
+            data = getattr(metric, kind)
+            is_delta = (
+                data.aggregation_temporality == AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
+            )
+            self.temporalities[metric.name] = "delta" if is_delta else "cumulative"
+            for point in data.data_points:
+                if kind == "sum":
+                    series: Dict[Attributes, Any] = self.sums.setdefault(metric.name, {})
+                    value = getattr(point, point.WhichOneof("value"))
+                    only_grows = data.is_monotonic
+                else:
+                    series = self.measured.setdefault(metric.name, {})
+                    value = point.count
+                    only_grows = True
+                self._take(metric.name, series, _attributes(point), value, is_delta, only_grows)
+
+    def _take(
+        self,
+        name: str,
+        series: Dict[Attributes, Any],
+        attributes: Attributes,
+        value: float,
+        is_delta: bool,
+        only_grows: bool,
+    ) -> None:
+        before = series.get(attributes, 0)
+        now = before + value if is_delta else value
+        if only_grows and now < before:
+            self.faults.append(f"{name}{attributes}: {before} -> {now}")
+        series[attributes] = now
+
+    def take_spans(self, request: Any) -> None:
+        self.spans.extend(_in_scope(request.resource_spans, "scope_spans", "spans"))
+
+
+def _in_scope(resources: Any, scopes: str, items: str) -> List[Any]:
+    return [
+        item
+        for resource in resources
+        for scope in getattr(resource, scopes)
+        if scope.scope.name == "greenback"
+        for item in getattr(scope, items)
+    ]
+
+
+def _attributes(point: Any) -> Attributes:
+    pairs = sorted((pair.key, pair.value) for pair in point.attributes)
+    return tuple(getattr(value, value.WhichOneof("value")) for _, value in pairs)
+
+
+class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    def Export(self, request: Any, context: Any) -> Any:
+        self._receiver.take_metrics(request)
+        return metrics_service_pb2.ExportMetricsServiceResponse()
+
+
+class _Traces(trace_service_pb2_grpc.TraceServiceServicer):
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    def Export(self, request: Any, context: Any) -> Any:
+        self._receiver.take_spans(request)
+        return trace_service_pb2.ExportTraceServiceResponse()

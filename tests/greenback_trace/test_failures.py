@@ -1,0 +1,295 @@
+"""What fails in telemetry is not felt by the program, and one log event tells of it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import greenback
+import greenback_trace
+from greenback_trace import Config
+
+pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
+pytest.importorskip("opentelemetry.exporter.otlp.proto.common", reason="needs greenback[report]")
+
+BRIDGES = """
+import asyncio, logging, os, sys
+logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
+import greenback, greenback_trace
+async def nop(value): return value
+def total(count):
+    return sum(greenback.await_(nop(number)) for number in range(count))
+def page(count):
+    result = asyncio.run(greenback.with_portal_run_sync(total, count))
+    assert result == sum(range(count)), result
+"""
+SDK = """
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    InMemoryMetricReader, MetricExporter, MetricExportResult, PeriodicExportingMetricReader)
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+"""
+END = """
+page(100)
+counted = sum(site.ok for site in greenback_trace.snapshot().sites)
+assert counted == 100, counted
+print("done")
+"""
+
+
+class TestExporter:
+    """Exporters of the application's own SDK."""
+
+    def run(self, python: Any, program: str) -> Any:
+        done = python("-c", BRIDGES + SDK + program, GREENBACK_TRACE="1")
+        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+        return done
+
+    def test_raises(self, python: Any) -> None:
+        """An exporter that raises is logged by the SDK, and the totals are exact all the same."""
+        done = self.run(
+            python,
+            "class Raises(SpanExporter):\n"
+            "    def export(self, spans): raise OSError('no exporter today')\n"
+            "provider = TracerProvider()\n"
+            "provider.add_span_processor(BatchSpanProcessor(Raises()))\n"
+            "trace.set_tracer_provider(provider)\n" + END + "provider.shutdown()",
+        )
+        assert done.stderr.count("OSError: no exporter today") == 1
+        assert "ERROR greenback" not in done.stderr
+
+    def test_blocks(self, python: Any) -> None:
+        """One that blocks holds up neither bridges nor snapshots."""
+        done = self.run(
+            python,
+            "import threading\n"
+            "arrived, never = threading.Event(), threading.Event()\n"
+            "class Blocks(SpanExporter):\n"
+            "    def export(self, spans): arrived.set(); never.wait()\n"
+            "provider = TracerProvider(shutdown_on_exit=False)\n"
+            "provider.add_span_processor(BatchSpanProcessor(\n"
+            "    Blocks(), max_queue_size=8, max_export_batch_size=8))\n"
+            "trace.set_tracer_provider(provider)\n"
+            + END.replace("print", "assert arrived.wait(30)\nprint")
+            + "sys.stdout.flush(); os._exit(0)",
+        )
+        # The SDK says that its queue is full.
+        assert len(done.stderr.splitlines()) <= 1
+
+    def test_unreachable(self, python: Any) -> None:
+        """A collector that is not there costs the program nothing but the SDK's own message."""
+        pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+        done = self.run(
+            python,
+            "import socket\n"
+            "from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter\n"
+            "with socket.socket() as nobody:\n"
+            "    nobody.bind(('127.0.0.1', 0))\n"
+            "    port = nobody.getsockname()[1]\n"
+            "provider = TracerProvider(shutdown_on_exit=False)\n"
+            "provider.add_span_processor(BatchSpanProcessor(\n"
+            "    OTLPSpanExporter(f'http://127.0.0.1:{port}/v1/traces', timeout=1)))\n"
+            "trace.set_tracer_provider(provider)\n" + END + "provider.shutdown()",
+        )
+        assert "Failed to export" in done.stderr or "Connection refused" in done.stderr
+
+    def test_processor_raises(self, python: Any) -> None:
+        """A span processor that raises has tracing removed, and one message says so."""
+        done = python(
+            "-c",
+            BRIDGES + SDK + "from opentelemetry.sdk.trace import SpanProcessor\n"
+            "class Raises(SpanProcessor):\n"
+            "    def on_end(self, span): raise OSError('no processor today')\n"
+            "provider = TracerProvider()\n"
+            "provider.add_span_processor(Raises())\n"
+            "trace.set_tracer_provider(provider)\n"
+            "page(100); page(100)\nprint('done')",
+            GREENBACK_TRACE="1",
+        )
+        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+        assert done.stderr.count("ERROR greenback ") == 1
+        assert "was removed" in done.stderr
+
+    def test_provider_is_shut_down_early(self, python: Any) -> None:
+        """Providers that the application has shut down get nothing; the totals go on."""
+        done = self.run(
+            python,
+            "tracers, meters = TracerProvider(), MeterProvider([InMemoryMetricReader()])\n"
+            "trace.set_tracer_provider(tracers); metrics.set_meter_provider(meters)\n"
+            "page(1)\n"
+            "tracers.shutdown(); meters.shutdown()\n" + END.replace("== 100", "== 101"),
+        )
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) <= 1
+
+
+class TestFile:
+    """The file of the embedded pipeline."""
+
+    def run(self, python: Any, path: str, program: str = "", **variables: str) -> Any:
+        done = python(
+            "-c",
+            BRIDGES + program + END + "greenback_trace.disable()\n"
+            "print(greenback_trace.snapshot().dropped)",
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=path,
+            **variables,
+        )
+        assert done.returncode == 0, done.stderr
+        said, dropped = done.stdout.splitlines()
+        assert said == "done"
+        (warning,) = done.stderr.splitlines()
+        assert warning.startswith("WARNING greenback GREENBACK_TRACE_FILE: ")
+        return warning, dropped
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+    def test_full_disk(self, python: Any) -> None:
+        """With a full disk, lines are lost, and counted."""
+        warning, dropped = self.run(python, "/dev/full")
+        assert os.strerror(errno.ENOSPC) in warning
+        assert dropped == "{'line': {'write_error': 2}}"
+
+    def test_disk_gets_full(self, python: Any, tmp_path: Path) -> None:
+        """A line that finds room for a part of itself only is taken back."""
+        pytest.importorskip("resource")
+        path = tmp_path / "trace.jsonl"
+        _, dropped = self.run(
+            python,
+            str(path),
+            "import resource\n"
+            "page(0)\n"  # this much is written
+            "size = os.stat(os.environ['GREENBACK_TRACE_FILE']).st_size\n"
+            "assert size\n"
+            "hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))\n",
+        )
+        assert dropped == "{'line': {'write_error': 2}}"
+        lines = path.read_text().splitlines()
+        assert lines
+        for line in lines:
+            json.loads(line)
+
+    def test_limit(self, python: Any, tmp_path: Path) -> None:
+        """Lines beyond GREENBACK_TRACE_FILE_LIMIT are counted."""
+        warning, dropped = self.run(
+            python, str(tmp_path / "trace.jsonl"), GREENBACK_TRACE_FILE_LIMIT="100"
+        )
+        assert "limit of 100 bytes" in warning
+        assert dropped == "{'line': {'limit': 2}}"
+
+    def test_cannot_be_opened(self, python: Any, tmp_path: Path) -> None:
+        """A directory that does not exist is one warning."""
+        warning, dropped = self.run(python, str(tmp_path / "missing" / "trace.jsonl"))
+        assert "cannot be opened" in warning
+        assert dropped == "{'line': {'write_error': 2}}"
+
+    def test_too_many_spans_at_once(
+        self, backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Spans that are made faster than they can be written are counted, or written."""
+
+        async def nop() -> None:
+            pass
+
+        def many() -> None:
+            for _ in range(2_000):
+                greenback.await_(nop())
+
+        path = tmp_path / "trace.jsonl"
+        monkeypatch.setattr("greenback_trace._file._QUEUE", 1_000)
+        greenback_trace.enable(config=Config(file=str(path)))
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(60)  # the thread that writes has to wait
+        try:
+            backend.run(greenback.with_portal_run_sync, many)
+        finally:
+            sys.setswitchinterval(interval)
+        greenback_trace.disable()
+        found = sum(
+            len(scope["spans"])
+            for line in path.read_text().splitlines()
+            for resource in json.loads(line).get("resourceSpans", [])
+            for scope in resource["scopeSpans"]
+        )
+        dropped = greenback_trace.snapshot().dropped["span"]["queue_full"]
+        assert found + dropped == 2_001
+
+    def test_sdk_is_disabled(self, python: Any, tmp_path: Path) -> None:
+        """OTEL_SDK_DISABLED is about the application's SDK, not about the file."""
+        path = tmp_path / "trace.jsonl"
+        done = python(
+            "-c",
+            BRIDGES + END,
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(path),
+            OTEL_SDK_DISABLED="true",
+            OTEL_METRICS_EXEMPLAR_FILTER="nonsense",
+            OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED="true",
+            OTEL_PYTHON_METER_PROVIDER="nonsense",
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+        text = path.read_text()
+        assert text.count('"name":"await_ ') == 100
+        assert '"greenback.bridges"' in text
+
+    def test_histograms(self, backend: Any, tmp_path: Path) -> None:
+        """The file's histograms are those of snapshot(): every bridge, step and switch."""
+
+        def wait() -> None:
+            greenback.await_(backend.sleep(0))
+
+        path = tmp_path / "trace.jsonl"
+        greenback_trace.enable(config=Config(file=str(path)))
+        backend.run(greenback.with_portal_run_sync, wait)
+        greenback_trace.disable()
+        written = {}
+        for line in path.read_text().splitlines():
+            for resource in json.loads(line).get("resourceMetrics", []):
+                for metric in resource["scopeMetrics"][0]["metrics"]:
+                    for point in metric.get("histogram", {}).get("dataPoints", []):
+                        names = sorted(
+                            str(next(iter(attribute["value"].values())))
+                            for attribute in point["attributes"]
+                        )
+                        written[metric["name"], tuple(names)] = (
+                            tuple(map(int, point["bucketCounts"])),
+                            tuple(point["explicitBounds"]),
+                            point["sum"],
+                            int(point["count"]),
+                        )
+        assert written == {
+            (each.name, tuple(sorted(map(str, each.attributes.values())))): (
+                each.counts,
+                each.bounds,
+                each.sum,
+                each.count,
+            )
+            for each in greenback_trace.snapshot().durations
+        }
+        assert {name for name, _ in written} == {
+            f"greenback.{what}.duration" for what in ("bridge", "step", "switch", "portal")
+        }
+
+
+class TestInstrument:
+    def test_of_the_user_raises(self, python: Any) -> None:
+        """An instrument of the user that raises is removed with one message; tracing goes on."""
+        done = python(
+            "-c",
+            BRIDGES + "class Broken(greenback.instruments.Instrument):\n"
+            "    def bridge_finished(self, bridge, error): raise OSError('no instrument today')\n"
+            "greenback.instruments.add_instrument(Broken())\n" + END,
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_SPANS="none",
+        )
+        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+        assert done.stderr.count("ERROR greenback ") == 1
+        assert "was removed" in done.stderr

@@ -1,0 +1,293 @@
+"""How a program ends, and what is in its trace then."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, List
+
+import pytest
+
+import greenback
+
+pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
+pytest.importorskip("opentelemetry.exporter.otlp.proto.common", reason="needs greenback[report]")
+
+BRIDGES = """
+import asyncio, os, sys
+import greenback
+async def nop(): pass
+def bridge(count):
+    for _ in range(count):
+        greenback.await_(nop())
+"""
+# What holds after 5 s also holds after less, which a test need not wait for.
+SOON = "from greenback_trace import _file; _file.FLUSH_INTERVAL = 0.05\n"
+
+
+def bridges(path: Path) -> int:
+    """The number in the last line that has it. Every line is whole."""
+    count = 0
+    for line in path.read_text().splitlines():
+        for resource in json.loads(line).get("resourceMetrics", []):
+            for scope in resource["scopeMetrics"]:
+                for metric in scope["metrics"]:
+                    if metric["name"] == "greenback.bridges":
+                        count = sum(int(point["asInt"]) for point in metric["sum"]["dataPoints"])
+    return count
+
+
+def spans(path: Path) -> List[str]:
+    return [
+        span["name"]
+        for line in path.read_text().splitlines()
+        for resource in json.loads(line).get("resourceSpans", [])
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+
+
+class TestLoopCloses:
+    @pytest.mark.parametrize(
+        "run",
+        [
+            "asyncio.run(greenback.with_portal_run_sync(bridge, 3))",
+            "loop = asyncio.new_event_loop()\n"
+            "loop.run_until_complete(greenback.with_portal_run_sync(bridge, 3))\n"
+            "loop.close()",
+            "import trio; trio.run(greenback.with_portal_run_sync, bridge, 3)",
+            "import uvloop\n"
+            "loop = uvloop.new_event_loop()\n"
+            "loop.run_until_complete(greenback.with_portal_run_sync(bridge, 3))\n"
+            "loop.close()",
+        ],
+        ids=["asyncio.run", "loop.close", "trio", "uvloop"],
+    )
+    def test_file_is_complete(self, python: Any, tmp_path: Path, run: str) -> None:
+        """When a loop that had portals has closed, the file has it all, whatever comes then."""
+        if "uvloop" in run:
+            pytest.importorskip("uvloop")
+        path = tmp_path / "trace.jsonl"
+        done = python(
+            "-c",
+            f"{BRIDGES}{run}\nos._exit(0)",
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(path),
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert bridges(path) == 3
+        assert spans(path).count("await_ bridge") == 3
+
+    def test_loop_is_as_before(self, python: Any, tmp_path: Path) -> None:
+        """A loop still refuses to be closed while it runs, and can be closed twice."""
+        path = tmp_path / "trace.jsonl"
+        done = python(
+            "-W",
+            "error",
+            "-c",
+            BRIDGES + "async def main():\n"
+            "    await greenback.with_portal_run_sync(bridge, 1)\n"
+            "    for _ in range(2):\n"
+            "        try: asyncio.get_running_loop().close()\n"
+            "        except RuntimeError as error: print(error, flush=True)\n"
+            "    await greenback.with_portal_run_sync(bridge, 1)\n"
+            "loop = asyncio.new_event_loop()\n"
+            "loop.run_until_complete(main())\n"
+            "loop.close(); loop.close()\n"
+            "assert 'close' not in vars(loop)\n"
+            "os._exit(0)",
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(path),
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "Cannot close a running event loop\n" * 2
+        assert bridges(path) == 2
+
+    def test_loop_that_nobody_closes(self, python: Any) -> None:
+        """A loop that is forgotten is collected and closed, with Python's usual warning."""
+        program = (
+            BRIDGES + "import gc\n"
+            "loop = asyncio.new_event_loop()\n"
+            "loop.run_until_complete(greenback.with_portal_run_sync(bridge, 1))\n"
+            "del loop; gc.collect(); print('goes on')"
+        )
+        untraced, traced = (
+            python("-W", "always", "-c", program, **variables)
+            for variables in ({}, {"GREENBACK_TRACE": "1", "GREENBACK_TRACE_FILE": os.devnull})
+        )
+        assert traced.returncode == 0
+        assert traced.stdout == untraced.stdout == "goes on\n"
+        for done in (untraced, traced):
+            assert done.stderr.count("ResourceWarning: unclosed event loop") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+class TestSIGTERM:
+    """A process that is terminated while its loop runs."""
+
+    def terminate_when_written(self, program: str, path: Path, count: int) -> int:
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("GREENBACK_", "OTEL_"))
+        }
+        environ.update(
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(path),
+            PYTHONPATH=str(Path(str(greenback.__file__)).parents[1]),
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=environ,
+            cwd=str(path.parent),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "written\n"
+            process.terminate()
+            _, errors = process.communicate(timeout=30)
+        assert "Traceback" not in errors
+        assert bridges(path) == count
+        return process.returncode
+
+    def test_asyncio_server(self, tmp_path: Path) -> None:
+        """What was bridged more than a flush interval ago is in the file, in whole lines."""
+        path = tmp_path / "trace.jsonl"
+        status = self.terminate_when_written(
+            BRIDGES + SOON + "async def serve(reader, writer):\n"
+            "    await greenback.with_portal_run_sync(bridge, 4)\n"
+            "    writer.close()\n"
+            "async def main():\n"
+            "    server = await asyncio.start_server(serve, '127.0.0.1', 0)\n"
+            "    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())\n"
+            "    await reader.read()\n"
+            f"    while b'\"greenback.bridges\"' not in open({str(path)!r}, 'rb').read():\n"
+            "        await asyncio.sleep(0.01)\n"
+            "    print('written', flush=True)\n"
+            "    await asyncio.Event().wait()\n"
+            "asyncio.run(main())",
+            path,
+            4,
+        )
+        assert status == -signal.SIGTERM
+
+    def test_uvicorn(self, tmp_path: Path) -> None:
+        """The same in an application that uvicorn serves."""
+        pytest.importorskip("uvicorn")
+        path = tmp_path / "trace.jsonl"
+        self.terminate_when_written(
+            BRIDGES + SOON + "import uvicorn\n"
+            "async def app(scope, receive, send):\n"
+            "    assert scope['type'] == 'http'\n"
+            "    await greenback.with_portal_run_sync(bridge, 5)\n"
+            "    await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n"
+            "    await send({'type': 'http.response.body', 'body': b'ok'})\n"
+            "async def ask(server):\n"
+            "    while not server.started: await asyncio.sleep(0.01)\n"
+            "    address = server.servers[0].sockets[0].getsockname()\n"
+            "    reader, writer = await asyncio.open_connection(*address)\n"
+            "    writer.write(b'GET / HTTP/1.0\\r\\nHost: here\\r\\n\\r\\n')\n"
+            "    assert b'200 OK' in await reader.read()\n"
+            "    writer.close()\n"
+            f"    while b'\"greenback.bridges\"' not in open({str(path)!r}, 'rb').read():\n"
+            "        await asyncio.sleep(0.01)\n"
+            "    print('written', flush=True)\n"
+            "class Server(uvicorn.Server):\n"
+            "    async def serve(self, sockets=None):\n"
+            "        asking = asyncio.ensure_future(ask(self))\n"
+            "        await super().serve(sockets)\n"
+            "        await asking\n"
+            "config = uvicorn.Config(app, port=0, lifespan='off', log_level='warning')\n"
+            "Server(config).run()",
+            path,
+            5,
+        )
+
+
+class TestExit:
+    """Bridges while the interpreter ends."""
+
+    def run(self, python: Any, path: Path, program: str) -> Any:
+        done = python(
+            "-W",
+            "error",
+            "-c",
+            BRIDGES + program,
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(path),
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done
+
+    def test_atexit(self, python: Any, tmp_path: Path) -> None:
+        """A bridge in an atexit callback registered after greenback's is in the file."""
+        path = tmp_path / "trace.jsonl"
+        self.run(
+            python,
+            path,
+            "import atexit\n"
+            "atexit.register(lambda: asyncio.run(greenback.with_portal_run_sync(bridge, 2)))",
+        )
+        assert bridges(path) == 2
+        assert spans(path).count("await_ bridge") == 2
+
+    def test_atexit_before(self, python: Any, tmp_path: Path) -> None:
+        """One in a callback that runs after greenback's works untraced."""
+        path = tmp_path / "trace.jsonl"
+        done = python(
+            "-W",
+            "error",
+            "-c",
+            "import atexit\n"
+            "def late():\n"
+            "    asyncio.run(greenback.with_portal_run_sync(bridge, 2)); print('done')\n"
+            f"atexit.register(late)\n{BRIDGES}",
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_FILE=str(path),
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+        assert bridges(path) == 0
+
+    def test_finalizer(self, python: Any, tmp_path: Path) -> None:
+        """One in a __del__ that runs when modules are torn down ends as it does untraced."""
+        program = (
+            BRIDGES + "class Late:\n"
+            "    loop = asyncio.new_event_loop()\n"
+            "    def __del__(self, loop=loop, greenback=greenback, bridge=bridge, nop=nop):\n"
+            "        coroutine = greenback.with_portal_run_sync(bridge, 2)\n"
+            "        try: loop.run_until_complete(coroutine)\n"
+            "        except RuntimeError as error: print(error)\n"  # of greenlet, after its end
+            "        loop.close()\n"
+            "        print('done')\n"
+            "late = Late()"
+        )
+        path = tmp_path / "trace.jsonl"
+        untraced = python("-c", program)
+        traced = python("-c", program, GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path))
+        assert traced.stdout.endswith("done\n")
+        assert (traced.returncode, traced.stdout) == (untraced.returncode, untraced.stdout)
+        assert traced.stderr.count("\n") == untraced.stderr.count("\n")
+
+    def test_daemon_thread(self, python: Any, tmp_path: Path) -> None:
+        """A daemon thread that bridges all the time does not keep the program from ending."""
+        path = tmp_path / "trace.jsonl"
+        self.run(
+            python,
+            path,
+            "import threading\n"
+            "begun = threading.Event()\n"
+            "def forever():\n"
+            "    while True:\n"
+            "        greenback.await_(nop()); begun.set()\n"
+            "def work(): asyncio.run(greenback.with_portal_run_sync(forever))\n"
+            "threading.Thread(target=work, daemon=True).start()\n"
+            "begun.wait()",
+        )
+        assert bridges(path) > 0
