@@ -197,18 +197,21 @@ async def nap():
     await asyncio.sleep(0)
 
 def cancelled():
-    asyncio.current_task().cancel()
+    task = asyncio.current_task()
+    task.cancel()
     try:
         greenback.await_(nap())
     except asyncio.CancelledError as error:
         kept = error  # with its traceback, and so this frame: a cycle
+    if hasattr(task, "uncancel"):
+        task.uncancel()
+
+def calls():
+    cancelled()
 
 async def work():
     for _ in range(60):
-        try:
-            await greenback.with_portal_run_sync(cancelled)
-        except asyncio.CancelledError:
-            pass
+        await greenback.with_portal_run_sync(calls)
 
 is_over = threading.Event()
 
@@ -216,16 +219,18 @@ def collect():
     while not is_over.wait(0.02):
         gc.collect()
 
-collector = threading.Thread(target=collect)
-collector.start()
-for _ in range(40):
+for _ in range(60):
+    collector = threading.Thread(target=collect)
+    collector.start()
     threads = [threading.Thread(target=asyncio.run, args=(work(),)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-is_over.set()
-collector.join()
+    is_over.set()
+    collector.join()
+    is_over.clear()
+    gc.collect()
 print("survived")
 """
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
