@@ -42,8 +42,8 @@ class Config:
     #: Calls of an SDK's histograms per second at most, by sampling; 0 for no limit.
     #: (``GREENBACK_TRACE_MEASUREMENT_RATE``)
     measurement_rate: float = 500.0
-    #: Seconds. A step that holds the event loop longer is a slow step: logged, counted and marked
-    #: on the span. (``GREENBACK_TRACE_SLOW``)
+    #: A step that holds the event loop for more seconds than this is a slow step, which is counted,
+    #: logged and marked on the span. (``GREENBACK_TRACE_SLOW``)
     slow: float = 0.1
     #: Sites that are kept; later ones count under the function name ``_OTHER``.
     #: (``GREENBACK_TRACE_SITES``)
