@@ -124,7 +124,10 @@ def _enable(config: Config, tracer_provider: Any, meter_provider: Any, at_import
         )
     with _lock:
         disable()
-        _start_log_over()
+        # Now, since importing structlog at the first slow step would make it slower still.
+        from ._log import start_over
+
+        start_over()
         _session = _last_session = _Session(
             config, is_to_file, tracer_provider, meter_provider, at_import
         )
