@@ -75,6 +75,8 @@ def python(tmp_path: Path) -> Any:
         }
         files = [str(module.__file__) for module in (greenback, greenback_trace)]
         roots = {str(Path(file).parents[1]) for file in files}
+        # A busy machine takes a tenth of a second now and then: only who asks hears of slow steps.
+        environ["GREENBACK_TRACE_SLOW"] = "60"
         environ.update(variables, PYTHONPATH=os.pathsep.join(sorted(roots)))
         return subprocess.run(
             [sys.executable, *arguments],
