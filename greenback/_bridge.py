@@ -19,6 +19,7 @@ import collections.abc
 import logging
 import sys
 import types
+from time import perf_counter_ns
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -153,12 +154,15 @@ def await_(aw: Awaitable[T]) -> T:
     steps: Any = _step(aw, box)
     answer: Any = None
     handled: Optional[BaseException] = None
+    left = 0
     aw = None  # type: ignore[assignment]  # a failed future would keep this frame, and so itself
     try:
         for trap in steps:
             while True:
                 if bridge is not None:
-                    hooks.suspend_bridge(bridge)  # type: ignore[union-attr]
+                    if hooks.suspend_bridge is not None:  # type: ignore[union-attr]
+                        _announce_suspension(hooks.suspend_bridge, bridge, steps)  # type: ignore[union-attr]
+                    left = portal.left = perf_counter_ns()
                 portal.resume = me
                 if _GREENLETS_HAVE_CONTEXT:
                     answer = portal.greenlet.switch(trap)
@@ -168,7 +172,8 @@ def await_(aw: Awaitable[T]) -> T:
                     set_contextvar_context(context)
                 trap = None
                 if bridge is not None:
-                    hooks.resume_bridge(bridge)  # type: ignore[union-attr]
+                    hooks.resume_bridge(bridge, portal, left)  # type: ignore[union-attr]
+                    left = 0
                 if answer is None:
                     break  # the for loop sends the None
                 if answer is ERROR:
@@ -184,18 +189,34 @@ def await_(aw: Awaitable[T]) -> T:
         _hide_steps(portal, error)
         leave_handler(error, handled)
         if bridge is not None:
-            hooks.finish_bridge(bridge, error)  # type: ignore[union-attr]
+            hooks.finish_bridge(bridge, error, left)  # type: ignore[union-attr]
         # The traceback has this frame: nothing in it may lead back to the task and its exception.
         portal = me = bridge = steps = answer = handled = None
         raise
     if bridge is not None:
-        hooks.finish_bridge(bridge, None)  # type: ignore[union-attr]
+        hooks.finish_bridge(bridge, None, 0)  # type: ignore[union-attr]
     return box[0]
 
 
 @types.coroutine
 def _step(aw: Any, box: List[Any]) -> Generator[Any, Any, None]:
     box.append((yield from aw))
+
+
+def _announce_suspension(
+    suspend_bridge: Callable[[Any], None], bridge: Any, steps: Generator[Any, Any, None]
+) -> None:
+    """Tell whoever listens that a bridge suspends, which may refuse it by raising."""
+    try:
+        suspend_bridge(bridge)
+        return
+    except BaseException as error:
+        refused = error
+    try:
+        steps.close()
+        raise refused
+    finally:
+        del refused
 
 
 _STEP_CODES = frozenset({_step.__code__, awaited.__code__})
@@ -457,6 +478,8 @@ def first_step(portal: Portal) -> Any:
     me = portal.greenlet
     if worker is None:
         # Of a task, and open since before its first step.
+        if _hooks is not None:
+            _hooks.enter_portal(portal)
         me = portal.greenlet = getcurrent()
         worker = portal.worker = _take_worker(home, me)
         worker.portal = portal
@@ -600,7 +623,9 @@ def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
     if hooks is None:
         trap = target.switch(answer)
     else:
-        hooks.start_step(portal)
+        if hooks.start_step is not None:
+            hooks.start_step(portal)
+        portal.entered = perf_counter_ns()
         trap = target.switch(answer)
         hooks.finish_step(portal)
     if not _GREENLETS_HAVE_CONTEXT:

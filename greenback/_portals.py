@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import collections.abc
 import inspect
+import sys
 import types
 from typing import (
     TYPE_CHECKING,
     Any,
     Awaitable,
     Callable,
-    Coroutine,
     Generator,
+    List,
     Optional,
     TypeVar,
 )
@@ -271,7 +273,8 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
         shim = library.uninterruptible(_from_now_on)(portal)
         shim.send(None)
         _take_name(shim, coroutine)
-        library.replace_coroutine(task, coroutine, shim)
+        looks_the_same: Any = TaskCoroutine(shim, portal, coroutine)
+        library.replace_coroutine(task, coroutine, looks_the_same)
         open_portal(portal)
 
 
@@ -282,12 +285,12 @@ def _is_new(coroutine: Any) -> bool:
     )
 
 
-def shim_from_the_start(portal: Portal, unstarted: Unstarted) -> Coroutine[Any, Any, Any]:
+def shim_from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
     """What a new task is to run in place of its coroutine."""
     portal.run = portal.run or run_coroutine
     shim = portal.library.uninterruptible(_from_the_start)(portal, unstarted)
     _take_name(shim, unstarted.coroutine)
-    return shim  # type: ignore[no-any-return]
+    return TaskCoroutine(shim, portal, unstarted.coroutine)
 
 
 def _take_name(shim: Any, coroutine: Any) -> None:
@@ -295,6 +298,107 @@ def _take_name(shim: Any, coroutine: Any) -> None:
         shim.__name__, shim.__qualname__ = coroutine.__name__, coroutine.__qualname__
     except AttributeError:
         pass  # a coroutine of another make, without a name to take over
+
+
+class TaskCoroutine:
+    """What a task is given to run: its shim, with the looks of the coroutine that it had.
+
+    Whoever looks at the task sees what it would see without a portal: asyncio's repr() and
+    print_stack(), anyio, Trio's iter_await_frames(). The methods are the shim's own, so that
+    a step of Trio's costs what it did; one of asyncio's gains a look-up and a call.
+    """
+
+    __slots__ = (
+        "__name__",
+        "__qualname__",
+        "__weakref__",
+        "close",
+        "coroutine",
+        "portal",
+        "send",
+        "shim",
+        "throw",
+    )
+
+    def __init__(self, shim: Any, portal: Portal, coroutine: Any) -> None:
+        self.shim = shim
+        self.portal = portal
+        self.coroutine = coroutine
+        self.__name__, self.__qualname__ = shim.__name__, shim.__qualname__
+        self.send, self.throw, self.close = shim.send, shim.throw, shim.close
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.shim.__await__()  # type: ignore[no-any-return]
+
+    @property
+    def cr_running(self) -> bool:
+        return self.shim.cr_running  # type: ignore[no-any-return]
+
+    @property
+    def cr_suspended(self) -> bool:
+        return self.shim.cr_suspended  # type: ignore[no-any-return]
+
+    @property
+    def cr_origin(self) -> Any:
+        return self.shim.cr_origin
+
+    @property
+    def cr_code(self) -> Any:
+        frame = self.cr_frame
+        return getattr(self.coroutine, "cr_code", None) if frame is None else frame.f_code
+
+    @property
+    def cr_frame(self) -> Optional[types.FrameType]:
+        """Where the task's own code is.
+
+        For asyncio, which goes on with ``f_back``: what calls `await_`, if the task waits there.
+        For Trio, which goes on with ``cr_await``: the task's outermost function.
+        """
+        frame: Optional[types.FrameType] = self.shim.cr_frame
+        if frame is None:
+            return None
+        waiting = getattr(self.portal.resume, "gr_frame", None)
+        if waiting is not None and self.portal.library.name == "asyncio" and not self.cr_running:
+            if sys.implementation.name == "pypy":
+                return frame  # the frames of a waiting greenlet are a circle there
+            if waiting.f_code == await_.__code__:
+                return waiting.f_back  # type: ignore[no-any-return]
+        return getattr(self.coroutine, "cr_frame", None) or frame
+
+    @property
+    def cr_await(self) -> Any:
+        """What Trio follows from ``cr_frame`` on."""
+        from ._stackscope import is_own, suspended_frames  # which imports this module
+
+        if self.cr_running or self.portal.library.name == "asyncio":
+            return None
+        frames = [
+            frame
+            for frame in suspended_frames(self.shim)
+            if frame is not None and not is_own(frame)
+        ]
+        return FramesBelow(frames[1:]) if len(frames) > 1 else None
+
+
+class FramesBelow:
+    """Frames in the place of what a coroutine awaits."""
+
+    __slots__ = ("frames",)
+
+    def __init__(self, frames: List[types.FrameType]) -> None:
+        self.frames = frames
+
+    @property
+    def cr_frame(self) -> types.FrameType:
+        return self.frames[0]
+
+    @property
+    def cr_await(self) -> Optional[FramesBelow]:
+        return FramesBelow(self.frames[1:]) if len(self.frames) > 1 else None
+
+
+# asyncio takes nothing else.
+collections.abc.Coroutine.register(TaskCoroutine)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Unstarted:
@@ -391,6 +495,4 @@ def _hide_this_frame(error: BaseException) -> None:
     set_traceback(error, traceback.tb_next)
 
 
-#: Of the shims that a task is made with.
-SHIM_CODE = _from_the_start.__code__
 own_codes.update(function.__code__ for function in (_first_answer, _from_now_on))

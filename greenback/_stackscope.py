@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import types
 from typing import Any, Iterator, List, Optional
 
+import greenlet
+
+from . import _bridge, _portals, _work
+from ._adapters import async_context
 from ._bridge import await_, drive
-from ._portals import _first_answer, _from_now_on, _from_the_start
+from ._portals import TaskCoroutine, _from_now_on, _from_the_start
 from ._state import Portal
+from ._tasks import _trio
 from ._work import run_coroutine
 
 _HERE = os.path.dirname(await_.__code__.co_filename) + os.sep
-# Trio's marks copy a function's code; copies are equal to it.
+# On PyPy, greenlets are written in Python. What comes before this outermost function of theirs is
+# not theirs: the main greenlet's frames if they run, their own innermost one again if they wait.
+_GREENLET = greenlet.__file__
+_GREENLET_START = getattr(getattr(greenlet, "_greenlet_start", None), "__code__", None)
 #: The name that stackscope's own support for upstream's greenback asks for as it is imported,
 #: before `install_glue` gets its turn.
 _greenback_shim = drive
-_AWAIT, _DRIVE = await_.__code__, drive.__code__
+_AWAIT = await_.__code__
 
 
 def is_own(frame: types.FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(_HERE)
+    """Whether the frame is none of the program's, but of greenback or greenlet."""
+    name = frame.f_code.co_filename
+    return name.startswith(_HERE) or name == _GREENLET
 
 
 def is_bridge(frame: types.FrameType) -> bool:
@@ -31,9 +42,11 @@ def is_bridge(frame: types.FrameType) -> bool:
 def suspended_frames(awaitable: Any) -> Iterator[Optional[types.FrameType]]:
     """The frames below something that is waiting, outermost first.
 
-    None stands for those in a greenlet that the interpreter does not show (PyPy).
+    None is the last one if a portal's work is running again by now.
     """
     while awaitable is not None:
+        if type(awaitable) is TaskCoroutine:
+            awaitable = awaitable.shim
         for prefix, below in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
             if hasattr(awaitable, below):
                 frame = getattr(awaitable, prefix + "_frame")
@@ -45,32 +58,35 @@ def suspended_frames(awaitable: Any) -> Iterator[Optional[types.FrameType]]:
         if frame is None:
             continue
         yield frame
-        code = frame.f_code
-        if code == _DRIVE:
+        if frame.f_code == drive.__code__:
             yield from portal_frames(frame.f_locals["portal"])
             return
-        if code == _from_the_start.__code__:
-            unstarted = frame.f_locals.get("unstarted")
-            if unstarted is not None and unstarted.coroutine is not None:
-                awaitable = unstarted.coroutine
-        elif code == _from_now_on.__code__:
-            below_code = getattr(getattr(awaitable, "gi_frame", None), "f_code", None)
-            if below_code == _first_answer.__code__:
-                awaitable = frame.f_locals["portal"].coroutine
+
+
+def work_ahead(coroutine: Any) -> Any:
+    """What the shim of a portal will run from its first step on; None if it has made that."""
+    frame = getattr(getattr(coroutine, "shim", coroutine), "cr_frame", None)
+    if frame is not None and frame.f_code == _from_the_start.__code__:
+        return frame.f_locals["unstarted"].coroutine
+    if frame is not None and frame.f_code == _from_now_on.__code__:
+        portal = frame.f_locals.get("portal")
+        if portal is not None and portal.greenlet is None:
+            return portal.coroutine
+    return None
 
 
 def portal_frames(portal: Portal) -> Iterator[Optional[types.FrameType]]:
     """The frames in the greenlets of a portal whose work is waiting."""
     greenlets: List[Any] = []
-    greenlet = portal.resume
-    while greenlet is not None and greenlet is not portal.greenlet:
-        greenlets.append(greenlet)
-        if greenlet is portal.worker:
+    waiting = portal.resume
+    while waiting is not None and waiting is not portal.greenlet:
+        greenlets.append(waiting)
+        if waiting is portal.worker:
             break
-        greenlet = greenlet.parent
+        waiting = waiting.parent
     innermost = None
-    for greenlet in reversed(greenlets):
-        frame = getattr(greenlet, "gr_frame", None)
+    for waiting in reversed(greenlets):
+        frame = waiting.gr_frame
         if frame is None:
             yield None
             return
@@ -85,8 +101,9 @@ def portal_frames(portal: Portal) -> Iterator[Optional[types.FrameType]]:
 
 
 def outermost_first(frame: Optional[types.FrameType]) -> List[types.FrameType]:
+    """The frames from the greenlet's outermost one to *frame*."""
     frames: List[types.FrameType] = []
-    while frame is not None:
+    while frame is not None and frame.f_code is not _GREENLET_START:
         frames.append(frame)
         frame = frame.f_back
     return frames[::-1]
@@ -106,14 +123,41 @@ def _inside(awaitable: Any) -> Any:
 
 
 def install_glue() -> None:
-    """Have stackscope go on inside the portal where it meets `drive`."""
-    from stackscope import elaborate_frame  # pyright: ignore[reportMissingImports]
+    """Have stackscope go on inside a portal where it meets a shim, and leave out what is ours."""
+    from stackscope import (  # pyright: ignore[reportMissingImports]
+        customize,
+        elaborate_frame,
+        unwrap_context,
+        unwrap_stackitem,
+    )
 
-    def elaborate(frame: Any, next_inner: object) -> Any:
+    ours: List[Any] = [
+        function
+        for module in (_bridge, _portals, _work)
+        for function in vars(module).values()
+        if getattr(function, "__module__", None) == module.__name__
+        and isinstance(function, types.FunctionType)
+    ]
+    if "trio" in sys.modules:
+        # Under Trio these are run by copies, which stackscope does not take for the same.
+        runs = (_work.run_function, _work.run_coroutine, _work.run_while_handling)
+        ours += [_work.interruptible(_trio(None), run) for run in runs]
+    for function in ours:
+        customize(function, hide=True)
+
+    def elaborate_drive(frame: Any, next_inner: object) -> Any:
         frame.hide = True
         portal = frame.pyframe.f_locals["portal"]
         if isinstance(next_inner, type(frame)) or portal.resume is None:
             return None  # it runs, and stackscope has the frames that follow
         return [item for item in portal_frames(portal) if item is not None and not is_own(item)]
 
-    elaborate_frame.register(drive)(elaborate)
+    def elaborate_shim(frame: Any, next_inner: object) -> Any:
+        frame.hide = True
+        return work_ahead(frame.origin)
+
+    elaborate_frame.register(drive)(elaborate_drive)
+    for shim in (_from_the_start, _from_now_on):
+        elaborate_frame.register(shim)(elaborate_shim)
+    unwrap_stackitem.register(TaskCoroutine)(lambda coroutine: coroutine.shim)
+    unwrap_context.register(async_context)(lambda manager, context: manager._cm)

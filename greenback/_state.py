@@ -51,6 +51,7 @@ class Portal:
         "args",
         "coroutine",
         "current_task",
+        "entered",
         "error",
         "function",
         "greenlet",
@@ -60,6 +61,7 @@ class Portal:
         "inner",
         "kind",
         "kwds",
+        "left",
         "library",
         "mark",
         "note",
@@ -111,6 +113,10 @@ class Portal:
         self.hushed = False
         #: What whoever listens keeps with it.
         self.note: Any = None
+        #: When the last switch into the portal began, and the last one out of it that a bridge
+        #: made, as time.perf_counter_ns(). Only set while somebody listens.
+        self.entered = 0
+        self.left = 0
         #: In the table of its thread's portals.
         self.registered = False
         #: The worker was killed, so that nobody waits for what it returns.

@@ -34,7 +34,7 @@ from typing import (
 
 from ._bridge import rest_portal
 from ._portals import (
-    SHIM_CODE,
+    TaskCoroutine,
     Unstarted,
     bestow,
     open_for_task,
@@ -308,7 +308,7 @@ class _TaskFactory:
             not scopes
             or not asyncio.iscoroutine(coro)
             # An application's factory can come between two of ours.
-            or getattr(coro, "cr_code", None) is SHIM_CODE
+            or type(coro) is TaskCoroutine
         ):
             return self._make(loop, coro, kwds)
         _note_in_context(kwds.get("context"), scopes)

@@ -42,7 +42,7 @@ class Bridge:
             that an instrument which keeps the bridge does not keep the program's local variables.
     """
 
-    __slots__ = ("__weakref__", "awaitable", "frame", "portal")
+    __slots__ = ("__weakref__", "_left", "awaitable", "frame", "portal")
 
     portal: Portal
     awaitable: Any
@@ -52,6 +52,8 @@ class Bridge:
         self.portal = portal
         self.awaitable = awaitable
         self.frame = frame
+        #: When the switch to the event loop began that it waits behind; 0 while it does not wait.
+        self._left = 0
 
     def __repr__(self) -> str:
         return f"<Bridge in {self.portal!r}>"
@@ -100,17 +102,38 @@ class Instrument:
 
 
 class Listener(Protocol):
-    """What the runtime tells of portals, bridges and steps. It never raises."""
+    """What the runtime tells of portals, bridges and steps.
+
+    It never raises, except to refuse a bridge: what `start_bridge` and `suspend_bridge` raise
+    leaves `await_`. When the last switch in either direction began is in ``portal.entered`` and
+    ``portal.left``, for which no call is needed.
+    """
 
     def open_portal(self, portal: Portal, /) -> None: ...
+    def enter_portal(self, portal: Portal, /) -> None:
+        """A portal that was opened before its task's first step is about to take that step."""
+
     def close_portal(self, portal: Portal, /) -> None: ...
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType, /) -> Any:
-        """What the other three are given of this bridge; None if they are not to be called."""
+        """What the other three are given of this bridge; None if they are not to be called.
 
-    def suspend_bridge(self, bridge: Any, /) -> None: ...
-    def resume_bridge(self, bridge: Any, /) -> None: ...
-    def finish_bridge(self, bridge: Any, error: Optional[BaseException], /) -> None: ...
-    def start_step(self, portal: Portal, /) -> None: ...
+        Whoever raises here closes the awaitable before.
+        """
+
+    @property
+    def suspend_bridge(self) -> Optional[Callable[[Any], None]]:
+        """Not called where it is None."""
+
+    def resume_bridge(self, bridge: Any, portal: Portal, left: int, /) -> None:
+        """The switch back has just happened, after the one that began at *left*."""
+
+    def finish_bridge(self, bridge: Any, error: Optional[BaseException], left: int, /) -> None:
+        """It is over. *left* is 0, or when it began to wait if it is killed while it waits."""
+
+    @property
+    def start_step(self) -> Optional[Callable[[Portal], None]]:
+        """Not called where it is None."""
+
     def finish_step(self, portal: Portal, /) -> None: ...
 
 
@@ -167,11 +190,13 @@ class Hooks:
         if self.bridge_suspended:
             _tell_from_inside(bridge.portal, self.bridge_suspended, bridge)
 
-    def resume_bridge(self, bridge: Bridge) -> None:
+    def resume_bridge(self, bridge: Bridge, portal: Portal, left: int) -> None:
         if self.bridge_resumed:
-            _tell_from_inside(bridge.portal, self.bridge_resumed, bridge)
+            bridge._left = left
+            _tell_from_inside(portal, self.bridge_resumed, bridge)
 
-    def finish_bridge(self, bridge: Bridge, error: Optional[BaseException]) -> None:
+    def finish_bridge(self, bridge: Bridge, error: Optional[BaseException], left: int) -> None:
+        bridge._left = left
         try:
             _tell_from_inside(bridge.portal, self.bridge_finished, bridge, error)
         finally:
@@ -180,6 +205,10 @@ class Hooks:
 
     def open_portal(self, portal: Portal) -> None:
         _tell(self.portal_opened, portal)
+
+    def enter_portal(self, portal: Portal) -> None:
+        if _primary is not None:
+            _primary.listener.enter_portal(portal)
 
     def close_portal(self, portal: Portal) -> None:
         _tell(self.portal_closed, portal)
@@ -203,7 +232,10 @@ def _tell(hooks: _Hooks, *arguments: Any) -> None:
     for instrument, hook in hooks:
         try:
             hook(*arguments)
-        except Exception as failure:  # an instrument is never felt by the program
+        except Exception as failure:
+            if type(instrument) is _AsInstrument:
+                raise  # it refuses the bridge
+            # Any other is never felt by the program.
             _failed(instrument, getattr(hook, "__name__", "hook"), failure)
 
 
@@ -232,21 +264,22 @@ class _AsInstrument(Instrument):
 
     def bridge_suspended(self, bridge: Bridge) -> None:
         its_own = self.bridges.get(bridge)
-        if its_own is not None:
+        if its_own is not None and self.listener.suspend_bridge is not None:
             self.listener.suspend_bridge(its_own)
 
     def bridge_resumed(self, bridge: Bridge) -> None:
         its_own = self.bridges.get(bridge)
         if its_own is not None:
-            self.listener.resume_bridge(its_own)
+            self.listener.resume_bridge(its_own, bridge.portal, bridge._left)
 
     def bridge_finished(self, bridge: Bridge, error: Optional[BaseException]) -> None:
         its_own = self.bridges.pop(bridge, None)
         if its_own is not None:
-            self.listener.finish_bridge(its_own, error)
+            self.listener.finish_bridge(its_own, error, bridge._left)
 
     def step_started(self, portal: Portal) -> None:
-        self.listener.start_step(portal)
+        if self.listener.start_step is not None:
+            self.listener.start_step(portal)
 
     def step_finished(self, portal: Portal) -> None:
         self.listener.finish_step(portal)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ._file import Pipeline
     from ._metrics import Measurements, Source
     from ._spans import Spans
+    from ._watch import Watch
 
 _SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 _DEFAULT_SPAN_RATE = 100.0
@@ -37,6 +38,8 @@ _session: Optional[_Session] = None
 _last_session: Optional[_Session] = None
 # The instruments of a meter cannot be taken away, so they are used again.
 _sources: MutableMapping[Any, Source] = WeakKeyDictionary()
+# Nor can what was added to a tracer provider.
+_watches: MutableMapping[Any, Watch] = WeakKeyDictionary()
 _hooks_are_registered = False
 #: Seconds that the end of an event loop waits for the file to be written, at most.
 _FLUSH_PATIENCE = 1.0
@@ -187,7 +190,16 @@ def _at_exit() -> None:
         summary(snapshot())
     if session.is_to_file:
         disable()
+        set_primary(_Gate(_tell_of_end, session.totals))
     # Else, whoever set up an SDK before tracing was enabled closes it after this: it still asks.
+
+
+def _tell_of_end() -> None:
+    set_primary(None)
+    logging.getLogger("greenback").info(
+        "process %d still bridges while it ends, after its trace was completed: untraced",
+        os.getpid(),
+    )
 
 
 def _after_fork() -> None:
@@ -249,6 +261,7 @@ class _Session:
         self._measurement_rate = config.measurement_rate
         self._measurements: Optional[Measurements] = None
         self._spans: Optional[Spans] = None
+        self._watch: Optional[Watch] = None
         self._pipeline: Optional[Pipeline] = None
         self._source: Optional[Source] = None
         self._listener: Listener = self.totals
@@ -308,6 +321,7 @@ class _Session:
         if not self._is_called():
             return  # it has failed, and is removed
         was_pending = is_primary(self._gate)
+        self._unwatch_provider()
         self.totals.after_fork()
         self._measurements = self.totals.measurements = None
         if self._spans is not None:
@@ -332,8 +346,8 @@ class _Session:
         else:
             # The global providers are proxies still, and so is what was made of them.
             self._at_first_portal(_finish_with_multiprocessing)
-            if source is not None and source.histograms is not None:
-                self._measure(source.histograms)
+            if source is not None:
+                self._measure_from_now_on(source)
 
     def _is_called(self) -> bool:
         return is_primary(self._listener) or is_primary(self._gate)
@@ -356,6 +370,60 @@ class _Session:
             os.getpid(),
         )
 
+    def _measure_from_now_on(self, source: Source) -> None:
+        """Have histograms get their samples, if there are some: once somebody is there for them.
+
+        It would cost each event something. A portal that is opened is when to look, and, for
+        those that were there before, a collection.
+        """
+        if source.histograms is None:
+            return
+        if self._is_given or _sdk_is_set():
+            self._measure(source.histograms)
+            return
+
+        def look() -> None:
+            if self._source is source and (source.was_read or _sdk_is_set()):
+                source.on_read = self.totals.on_portal = None
+                if self._measurements is None:
+                    self._measure(source.histograms)
+
+        source.on_read = self.totals.on_portal = look
+
+    def _watch_provider(self, provider: Any) -> None:
+        if self._pipeline is not None or not hasattr(provider, "add_span_processor"):
+            return  # it is ours, or not that of an SDK
+        watch = _watches.get(provider)
+        if watch is None:
+            from ._watch import Watch
+
+            watch = _watches[provider] = Watch()
+            provider.add_span_processor(watch)
+        watch.at_shutdown = self._on_shutdown
+        self._watch = watch
+
+    def _unwatch_provider(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.at_shutdown = None
+
+    def _on_shutdown(self) -> None:
+        """Make no more spans; the counts go on."""
+        self._unwatch_provider()
+        if self._spans is not None:
+            self._spans.stop()
+        if self._is_called():
+            self._at_first_portal(self._tell_of_shutdown)
+
+    def _tell_of_shutdown(self) -> None:
+        # When the program ends, an SDK shuts itself down, and daemon threads go on.
+        level = logging.WARNING if threading.main_thread().is_alive() else logging.INFO
+        logging.getLogger("greenback").log(
+            level,
+            "greenback makes no more spans, because the TracerProvider was shut down while the "
+            "program goes on; it still counts. Shut it down when the program ends",
+        )
+
     def _measure(self, histograms: Any) -> None:
         from ._metrics import Measurements
 
@@ -371,6 +439,7 @@ class _Session:
 
         version = _version()
         if self._spans is not None:
+            self._watch_provider(tracer_provider or trace.get_tracer_provider())
             self._spans.start(
                 trace.get_tracer("greenback", version, tracer_provider, schema_url=_SCHEMA_URL)
             )
@@ -385,8 +454,7 @@ class _Session:
         source.was_read = False
         source.totals = self.totals
         source.dropped = self.dropped
-        if source.histograms is not None:
-            self._measure(source.histograms)
+        self._measure_from_now_on(source)
 
     def dropped(self) -> Dict[str, Dict[str, int]]:
         """What was left out, by what it was and why."""
@@ -423,13 +491,14 @@ class _Session:
     def stop(self) -> None:
         if self._is_called():
             set_primary(None)
-        self.totals.measurements = None
+        self.totals.measurements = self.totals.on_portal = None
+        self._unwatch_provider()
         if self._spans is not None:
             self._spans.stop()
         if self._pipeline is not None:
             self._pipeline.close()
         if self._source is not None:
-            self._source.totals = None
+            self._source.totals = self._source.on_read = None
 
 
 class _Gate:
@@ -439,6 +508,7 @@ class _Gate:
         "_action",
         "_listener",
         "close_portal",
+        "enter_portal",
         "finish_bridge",
         "finish_step",
         "resume_bridge",
@@ -449,6 +519,7 @@ class _Gate:
     def __init__(self, action: Callable[[], None], listener: Listener) -> None:
         self._action: Optional[Callable[[], None]] = action
         self._listener = listener
+        self.enter_portal = listener.enter_portal
         self.close_portal = listener.close_portal
         self.suspend_bridge = listener.suspend_bridge
         self.resume_bridge = listener.resume_bridge

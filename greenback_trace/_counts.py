@@ -9,7 +9,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 if TYPE_CHECKING:
-    from ._sites import Key, Site
+    from ._sites import Site
 
     Chain = Tuple[Site, ...]
 
@@ -69,14 +69,33 @@ class Tally:
 class Node(Tally):
     """A site and the chain that led to it, in one thread; or the inner part of such a chain."""
 
-    __slots__ = ("callers", "inner", "site")
+    __slots__ = ("ends", "inner", "others", "outer", "outer_key", "site")
 
     def __init__(self, site: Site, inner: Optional[Node], ends: bool) -> None:
         Tally.__init__(self)
         self.site = site
         self.inner = inner
-        #: None where a walk ends without looking further out.
-        self.callers: Optional[Dict[Key, Node]] = None if ends else {}
+        #: Whether a walk ends here without looking further out.
+        self.ends = ends
+        #: The caller that was learned first, which mostly is the only one, and its key. A node is
+        #: its own caller where a walk ends with that caller.
+        self.outer: Optional[Node] = None
+        self.outer_key = NO_KEY
+        #: The other callers.
+        self.others: Dict[int, Node] = _NO_OTHERS
+
+    def caller(self, key: int) -> Optional[Node]:
+        return self.outer if key == self.outer_key else self.others.get(key)
+
+    def add_caller(self, key: int, caller: Node) -> None:
+        if self.outer is None:
+            # In this order, lest a signal handler that bridges in between finds half of it.
+            self.outer = caller
+            self.outer_key = key
+        elif self.others is _NO_OTHERS:
+            self.others = {key: caller}
+        else:
+            self.others[key] = caller
 
     def chain(self) -> Chain:
         """From the outermost caller to the site."""
@@ -93,6 +112,12 @@ class Node(Tally):
         while node.inner is not None:
             node = node.inner
         return node
+
+
+#: Is nobody's key.
+NO_KEY = -1
+#: Shared, and never written to: a dictionary of its own is as large as the rest of a node.
+_NO_OTHERS: Dict[int, Node] = {}
 
 
 class KindTally(Tally):
@@ -160,18 +185,17 @@ class PortalTally(Tally):
         "counts",
         "kind",
         "last",
-        "leaving",
         "library",
         "library_name",
         "opened_at",
+        "slow_ns",
         "slow_steps",
+        "spares",
         "started",
         "step_max_ns",
-        "step_started",
         "switch_ns",
         "switches",
         "totals",
-        "waiting",
     )
 
     def __init__(self, totals: Any, kind: str, library: str, counts: Counts, now: int) -> None:
@@ -189,49 +213,45 @@ class PortalTally(Tally):
         self.started = 0
         #: The last one in this step, for whoever wants to know what held the event loop.
         self.last: Optional[Node] = None
-        #: The bridge that waits for the event loop.
-        self.waiting: Optional[Waited] = None
-        #: When the switch to the event loop began that is under way; 0 while there is none.
-        self.leaving = 0
-        #: 0 while no step is under way.
-        self.step_started = 0
+        #: Those of bridges that are over, to be used again: as many as were ever nested.
+        self.spares: List[Running] = []
         self.step_max_ns = 0
         self.slow_steps = 0
+        #: The length of the step that the waiting bridge has ended, if that was a slow one.
+        self.slow_ns = 0
         self.switches = 0
         self.switch_ns = 0
 
 
-class Waited:
-    """What is known of a bridge only once it has suspended."""
-
-    __slots__ = ("at", "ns", "slow_ns", "switches")
-
-    def __init__(self) -> None:
-        #: When it suspended; 0 while it runs.
-        self.at = 0
-        #: For how long it has waited so far.
-        self.ns = 0
-        self.switches = 0
-        #: The longest slow step that it ended by suspending.
-        self.slow_ns = 0
-
-
 class Running:
-    """A bridge that is under way."""
+    """A bridge that is under way. Whoever starts one sets everything."""
 
-    __slots__ = ("awaitable", "node", "opened", "portal", "started", "tally", "waited")
+    __slots__ = (
+        "awaitable",
+        "node",
+        "opened",
+        "portal",
+        "slow_ns",
+        "started",
+        "suspended_ns",
+        "switches",
+        "tally",
+    )
 
-    # Set, and asked for, by _spans.py alone.
+    node: Node
+    started: int
+    #: How often it switched, for how long it has waited, and the longest slow step that it ended
+    #: by suspending.
+    switches: int
+    suspended_ns: int
+    slow_ns: int
+    # These three are set, and asked for, by _spans.py alone.
     portal: Any
     awaitable: Any
+    opened: Any
 
-    def __init__(self, node: Node, tally: PortalTally, started: int) -> None:
-        self.node = node
+    def __init__(self, tally: PortalTally) -> None:
         self.tally = tally
-        self.started = started
-        self.waited: Optional[Waited] = None
-        #: What _spans.py keeps with it.
-        self.opened: Any = None
 
 
 class Counts:
@@ -251,7 +271,7 @@ class Counts:
 
     def __init__(self, is_alive: Callable[[], Any]) -> None:
         self.is_alive = is_alive
-        self.roots: Dict[Key, Node] = {}
+        self.roots: Dict[int, Node] = {}
         #: All nodes, in the order in which they were learned.
         self.nodes: List[Node] = []
         #: The code objects at which chains end: they stay, so that their ids do.

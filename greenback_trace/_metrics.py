@@ -11,11 +11,11 @@ import sys
 import threading
 from random import random
 from time import perf_counter
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Set, Tuple
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
-from ._counts import BOUNDS, PORTAL_BOUNDS
+from ._counts import BOUNDS, PORTAL_BOUNDS, Tally
 from ._sdk import inside, is_within
 from ._snapshot import bridge_attributes
 from ._totals import Totals, ending_of
@@ -33,6 +33,8 @@ class Source:
         self.dropped: Callable[[], Mapping[str, Mapping[str, int]]] = dict
         #: Whether anybody has ever collected.
         self.was_read = False
+        #: Called when somebody collects.
+        self.on_read: Optional[Callable[[], None]] = None
         #: By name. None where nobody is to be called: the embedded pipeline has exact ones.
         self.histograms: Optional[Dict[str, Histogram]] = None
 
@@ -40,8 +42,30 @@ class Source:
         self.was_read = True
         totals = self.totals
         if totals is not None:
+            if self.on_read is not None:
+                self.on_read()
             for value, attributes in values(totals):
                 yield Observation(value, attributes)
+
+
+class _Functions(threading.local):
+    """The totals by function, added up once for all instruments of a collection.
+
+    An SDK asks for one instrument after the other, in one thread. Whoever asks again has begun
+    another collection.
+    """
+
+    def __init__(self) -> None:
+        self._totals: Optional[Totals] = None
+        self._by_function: Dict[str, Tally] = {}
+        self._asked: Set[str] = set()
+
+    def of(self, totals: Totals, name: str) -> Dict[str, Tally]:
+        if totals is not self._totals or name in self._asked:
+            self._totals, self._by_function = totals, totals.by_function()
+            self._asked.clear()
+        self._asked.add(name)
+        return self._by_function
 
 
 class Measurements:
@@ -170,15 +194,22 @@ def register(meter: Meter, source: Source, is_private: bool) -> None:
     def up_down(name: str, unit: str, what: str, values: Callable[[Totals], _Values]) -> None:
         meter.create_observable_up_down_counter(name, [_callback(source, values)], unit, what)
 
-    counter("greenback.bridges", "{bridge}", "Calls of await_ that have finished.", _bridges)
-    counter(
+    functions = _Functions()
+
+    def per_function(
+        name: str, unit: str, what: str, values: Callable[[Dict[str, Tally]], _Values]
+    ) -> None:
+        counter(name, unit, what, lambda totals: values(functions.of(totals, name)))
+
+    per_function("greenback.bridges", "{bridge}", "Calls of await_ that have finished.", _bridges)
+    per_function(
         "greenback.bridge.suspensions",
         "{bridge}",
         "Bridges that waited for the event loop.",
         _suspensions,
     )
-    counter("greenback.bridge.time", "s", "Total time in bridges.", _time)
-    counter(
+    per_function("greenback.bridge.time", "s", "Total time in bridges.", _time)
+    per_function(
         "greenback.bridge.suspended_time",
         "s",
         "Time that bridges waited for the event loop.",
@@ -235,8 +266,8 @@ def _callback(
     return lambda options: source.read(values)
 
 
-def _bridges(totals: Totals) -> _Values:
-    for function, tally in totals.by_function().items():
+def _bridges(functions: Dict[str, Tally]) -> _Values:
+    for function, tally in functions.items():
         for outcome, count in (
             ("ok", tally.ok),
             ("error", tally.errors),
@@ -246,18 +277,18 @@ def _bridges(totals: Totals) -> _Values:
                 yield count, {"code.function.name": function, "greenback.outcome": outcome}
 
 
-def _suspensions(totals: Totals) -> _Values:
-    for function, tally in totals.by_function().items():
+def _suspensions(functions: Dict[str, Tally]) -> _Values:
+    for function, tally in functions.items():
         yield tally.suspended, {"code.function.name": function}
 
 
-def _time(totals: Totals) -> _Values:
-    for function, tally in totals.by_function().items():
+def _time(functions: Dict[str, Tally]) -> _Values:
+    for function, tally in functions.items():
         yield tally.time_ns / 1e9, {"code.function.name": function}
 
 
-def _suspended_time(totals: Totals) -> _Values:
-    for function, tally in totals.by_function().items():
+def _suspended_time(functions: Dict[str, Tally]) -> _Values:
+    for function, tally in functions.items():
         yield tally.suspended_ns / 1e9, {"code.function.name": function}
 
 

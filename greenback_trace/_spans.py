@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from time import perf_counter_ns, time_ns
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -17,8 +17,8 @@ from opentelemetry.trace import Span, Tracer
 
 from greenback.instruments import primary_failed
 
-from ._counts import PortalTally, Running, Waited
-from ._sdk import inside, is_within
+from ._counts import PortalTally, Running
+from ._sdk import inside, is_within, unwatch_collections, watch_collections
 from ._totals import Totals, full_name, is_cancellation
 
 if TYPE_CHECKING:
@@ -107,10 +107,9 @@ class Spans:
         "_unsampled",
         "_waits_for_sdk",
         "_which",
+        "enter_portal",
         "finish_step",
         "resume_bridge",
-        "start_step",
-        "suspend_bridge",
         "was_recorded",
     )
 
@@ -130,9 +129,8 @@ class Spans:
         self.after_fork()
         totals.listener = self
         # Of these, only the totals want to know.
-        self.suspend_bridge = totals.suspend_bridge
+        self.enter_portal = totals.enter_portal
         self.resume_bridge = totals.resume_bridge
-        self.start_step = totals.start_step
         self.finish_step = totals.finish_step
 
     def after_fork(self) -> None:
@@ -152,11 +150,13 @@ class Spans:
         self._waits_for_sdk = type(tracer) is trace.ProxyTracer
         self._all_bridges = self._which == "all"
         self._tracer = tracer
+        watch_collections()
 
     def stop(self) -> None:
         """Make no more. Those that are open are still ended."""
         self._tracer = None
         self._all_bridges = False
+        unwatch_collections()
 
     def count_dropped(self) -> int:
         """The spans that were left out because of the limit.
@@ -166,6 +166,9 @@ class Spans:
         return self._dropped
 
     # What the runtime calls
+
+    suspend_bridge: Optional[Callable[[Any], None]] = None
+    start_step: Optional[Callable[[Portal], None]] = None
 
     def open_portal(self, portal: Portal) -> None:
         self._totals.open_portal(portal)
@@ -192,6 +195,7 @@ class Spans:
             return None
         bridge.portal = portal
         bridge.awaitable = awaitable
+        bridge.opened = None
         if self._all_bridges and not (self._waits_for_sdk and _no_sdk()):
             try:
                 current = _current_context()
@@ -201,16 +205,19 @@ class Spans:
                 primary_failed(self, error)
         return bridge
 
-    def finish_bridge(self, bridge: Running, error: Optional[BaseException]) -> None:
-        self._totals.finish_bridge(bridge, error)
+    def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> None:
+        self._totals.finish_bridge(bridge, error, left)
         # The common case first: nothing to end, nothing to report.
         if (
             bridge.opened is None
             and error is None
-            and bridge.waited is None
+            and not bridge.switches
             and perf_counter_ns() - bridge.started < self._slow_ns
         ):
+            bridge.awaitable = None
             return
+        # The next bridge would get it, and that may begin in what is called here.
+        bridge.tally.spares.clear()
         try:
             self._finish(bridge, error, perf_counter_ns())
         except Exception as failure:
@@ -310,7 +317,7 @@ class Spans:
             return
         taken = now - bridge.started
         failed = error is not None and not is_cancellation(error)
-        if self._which == "suspended" and bridge.waited is not None:
+        if self._which == "suspended" and bridge.switches:
             budget = self._budget
         elif failed or taken > self._slow_ns:
             budget = self._second_budget
@@ -340,7 +347,9 @@ class Spans:
     def _may_call(self, frame: Any) -> bool:
         """Whether the SDK can be called from here."""
         # The locks of a pipeline of our own are taken in calls of our own alone.
-        return not inside.now and (self._is_private or not is_within(frame))
+        if inside.now or inside.collection:
+            return False
+        return self._is_private or not is_within(frame)
 
     def _is_within(self, budget: Budget, now: int) -> bool:
         if budget.has_some(now):
@@ -373,15 +382,15 @@ class Spans:
         finished: Optional[int],
     ) -> None:
         # The step that it finishes in may be slow by now, too.
-        held = now - (bridge.tally.step_started or now)
-        waited = Waited() if bridge.waited is None else bridge.waited
-        slow = max(waited.slow_ns, held if held > self._slow_ns else 0)
+        entered = bridge.portal.entered
+        held = now - entered if entered >= bridge.tally.opened_at else 0
+        slow = max(bridge.slow_ns, held if held > self._slow_ns else 0)
         inside.now = True
         try:
             attributes: Dict[str, Any] = {
-                "greenback.suspended": waited.switches > 0,
-                "greenback.switches": waited.switches,
-                "greenback.suspended_time": waited.ns / 1e9,
+                "greenback.suspended": bridge.switches > 0,
+                "greenback.switches": bridge.switches,
+                "greenback.suspended_time": bridge.suspended_ns / 1e9,
             }
             if slow:
                 attributes["greenback.slow_step_time"] = slow / 1e9

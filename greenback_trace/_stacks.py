@@ -2,23 +2,30 @@
 
 Shown are the async and sync functions of the task, outermost first, down to the await that it is
 parked in, or to what it is running. The frames of greenback itself are left out; a line marks
-each bridge. Not shown: what the event loop or a thread does for the task, what runs in a greenlet
-of the task's own in another thread, and, on an interpreter whose greenlets have no frames (PyPy),
-what waits in a portal; the text says so there.
+each bridge. Not shown: what the event loop or a thread does for the task, and what runs in
+a greenlet of the task's own in another thread; the text says so there.
 """
 
 from __future__ import annotations
 
 import linecache
 import sys
+import traceback
 import types
 from typing import Any, Iterator, List, Optional
 
 import greenlet
 
-from greenback._stackscope import is_bridge, is_own, outermost_first, suspended_frames
-from greenback._state import Portal, portal_of
+from greenback._stackscope import (
+    is_bridge,
+    is_own,
+    outermost_first,
+    suspended_frames,
+    work_ahead,
+)
+from greenback._state import portal_of
 from greenback._tasks import library_of
+from greenback._work import work
 
 
 def format_task(task: Any) -> str:
@@ -32,15 +39,19 @@ def format_task(task: Any) -> str:
         TypeError: *task* is not a task of asyncio or Trio.
     """
     library = library_of(task)
+    # Not its repr(): that of asyncio's shows the coroutine, and so greenback's shim.
+    get_name = getattr(task, "get_name", None)
+    name = f"{library.name} task {(get_name() if get_name else task.name)!r}"
     if library.is_done(task):
-        return f"{task!r} has finished: it has no stack.\n"
+        return f"{name} has finished: it has no stack.\n"
     portal = portal_of(task)
     through = "" if portal is None else f", with a portal ({portal.kind})"
     coroutine = library.coroutine_of(task)
-    lines = [f"Stack of {task!r}{through} (outermost first):\n"]
+    coroutine = work_ahead(coroutine) or getattr(coroutine, "shim", coroutine)
+    lines = [f"Stack of {name}{through}, outermost first:\n"]
     frames: Iterator[Optional[types.FrameType]]
     if _is_running(coroutine):
-        running = _running_frames(_frame_of(coroutine), portal)
+        running = _running_frames(_frame_of(coroutine))
         if running is None:
             lines.append("  (it is running where this thread cannot see it)\n")
             running = []
@@ -49,10 +60,10 @@ def format_task(task: Any) -> str:
         frames = suspended_frames(coroutine)
     for frame in frames:
         if frame is None:
-            lines.append("  (the rest is in a greenlet whose frames this interpreter hides)\n")
+            lines.append("  (it has been resumed while this was written)\n")
         elif is_bridge(frame):
             lines.append("  --- bridge: greenback.await_ ---\n")
-        elif not is_own(frame) and frame.f_code is not format_task.__code__:
+        elif not is_own(frame):
             lines.append(_line(frame))
     return "".join(lines)
 
@@ -72,22 +83,24 @@ def _frame_of(coroutine: Any) -> Any:
     return getattr(coroutine, "cr_frame", getattr(coroutine, "gi_frame", None))
 
 
-def _running_frames(first: Any, portal: Optional[Portal]) -> Optional[List[types.FrameType]]:
+def _running_frames(first: Any) -> Optional[List[types.FrameType]]:
     """The frames from *first*, which a thread is running, to the innermost one."""
-    frames: List[types.FrameType] = []
     current: Any = greenlet.getcurrent()
-    frame: Optional[types.FrameType] = sys._getframe(2)
-    while current is not None:
-        frames = outermost_first(frame) + frames
-        if first in frames:
-            return frames[frames.index(first) :]
+    frames = outermost_first(sys._getframe(2))
+    while first not in frames and current.parent is not None:
         current = current.parent
-        frame = getattr(current, "gr_frame", None)
+        frames = outermost_first(current.gr_frame) + frames
+    if first in frames:
+        return frames[frames.index(first) :]
     for innermost in sys._current_frames().values():
-        frames = outermost_first(innermost)
-        works_for = frames[0].f_locals.get("portal")
-        if portal is not None and works_for is not None and id(works_for) == id(portal):
-            frames = outermost_first(getattr(portal.greenlet, "gr_frame", None)) + frames
+        # Not `outermost_first`: from another thread, PyPy shows the main greenlet only below.
+        frames = [frame for frame, _ in traceback.walk_stack(innermost)][::-1]
+        while first not in frames and frames[0].f_code == work.__code__:
+            employer = frames[0].f_locals.get("portal")
+            around = getattr(getattr(employer, "greenlet", None), "gr_frame", None)
+            if around is None:
+                break
+            frames = outermost_first(around) + frames
         if first in frames:
             return frames[frames.index(first) :]
     return None

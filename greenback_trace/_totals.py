@@ -35,9 +35,18 @@ from ._counts import (
     PortalTally,
     Running,
     Tally,
-    Waited,
 )
-from ._sites import ASYNC, CHAIN_LIMIT, OTHER, RUNTIME, Key, Site, Sites, outside_adapters
+from ._sites import (
+    ASYNC,
+    CHAIN_LIMIT,
+    OTHER,
+    RUNTIME,
+    STRIDE,
+    Site,
+    Sites,
+    key_of,
+    outside_adapters,
+)
 
 if TYPE_CHECKING:
     from greenback.instruments import Portal
@@ -47,7 +56,8 @@ if TYPE_CHECKING:
 
 #: Nodes that a thread learns at most, for each site that may be kept. A node takes 250 bytes.
 _NODES_PER_SITE = 20
-_OVERFLOW: Key = (0, 0)
+#: In place of the key of what is too much.
+_OVERFLOW = 0
 
 
 class _Presence:
@@ -82,6 +92,7 @@ class Totals:
         "late",
         "listener",
         "measurements",
+        "on_portal",
         "on_slow_step",
         "portals",
         "sites",
@@ -95,6 +106,8 @@ class Totals:
         self.measurements: Optional[Measurements] = None
         #: Called with the function that held the event loop, and for how many seconds.
         self.on_slow_step: Optional[Callable[[str, float], None]] = None
+        #: Called when a portal is opened, if anybody waits for that.
+        self.on_portal: Optional[Callable[[], None]] = None
         #: Who the runtime calls: this, or what is around it.
         self.listener: Any = self
         self.sites = Sites(site_limit)
@@ -121,98 +134,112 @@ class Totals:
 
     # What the runtime calls. An instrument must not be felt by the program, hence the handlers.
 
+    #: Nobody wants to know of these: `Portal.left` and `Portal.entered` tell when switches began.
+    suspend_bridge: Optional[Callable[[Any], None]] = None
+    start_step: Optional[Callable[[Portal], None]] = None
+
     def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> Optional[Running]:
         try:
             tally = portal.note
             if tally is None or tally.totals is not self:
                 tally = self._new_portal(portal)
-            roots = tally.counts.roots
-            node = roots.get((id(frame.f_code), frame.f_lasti))
+            node = tally.counts.roots.get(id(frame.f_code) + frame.f_lasti * STRIDE)
             if node is None:
                 frame = outside_adapters(frame)
-                node = roots.get((id(frame.f_code), frame.f_lasti))
+                node = tally.counts.roots.get(key_of(frame))
                 if node is None:
                     node = self._new_root(tally.counts, frame)
-            callers = node.callers
-            while callers is not None:
+            while not node.ends:
                 frame = frame.f_back
                 if frame is None:
                     break
-                next_node = callers.get((id(frame.f_code), frame.f_lasti))
-                if next_node is None:
-                    next_node = self._new_caller(tally.counts, node, frame)
-                if next_node is node:
+                key = id(frame.f_code) + frame.f_lasti * STRIDE
+                if key == node.outer_key:
+                    outer = node.outer
+                else:
+                    outer = node.others.get(key)
+                    if outer is None:
+                        outer = self._new_caller(tally.counts, node, key, frame)
+                if outer is node:
                     break  # what called it is async, or the portal
-                node = next_node
-                callers = node.callers
+                node = outer
             tally.started += 1
             tally.last = node
-            return Running(node, tally, perf_counter_ns())
+            bridge: Running
+            try:
+                bridge = tally.spares.pop()
+            except IndexError:
+                bridge = Running(tally)
+            bridge.node = node
+            bridge.switches = bridge.suspended_ns = bridge.slow_ns = 0
+            bridge.started = perf_counter_ns()
+            return bridge
         except Exception as error:
             primary_failed(self.listener, error)
             return None
 
-    def suspend_bridge(self, bridge: Running) -> None:
-        waited = bridge.waited
-        if waited is None:
-            waited = bridge.waited = Waited()
-        tally = bridge.tally
-        tally.waiting = waited
-        waited.switches += 1
-        waited.at = tally.leaving = perf_counter_ns()
-
-    def resume_bridge(self, bridge: Running) -> None:
+    def resume_bridge(self, bridge: Running, portal: Portal, left: int) -> None:
         now = perf_counter_ns()
-        waited = bridge.waited
-        assert waited is not None
-        waited.ns += now - waited.at
-        waited.at = 0
-        waited.switches += 1
+        bridge.suspended_ns += now - left
+        bridge.switches += 2
         tally = bridge.tally
         tally.last = bridge.node
-        tally.waiting = None
-        if tally.step_started:
-            spent = now - tally.step_started
-            tally.switches += 1
+        if tally.slow_ns:
+            bridge.slow_ns = max(bridge.slow_ns, tally.slow_ns)
+            tally.slow_ns = 0
+        entered = portal.entered
+        if entered >= left:  # else this step began while tracing was off
+            spent = now - entered
+            tally.switches += 2
             tally.switch_ns += spent
             durations = tally.counts.to_task
             durations[bisect_left(BOUNDS, spent)] += 1
             durations[-1] += spent
-            if self.measurements is not None:
-                self.measurements.switch("to_task", spent)
+            measurements = self.measurements
+            if measurements is not None:
+                measurements.skip -= 1
+                if measurements.skip < 0:
+                    measurements.switch("to_task", spent)
 
-    def finish_bridge(self, bridge: Running, error: Optional[BaseException]) -> None:
+    def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> None:
         now = perf_counter_ns()
         node = bridge.node
         tally = bridge.tally
-        waited = bridge.waited
         spent = now - bridge.started
         node.time_ns += spent
         tally.time_ns += spent
-        if waited is not None:
-            if waited.at:  # killed while it waited
-                waited.ns += now - waited.at
-                tally.leaving = 0
-                tally.waiting = None
+        if left:  # killed while it waited
+            bridge.suspended_ns += now - left
+            bridge.switches += 1
+            tally.switches += 1
+        if bridge.switches:
+            suspended_ns = bridge.suspended_ns
             node.suspended += 1
-            node.suspended_ns += waited.ns
+            node.suspended_ns += suspended_ns
             tally.suspended += 1
-            tally.suspended_ns += waited.ns
+            tally.suspended_ns += suspended_ns
+            durations = tally.library.waited
+        else:
+            durations = tally.library.quick
         if error is None:
             node.ok += 1
             tally.ok += 1
-            durations = tally.library.quick if waited is None else tally.library.waited
             durations[bisect_left(BOUNDS, spent)] += 1
             durations[-1] += spent
-            if self.measurements is not None:
-                self.measurements.bridge(tally.library_name, error, waited is not None, spent)
+            measurements = self.measurements
+            if measurements is not None:
+                measurements.skip -= 1
+                if measurements.skip < 0:
+                    measurements.bridge(tally.library_name, None, bridge.switches > 0, spent)
         else:
             try:
-                self._failed(node, tally, error, waited is not None, spent)
+                self._failed(node, tally, error, bridge.switches > 0, spent)
             except Exception as failure:
                 primary_failed(self.listener, failure)
         if tally.closed:
             self._finished_late(tally)
+        else:
+            tally.spares.append(bridge)
 
     def _failed(
         self, node: Node, tally: PortalTally, error: BaseException, suspended: bool, spent: int
@@ -236,6 +263,16 @@ class Totals:
         except Exception as error:
             primary_failed(self.listener, error)
 
+    def enter_portal(self, portal: Portal) -> None:
+        tally = portal.note
+        if tally is None or tally.totals is not self:
+            return
+        try:  # it may have been opened by another thread
+            tally.counts = self._counts()
+            tally.library = tally.counts.library(tally.library_name)
+        except Exception as error:
+            primary_failed(self.listener, error)
+
     def close_portal(self, portal: Portal) -> None:
         tally = portal.note
         if tally is None or tally.totals is not self or tally.closed:
@@ -246,6 +283,7 @@ class Totals:
             with self._lock:  # whoever reads finds it among the open ones or the closed ones
                 self.portals.pop(portal, None)
                 tally.closed = True
+                tally.spares.clear()  # these refer to the tally, and perhaps to the portal
                 kind.durations[bisect_left(PORTAL_BOUNDS, spent)] += 1
                 kind.durations[-1] += spent
                 kind.closed += 1
@@ -258,44 +296,39 @@ class Totals:
         except Exception as error:
             primary_failed(self.listener, error)
 
-    def start_step(self, portal: Portal) -> None:
-        tally = portal.note
-        if tally is None or tally.totals is not self:
-            return
-        if self._local.counts is not tally.counts:  # its event loop goes on in another thread
-            self._move(tally)
-        tally.last = None
-        tally.step_started = perf_counter_ns()
-
     def finish_step(self, portal: Portal) -> None:
         now = perf_counter_ns()
         tally = portal.note
-        if tally is None or not tally.step_started or tally.totals is not self:
+        if tally is None or tally.totals is not self:
             return
+        entered = portal.entered
+        if entered < tally.opened_at:
+            return  # it began before tracing did, or in the process that this one was forked from
         measurements = self.measurements
-        if tally.leaving:
-            spent = now - tally.leaving
-            tally.leaving = 0
-            tally.switches += 1
+        left = portal.left
+        if left >= entered:  # a bridge has ended it by suspending
+            spent = now - left
             tally.switch_ns += spent
             durations = tally.counts.to_loop
             durations[bisect_left(BOUNDS, spent)] += 1
             durations[-1] += spent
             if measurements is not None:
-                measurements.switch("to_loop", spent)
-        spent = now - tally.step_started
-        tally.step_started = 0
+                measurements.skip -= 1
+                if measurements.skip < 0:
+                    measurements.switch("to_loop", spent)
+        spent = now - entered
         durations = tally.library.steps
         durations[bisect_left(BOUNDS, spent)] += 1
         durations[-1] += spent
         if measurements is not None:
-            measurements.step(tally.library_name, spent)
+            measurements.skip -= 1
+            if measurements.skip < 0:
+                measurements.step(tally.library_name, spent)
         if spent > tally.step_max_ns:
             tally.step_max_ns = spent
-            if spent > self._slow_ns:
-                self._slow_step(portal, tally, spent)
-        elif spent > self._slow_ns:
-            self._slow_step(portal, tally, spent)
+        if spent > self._slow_ns:
+            self._slow_step(portal, tally, spent, left >= entered)
+        tally.last = None
 
     # What these do when they meet something for the first time, or that seldom happens
 
@@ -315,43 +348,41 @@ class Totals:
     def _new_root(self, counts: Counts, frame: FrameType) -> Node:
         site = self.sites.bridging(frame)
         if site is not OTHER:
-            return self._add_root(counts, (id(frame.f_code), frame.f_lasti), site)
+            return self._add_root(counts, key_of(frame), site)
         node = counts.roots.get(_OVERFLOW)
         if node is None:
             node = self._add_root(counts, _OVERFLOW, OTHER)
         if len(counts.nodes) + len(counts.kept) < self._node_limit:
             counts.kept.append(frame.f_code)
-            counts.roots[id(frame.f_code), frame.f_lasti] = node
+            counts.roots[key_of(frame)] = node
         return node
 
-    def _add_root(self, counts: Counts, key: Key, site: Site) -> Node:
+    def _add_root(self, counts: Counts, key: int, site: Site) -> Node:
         node = counts.roots[key] = Node(site, None, site.is_async or site is OTHER)
         counts.nodes.append(node)
         return node
 
-    def _new_caller(self, counts: Counts, inner: Node, frame: FrameType) -> Node:
+    def _new_caller(self, counts: Counts, inner: Node, key: int, frame: FrameType) -> Node:
         """The node of a caller of *inner*; or *inner* itself where the chain ends with it."""
         code = frame.f_code
         is_full = len(counts.nodes) + len(counts.kept) >= self._node_limit
         if code.co_flags & ASYNC or code.co_filename.startswith(RUNTIME):
             if not is_full:
                 counts.kept.append(code)
-                assert inner.callers is not None
-                inner.callers[id(code), frame.f_lasti] = inner
+                inner.add_caller(key, inner)
             return inner
         if is_full:
             inner = inner.root()
-            callers = inner.callers
-            assert callers is not None
-            node = callers.get(_OVERFLOW)
+            node = inner.caller(_OVERFLOW)
             if node is None:
-                node = callers[_OVERFLOW] = Node(OTHER, inner, True)
+                node = Node(OTHER, inner, True)
+                inner.add_caller(_OVERFLOW, node)
                 counts.nodes.append(node)
             return node
         site = self.sites.calling(frame)
         ends = len(inner.chain()) + 1 >= CHAIN_LIMIT
-        assert inner.callers is not None
-        node = inner.callers[id(code), frame.f_lasti] = Node(site, inner, ends)
+        node = Node(site, inner, ends)
+        inner.add_caller(key, node)
         counts.nodes.append(node)
         return node
 
@@ -361,14 +392,9 @@ class Totals:
         portal.note = tally
         self.portals[portal] = tally
         counts.kind(portal.kind).opened += 1
+        if self.on_portal is not None:
+            self.on_portal()
         return tally
-
-    def _move(self, tally: PortalTally) -> None:
-        try:
-            tally.counts = self._counts()
-            tally.library = tally.counts.library(tally.library_name)
-        except Exception as error:
-            primary_failed(self.listener, error)
 
     def _finished_late(self, tally: PortalTally) -> None:
         """A bridge has finished in a portal that was closed under it."""
@@ -376,7 +402,7 @@ class Totals:
             if tally.started == tally.bridges and self.late.pop(id(tally), None) is not None:
                 self._counts().kind(tally.kind).add(tally)
 
-    def _slow_step(self, portal: Portal, tally: PortalTally, spent: int) -> None:
+    def _slow_step(self, portal: Portal, tally: PortalTally, spent: int, suspended: bool) -> None:
         try:
             tally.slow_steps += 1
             node = tally.last
@@ -385,9 +411,8 @@ class Totals:
             if function not in slow and len(slow) >= self._site_limit:
                 function = OTHER.function
             slow[function] = slow.get(function, 0) + 1
-            waiting = tally.waiting
-            if waiting is not None and spent > waiting.slow_ns:
-                waiting.slow_ns = spent
+            if suspended:
+                tally.slow_ns = spent
             if self.on_slow_step is not None:
                 self.on_slow_step(function, spent / 1e9)
         except Exception as error:
@@ -412,10 +437,15 @@ class Totals:
         return totals
 
     def by_function(self) -> Dict[str, Tally]:
-        totals: Dict[str, Tally] = {}
-        for site, tally in self.by_site().items():
-            _add(totals, site.function, tally)
-        return totals
+        with self._lock:
+            totals: Dict[str, Tally] = {}
+            for chain, tally in self._ended_chains.items():
+                _add(totals, chain[-1].function, tally)
+            for counts in self._all:
+                for node in list(counts.nodes):
+                    if node.bridges:
+                        _add(totals, node.root().site.function, node)
+            return totals
 
     def by_kind(self) -> Dict[str, KindTally]:
         with self._lock:  # lest one close between the two

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Iterator
+from typing import Any, Awaitable, Callable, Dict, Iterator
 
 import pytest
 import trio
@@ -64,10 +64,10 @@ def _untraced_afterwards() -> Iterator[None]:
 
 
 @pytest.fixture
-def python(tmp_path: Path) -> Any:
-    """Runs another interpreter, in a directory of its own and without variables of ours."""
+def environment() -> Callable[..., Dict[str, str]]:
+    """Makes the environment of another interpreter, without variables of ours but those given."""
 
-    def run(*arguments: str, **variables: str) -> Any:
+    def make(**variables: str) -> Dict[str, str]:
         environ = {
             name: value
             for name, value in os.environ.items()
@@ -78,9 +78,19 @@ def python(tmp_path: Path) -> Any:
         # A busy machine takes a tenth of a second now and then: only who asks hears of slow steps.
         environ["GREENBACK_TRACE_SLOW"] = "60"
         environ.update(variables, PYTHONPATH=os.pathsep.join(sorted(roots)))
+        return environ
+
+    return make
+
+
+@pytest.fixture
+def python(environment: Callable[..., Dict[str, str]], tmp_path: Path) -> Any:
+    """Runs another interpreter, in a directory of its own and without variables of ours."""
+
+    def run(*arguments: str, **variables: str) -> Any:
         return subprocess.run(
             [sys.executable, *arguments],
-            env=environ,
+            env=environment(**variables),
             cwd=str(tmp_path),
             capture_output=True,
             text=True,

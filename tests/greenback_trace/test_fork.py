@@ -278,6 +278,37 @@ class TestSDK:
         assert "greenback.summary" in summary
         assert "bridges=3" in summary
 
+    def test_inherited_in_a_bridge(self, python: Any) -> None:
+        """A child forked in the middle of a bridge goes on with it, and is warned once."""
+        done = self.run(
+            python,
+            "import threading\n"
+            "set_up()\n"
+            "async def fork():\n"
+            "    await asyncio.sleep(0)\n"
+            "    return os.fork()\n"
+            "def split():\n"
+            "    greenback.await_(nop())\n"
+            "    child = greenback.await_(fork())\n"
+            # asyncio has no running loop any more in the thread of a forked child.
+            "    if not child:\n"
+            "        for _ in range(2):\n"
+            "            thread = threading.Thread(target=page, args=(7,))\n"
+            "            thread.start(); thread.join()\n"
+            "        assert counted() == 14, counted()\n"
+            "        assert exported() == []\n"
+            "    return child\n"
+            "child = asyncio.run(greenback.with_portal_run_sync(split))\n"
+            "if child: wait_for(child); print(exported(), sorted(spans()))",
+        )
+        # The fork was made in the middle of the second.
+        assert done.stdout == "[2] ['await_ split', 'await_ split', 'portal run_sync']\n", (
+            done.stderr
+        )
+        warning, summary = done.stderr.splitlines()
+        assert "was forked after its OpenTelemetry SDK was set up" in warning
+        assert "bridges=14" in summary
+
     def test_inherited_and_unused(self, python: Any) -> None:
         """A child that opens no portal is not warned."""
         done = self.run(
@@ -305,3 +336,56 @@ class TestSDK:
         )
         assert done.stdout == "[1]\n", done.stderr
         assert "was forked after" in done.stderr
+
+
+class TestTrio:
+    """A Trio program that forks: its loop is of no use in the child, which ends by itself."""
+
+    PROGRAM = """
+import trio
+async def fork(how):
+    if how == 'suspended': await trio.sleep(0)
+    return os.fork()
+def split(how):
+    greenback.await_(nop())
+    child = greenback.await_(fork(how))
+    if not child:
+        greenback.await_(nop())
+        print('the child', greenback.await_(number(3)), flush=True)
+        os._exit(7)
+    return child
+async def number(value): return value
+for how in ('at once', 'suspended'):
+    child = trio.run(greenback.with_portal_run_sync, split, how)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFEXITED(status), status
+    print('has ended with', os.WEXITSTATUS(status), flush=True)
+"""
+
+    @pytest.mark.parametrize("to", ["file", "sdk", "nowhere"])
+    def test_in_a_bridge(self, python: Any, tmp_path: Path, to: str) -> None:
+        """Traced or not, a child forked in a bridge can bridge and end; its parent is exact."""
+        untraced = python("-c", BRIDGES + self.PROGRAM)
+        path = tmp_path / "trace.jsonl"
+        variables = {"GREENBACK_TRACE": "1"}
+        if to == "file":
+            variables["GREENBACK_TRACE_FILE"] = str(path)
+        setting_up = SDK + "set_up()\n" if to == "sdk" else ""
+        traced = python(
+            "-c",
+            BRIDGES + setting_up + self.PROGRAM + "assert counted() == 4, counted()",
+            **variables,
+        )
+        assert untraced.stdout == "the child 3\nhas ended with 7\n" * 2
+        assert (untraced.returncode, untraced.stderr) == (0, "")
+        assert (traced.returncode, traced.stdout) == (0, untraced.stdout), traced.stderr
+        said = traced.stderr.splitlines()
+        if to == "file":
+            assert said == []
+            assert set(map(bridges, resources(path).values())) == {4}
+        elif to == "sdk":
+            assert len(said) == 2
+            assert all("was forked after its OpenTelemetry SDK" in line for line in said)
+        else:
+            (summary,) = said  # the parent's
+            assert "bridges=4" in summary

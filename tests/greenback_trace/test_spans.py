@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from typing import Any, Callable, Dict, List, Optional
@@ -481,6 +482,36 @@ class TestSurroundings:
         backend.run(greenback.with_portal_run_sync, program)
         assert tracing.bridges() == []
         assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 1
+
+    @pytest.mark.skipif(
+        sys.implementation.name == "pypy" or sys.version_info >= (3, 12),
+        reason="garbage is collected between two instructions",
+    )
+    def test_in_a_collection(self, backend: Any) -> None:
+        """A finalizer gets no span where it may run in the middle of ContextVar.set().
+
+        Setting a variable there frees what CPython before 3.12 is working on, and it crashes.
+        """
+
+        class Litter:
+            def __init__(self) -> None:
+                self.itself = self
+
+            def __del__(self) -> None:
+                greenback.await_(nop())
+
+        def program() -> None:
+            Litter()
+            gc.collect()
+            greenback.await_(nop())
+
+        tracing = Tracing()
+        tracing.enable()
+        backend.run(greenback.with_portal_run_sync, program)
+        assert [last_part(span.name) for span in tracing.bridges()] == ["program"]
+        assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 2
+        greenback_trace.disable()
+        assert not any("greenback" in repr(callback) for callback in gc.callbacks)
 
     def test_slow_step(self, backend: Any) -> None:
         """A bridge that held the event loop for too long says so."""
