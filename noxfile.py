@@ -127,6 +127,8 @@ def traced(session: nox.Session, tracing: str) -> None:
     else:
         environment = {"GREENBACK_TRACE": tracing}
     session.run(*PYTEST, "tests/greenback", *session.posargs, env=environment)
+    if tracing == "sdk":
+        session.run("python", "benchmarks/stress.py")  # a million bridges, none lost
 
 
 @nox.session

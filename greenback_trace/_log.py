@@ -6,12 +6,15 @@ import logging
 import sys
 import threading
 from time import monotonic
-from typing import Any, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 import structlog
 from opentelemetry import trace
 
 from ._snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from .misuse.report import Misuse
 
 _SITES_IN_SUMMARY = 5
 #: Seconds for which the same event of the same site is not told again.
@@ -29,7 +32,7 @@ def _logger() -> Any:
     if structlog.is_configured():
         return structlog.get_logger("greenback")
     return structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
+        structlog.WriteLogger(sys.stderr),  # one write, lest two processes share a line
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
@@ -97,6 +100,43 @@ def start_over() -> None:
 def slow_step(function: str, seconds: float) -> None:
     """Log ``greenback.slow_step``: *function* held the event loop for so many *seconds*."""
     emit("warning", "greenback.slow_step", site=function, seconds=round(seconds, 6))
+
+
+def misuse(level: str, kind: str, site: str, describe: Callable[[], Misuse]) -> None:
+    """Log ``greenback.misuse``, unless the same kind was logged for the same site just now.
+
+    Args:
+        level: ``"warning"``, or ``"info"`` for advice.
+        kind: The kind of misuse.
+        site: Where it was.
+        describe: Gives the rest, which takes time, if it is to be logged.
+    """
+    left_out = _left_out(f"greenback.misuse {kind}", site)
+    if left_out is None:
+        return
+    found = describe()
+    fields: Dict[str, Any] = {
+        "kind": kind,
+        "severity": found.severity,
+        "subject": found.subject,
+        "code.function.name": found.function,
+        "site": found.site,
+        "offender": found.offender,
+        "task": found.task,
+        "thread": found.thread,
+        "count": found.count,
+        "inconclusive": found.inconclusive,
+        "evidence": list(found.evidence),
+        "instead": found.instead,
+        "link": found.link,
+        "stack": "".join(found.stack),
+    }
+    if found.span_id is not None:
+        # Where a span of the application is current, that is the one.
+        fields.update(trace_id=found.trace_id, span_id=found.span_id)
+    if left_out:
+        fields["left_out"] = left_out
+    emit(level, "greenback.misuse", **fields)
 
 
 def summary(totals: Snapshot) -> None:

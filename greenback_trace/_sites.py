@@ -48,33 +48,45 @@ class Site:
         is_async: Whether the function is an async one.
     """
 
-    __slots__ = ("code", "file", "function", "is_async", "line", "qualname")
+    # Only what others hold anyway: a string of its own for the function would be a tenth of what
+    # a site takes.
+    __slots__ = ("code", "file", "is_async", "line", "module", "qualname")
 
     def __init__(
-        self, function: str, qualname: str, file: str, line: int, code: Optional[CodeType]
+        self, module: str, qualname: str, file: str, line: int, code: Optional[CodeType]
     ) -> None:
-        self.function = function
+        self.module = module
         self.qualname = qualname
         self.file = file
         self.line = line
         self.code = code
         self.is_async = code is not None and bool(code.co_flags & ASYNC)
 
+    @property
+    def function(self) -> str:
+        return f"{self.module}.{self.qualname}" if self.module else self.qualname
+
     # Two calls on one line have a site each, since they are known by their instruction, but nobody
     # who reads a trace can tell them apart: they are equal, and so counted together.
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Site) and str(self) == str(other)
+        return (
+            isinstance(other, Site)
+            and self.line == other.line
+            and self.qualname == other.qualname
+            and self.module == other.module
+            and self.file == other.file
+        )
 
     def __hash__(self) -> int:
-        return hash((self.function, self.line))
+        return hash((self.qualname, self.line))
 
     def __str__(self) -> str:
         return f"{self.function} ({self.file}:{self.line})" if self.file else self.function
 
 
 #: Stands for all the sites, or chains, that are not kept.
-OTHER = Site("_OTHER", "_OTHER", "", 0, None)
+OTHER = Site("", "_OTHER", "", 0, None)
 
 
 def outside_adapters(frame: FrameType) -> FrameType:
@@ -122,7 +134,7 @@ class Sites:
                     self._left_out[key] = frame.f_code
                 return OTHER
             with self._lock:
-                site = self._bridging.setdefault(key, _site(frame))
+                site = self._bridging.setdefault(key, site_of(frame))
         return site
 
     def calling(self, frame: FrameType) -> Site:
@@ -131,15 +143,15 @@ class Sites:
         site = self._calling.get(key)
         if site is None:
             with self._lock:
-                site = self._calling.setdefault(key, _site(frame))
+                site = self._calling.setdefault(key, site_of(frame))
         return site
 
 
-def _site(frame: FrameType) -> Site:
+def site_of(frame: FrameType) -> Site:
     code = frame.f_code
     qualname = getattr(code, "co_qualname", None) or _guess_qualname(frame)
     module = frame.f_globals.get("__name__", "?")
-    return Site(f"{module}.{qualname}", qualname, code.co_filename, frame.f_lineno or 0, code)
+    return Site(module, qualname, code.co_filename, frame.f_lineno or 0, code)
 
 
 def _guess_qualname(frame: FrameType) -> str:

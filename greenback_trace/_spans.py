@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from time import perf_counter_ns, time_ns
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -176,7 +176,7 @@ class Spans:
             if self._tracer is not None and not self._is_idle():
                 self._start_portal(portal)
         except Exception as error:
-            primary_failed(self, error)
+            primary_failed(self._totals.listener, error)
 
     def close_portal(self, portal: Portal) -> None:
         tally = portal.note
@@ -187,7 +187,7 @@ class Spans:
                 try:
                     self._end_portal(portal, tally, span)
                 except Exception as error:
-                    primary_failed(self, error)
+                    primary_failed(self._totals.listener, error)
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> Optional[Running]:
         bridge = self._totals.start_bridge(portal, awaitable, frame)
@@ -202,7 +202,7 @@ class Spans:
                 if current is not self._unsampled:
                     self._start(bridge, frame, current)
             except Exception as error:
-                primary_failed(self, error)
+                primary_failed(self._totals.listener, error)
         return bridge
 
     def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> None:
@@ -221,7 +221,34 @@ class Spans:
         try:
             self._finish(bridge, error, perf_counter_ns())
         except Exception as failure:
-            primary_failed(self, failure)
+            primary_failed(self._totals.listener, failure)
+
+    def note_misuse(
+        self, bridge: Optional[Running], portal: Portal, frame: Any, attributes: Dict[str, Any]
+    ) -> Optional[Tuple[str, str]]:
+        """Add an event to the bridge's span, or to the nearest one that there is.
+
+        Returns the ids of its trace and of itself in hexadecimal, if there is one.
+        """
+        span = self._nearest(bridge, portal)
+        if span is None:
+            return None
+        if self._may_call(frame):
+            inside.now = True
+            try:
+                span.add_event("greenback.misuse", attributes)
+            finally:
+                inside.now = False
+        context = span.get_span_context()
+        return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
+
+    def _nearest(self, bridge: Optional[Running], portal: Portal) -> Optional[Span]:
+        opened = None if bridge is None else bridge.opened
+        if opened is not None and opened is not _LEFT_OUT and opened.process is self._process:
+            span: Span = opened.span
+            return span
+        span = trace.get_current_span(self._own_view(_current_context()))
+        return span if span.is_recording() else self._portals.get(portal)
 
     # A portal
 

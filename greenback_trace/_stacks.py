@@ -64,11 +64,11 @@ def format_task(task: Any) -> str:
         elif is_bridge(frame):
             lines.append("  --- bridge: greenback.await_ ---\n")
         elif not is_own(frame):
-            lines.append(_line(frame))
+            lines.append(line_of(frame))
     return "".join(lines)
 
 
-def _line(frame: types.FrameType) -> str:
+def line_of(frame: types.FrameType) -> str:
     code, number = frame.f_code, frame.f_lineno or frame.f_code.co_firstlineno
     text = f'  File "{code.co_filename}", line {number}, in {code.co_name}\n'
     source = linecache.getline(code.co_filename, number, frame.f_globals).strip()

@@ -348,7 +348,6 @@ class TestSIGTERM:
         path = tmp_path / "trace.jsonl"
         for _ in range(3):
             server.ask(5)
-        assert written(path)[0] == 0
         server.terminate()
         count, spans = written(path)
         assert count == spans["await_ bridge"] == 15
