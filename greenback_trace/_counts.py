@@ -22,12 +22,20 @@ PORTAL_BOUNDS: List[int] = BOUNDS + [
     seconds * 10**9 for seconds in (30, 60, 300, 900, 3_600, 14_400, 43_200, 86_400)
 ]
 
-# A histogram is a list: the counts of its buckets, and their sum in nanoseconds at the end.
+# A histogram is a list: the sum in nanoseconds, and then the counts of its buckets, the last one for
+# what is longer than all bounds. The sum comes first since CPython has a short way for indices that
+# are not negative. Looking a duration up in the edges gives the index of its bucket.
 Histogram = List[int]
+EDGES: List[int] = [-1, *BOUNDS]
+PORTAL_EDGES: List[int] = [-1, *PORTAL_BOUNDS]
 
 
 def histogram(bounds: List[int]) -> Histogram:
     return [0] * (len(bounds) + 2)
+
+
+def count_of(durations: Histogram) -> int:
+    return sum(durations[1:])
 
 
 class Tally:
@@ -165,11 +173,11 @@ class LibraryTally:
 
     @property
     def count(self) -> int:
-        return sum(self.steps[:-1])
+        return count_of(self.steps)
 
     @property
     def time_ns(self) -> int:
-        return self.steps[-1]
+        return self.steps[0]
 
 
 def add_histogram(total: Histogram, other: Histogram) -> None:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
 from greenback.instruments import primary_failed
 
 from ._counts import (
-    BOUNDS,
-    PORTAL_BOUNDS,
+    EDGES,
+    PORTAL_EDGES,
     Counts,
     Ending,
     Histogram,
@@ -35,6 +35,7 @@ from ._counts import (
     PortalTally,
     Running,
     Tally,
+    count_of,
 )
 from ._sites import (
     ASYNC,
@@ -193,8 +194,8 @@ class Totals:
             tally.switches += 2
             tally.switch_ns += spent
             durations = tally.counts.to_task
-            durations[bisect_left(BOUNDS, spent)] += 1
-            durations[-1] += spent
+            durations[bisect_left(EDGES, spent)] += 1
+            durations[0] += spent
             measurements = self.measurements
             if measurements is not None:
                 measurements.skip -= 1
@@ -224,8 +225,8 @@ class Totals:
         if error is None:
             node.ok += 1
             tally.ok += 1
-            durations[bisect_left(BOUNDS, spent)] += 1
-            durations[-1] += spent
+            durations[bisect_left(EDGES, spent)] += 1
+            durations[0] += spent
             measurements = self.measurements
             if measurements is not None:
                 measurements.skip -= 1
@@ -252,8 +253,8 @@ class Totals:
             node.errors += 1
             tally.errors += 1
         durations = tally.library.durations_of(ending)
-        durations[bisect_left(BOUNDS, spent)] += 1
-        durations[-1] += spent
+        durations[bisect_left(EDGES, spent)] += 1
+        durations[0] += spent
         if self.measurements is not None:
             self.measurements.bridge(tally.library_name, error, suspended, spent)
 
@@ -284,8 +285,8 @@ class Totals:
                 self.portals.pop(portal, None)
                 tally.closed = True
                 tally.spares.clear()  # these refer to the tally, and perhaps to the portal
-                kind.durations[bisect_left(PORTAL_BOUNDS, spent)] += 1
-                kind.durations[-1] += spent
+                kind.durations[bisect_left(PORTAL_EDGES, spent)] += 1
+                kind.durations[0] += spent
                 kind.closed += 1
                 if tally.started == tally.bridges:
                     kind.add(tally)
@@ -310,16 +311,16 @@ class Totals:
             spent = now - left
             tally.switch_ns += spent
             durations = tally.counts.to_loop
-            durations[bisect_left(BOUNDS, spent)] += 1
-            durations[-1] += spent
+            durations[bisect_left(EDGES, spent)] += 1
+            durations[0] += spent
             if measurements is not None:
                 measurements.skip -= 1
                 if measurements.skip < 0:
                     measurements.switch("to_loop", spent)
         spent = now - entered
         durations = tally.library.steps
-        durations[bisect_left(BOUNDS, spent)] += 1
-        durations[-1] += spent
+        durations[bisect_left(EDGES, spent)] += 1
+        durations[0] += spent
         if measurements is not None:
             measurements.skip -= 1
             if measurements.skip < 0:
@@ -480,10 +481,11 @@ class Totals:
         """What could have been measured: bridges, switches, steps and closed portals."""
         everything = self._sum()
         return (
-            sum(sum(each[:-1]) for each in (everything.to_loop, everything.to_task))
+            count_of(everything.to_loop)
+            + count_of(everything.to_task)
             + sum(kind.closed for kind in everything.kinds.values())
             + sum(
-                library.count + sum(sum(each[:-1]) for each in library.durations.values())
+                library.count + sum(map(count_of, library.durations.values()))
                 for library in everything.libraries.values()
             )
         )
