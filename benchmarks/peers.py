@@ -19,7 +19,14 @@ ENVIRONMENTS = HERE / ".envs"
 
 #: What each implementation is installed from; ours is copied from the checkout at every run.
 IMPLEMENTATIONS = {
-    "ours": ["outcome", "sniffio", "structlog", "opentelemetry-sdk"],
+    "ours": [
+        "outcome",
+        "sniffio",
+        "structlog",
+        "opentelemetry-sdk",
+        "executing",
+        "pure_eval",
+    ],
     "upstream": ["greenback==1.3.0", "opentelemetry-sdk"],
     "sqlalchemy": ["sqlalchemy>=2,<3"],
     "awaitlet": ["awaitlet==0.0.1"],

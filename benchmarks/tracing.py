@@ -23,6 +23,8 @@ class Setup(NamedTuple):
     sites: int = 1
     #: In tracing_worker.py, if the name is not that.
     kind: Optional[str] = None
+    #: Sync frames between the portal and the bridge.
+    depth: int = 1
 
     def work(self, name: str) -> str:
         return f"{name}_sites" if self.sites > 1 and name != "portal_sleep" else name
@@ -41,6 +43,11 @@ SETUPS = (
     Setup("spans_all", "spans, every one", "ours", 0.2),
     Setup("naive_ours", "naive: span, counter, histogram", "ours", 0.2, kind="naive"),
     Setup("naive_upstream", "  the same, around upstream's", "upstream", 0.2, kind="naive"),
+    Setup("never_20", "no instrument, sync depth 20", kind="never", depth=20),
+    Setup("metrics_20", "metrics only, sync depth 20", kind="metrics", depth=20),
+    Setup("debug_20", "debug mode, sync depth 20", kind="debug", depth=20),
+    Setup("never_100", "no instrument, sync depth 100", kind="never", depth=100),
+    Setup("debug_100", "debug mode, sync depth 100", kind="debug", depth=100),
 )
 METRICS = next(setup for setup in SETUPS if setup.name == "metrics")
 WORKS = {
@@ -118,6 +125,12 @@ TARGETS = (
         ("bridged_sleep", "metrics"),
     ),
     Target(
+        "debug mode, depth 20, a suspending bridge: of untraced",
+        6,
+        ("bridged_sleep", "debug_20"),
+        ("bridged_sleep", "never_20"),
+    ),
+    Target(
         "naive instrumentation: times metrics only",
         15,
         ("bridge", "naive_ours"),
@@ -170,6 +183,8 @@ class Costs:
     def added(self, work: str, setup: Setup) -> Optional[float]:
         """What a call costs more than without an instrument, in the same implementation."""
         base = "upstream" if setup.implementation == "upstream" else "never"
+        if setup.depth > 1:
+            base = f"{base}_{setup.depth}"
         value, without = self.of(work, setup.name), self.of(work, base)
         if value is None or without is None or setup.name == base:
             return None
@@ -249,17 +264,17 @@ class _Workers:
         step = BURST if work != name else 10
         n = self._calls.get((setup, name))
         if n is None:
-            worker.ask(work, max(step, 100), 1)  # warms up
-            estimate = worker.ask(work, max(step, 100), 1)["seconds"]
+            worker.ask(work, max(step, 100), setup.depth)  # warms up
+            estimate = worker.ask(work, max(step, 100), setup.depth)["seconds"]
             n = self._calls[setup, name] = int(seconds / estimate) // step * step + step
         if setup.sustained is None:
-            return float(worker.ask(work, n, 1)["seconds"])
+            return float(worker.ask(work, n, setup.depth)["seconds"])
         # Until what adapts itself each second has done so, and what may be saved for a burst has
         # been used up.
         spent = 0.0
         while spent < min(seconds, 1.1):
-            spent += n * worker.ask(work, n, 1)["seconds"]
-        return float(worker.ask(work, n, 1)["cpu"])
+            spent += n * worker.ask(work, n, setup.depth)["seconds"]
+        return float(worker.ask(work, n, setup.depth)["cpu"])
 
 
 def judge(costs: Costs) -> Iterator[Verdict]:

@@ -98,6 +98,14 @@ def metrics() -> None:
     trace(spans="none")
 
 
+def debug() -> None:
+    """With the detectors of misuse, which find that the benchmark bridges from an async caller."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    trace(spans="none", mode="debug")
+
+
 def metrics_sdk() -> None:
     trace(meter_provider=new_meter_provider(), spans="none")
 
@@ -186,6 +194,7 @@ SETUPS = {
         imported,
         off,
         metrics,
+        debug,
         metrics_sdk,
         unsampled,
         spans_limited,

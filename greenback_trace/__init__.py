@@ -14,3 +14,7 @@ from ._config import Config as Config
 from ._config import ConfigError as ConfigError
 from ._snapshot import Snapshot as Snapshot
 from ._stacks import format_task as format_task
+from .misuse import Misuse as Misuse
+from .misuse import MisuseError as MisuseError
+from .misuse import MisuseWarning as MisuseWarning
+from .misuse import allow as allow

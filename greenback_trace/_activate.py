@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Dict, MutableMapping, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, MutableMapping, Optional, Tuple
 from weakref import WeakKeyDictionary
 
 from greenback.instruments import is_primary, set_primary
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
     from greenback.instruments import Listener, Portal
 
+    from ._counts import PortalTally
     from ._file import Pipeline
     from ._metrics import Measurements, Source
     from ._spans import Spans
     from ._watch import Watch
+    from .misuse._listener import Debug
+    from .misuse.report import Misuse
 
 _SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 _DEFAULT_SPAN_RATE = 100.0
@@ -95,7 +98,9 @@ def is_enabled() -> bool:
 def snapshot() -> Snapshot:
     """The exact totals since tracing was enabled, or of the last time that it was."""
     session = _last_session
-    return take(Totals(1)) if session is None else take(session.totals, session.dropped())
+    if session is None:
+        return take(Totals(1))
+    return take(session.totals, session.dropped(), session.misuses())
 
 
 def from_environment() -> None:
@@ -113,18 +118,9 @@ def from_environment() -> None:
 def _enable(config: Config, tracer_provider: Any, meter_provider: Any, at_import: bool) -> None:
     global _session, _last_session
     is_to_file = config.file is not None and tracer_provider is None and meter_provider is None
-    _require("trace", "opentelemetry.metrics", "structlog")
-    if is_to_file:
-        _require(
-            "report",
-            "google.protobuf",
-            "opentelemetry.sdk.trace",
-            "opentelemetry.exporter.otlp.proto.common",
-        )
+    require_packages(is_to_file)
     if config.mode == "debug":
-        _warn(
-            "GREENBACK_TRACE=debug: this version does not detect misuse yet, and traces as for 'on'"
-        )
+        _tell_of_missing("debug", "executing", "pure_eval")
     with _lock:
         disable()
         # Now, since importing structlog at the first slow step would make it slower still.
@@ -136,6 +132,22 @@ def _enable(config: Config, tracer_provider: Any, meter_provider: Any, at_import
         )
         _register_hooks()
     _finish_with_multiprocessing()
+
+
+def require_packages(is_to_file: bool) -> None:
+    """Make sure that what tracing needs is installed.
+
+    Raises:
+        ImportError: A package is missing; the message names the extra that has it.
+    """
+    _require("trace", "opentelemetry.metrics", "structlog")
+    if is_to_file:
+        _require(
+            "report",
+            "google.protobuf",
+            "opentelemetry.sdk.trace",
+            "opentelemetry.exporter.otlp.proto.common",
+        )
 
 
 def _require(extra: str, *modules: str) -> None:
@@ -151,6 +163,13 @@ def _require(extra: str, *modules: str) -> None:
             )
 
 
+def _tell_of_missing(extra: str, *modules: str) -> None:
+    try:
+        _require(extra, *modules)
+    except ImportError as error:
+        _warn("greenback's debug mode sees less than it could: %s", error)
+
+
 def _warn(message: str, *args: Any) -> None:
     logging.getLogger("greenback").warning(message, *args)
 
@@ -159,6 +178,18 @@ def _tell_slow_step(function: str, seconds: float) -> None:
     from ._log import slow_step
 
     slow_step(function, seconds)
+
+
+def _tell_opened(portal: Portal) -> None:
+    from ._log import portal_opened
+
+    portal_opened(portal)
+
+
+def _tell_closed(portal: Portal, tally: PortalTally) -> None:
+    from ._log import portal_closed
+
+    portal_closed(portal, tally)
 
 
 def _register_hooks() -> None:
@@ -184,6 +215,7 @@ def _at_exit() -> None:
     session = _session
     if session is None:
         return
+    session.tell_of_open_portals()
     if session.is_silent():
         from ._log import summary
 
@@ -258,6 +290,8 @@ class _Session:
         else:
             self.totals = Totals(config.sites, slow_ns)
         self.totals.on_slow_step = _tell_slow_step
+        self.totals.on_opened = _tell_opened
+        self.totals.on_closed = _tell_closed
         self._measurement_rate = config.measurement_rate
         self._measurements: Optional[Measurements] = None
         self._spans: Optional[Spans] = None
@@ -278,6 +312,9 @@ class _Session:
                 rate = 0.0 if is_to_file else _DEFAULT_SPAN_RATE
             self._spans = kind(self.totals, config.spans, rate, slow_ns, is_private=is_to_file)
             self._listener = self._spans
+        self._debug: Optional[Debug] = None
+        if config.mode == "debug":
+            self._listener = self._debug = self._look_for_misuse(config)
         self._gate: Optional[_Gate] = None
         if at_import and not is_to_file:
             # The application may not have set its own yet, and asking for the global providers
@@ -291,6 +328,18 @@ class _Session:
             self.connect(tracer_provider, meter_provider)
         set_primary(self._listener)
 
+    def _look_for_misuse(self, config: Config) -> Debug:
+        from .misuse._listener import Debug
+        from .misuse._record import Misuses
+        from .misuse.report import actions_of
+
+        misuses = Misuses(actions_of(config.misuse), config.sites)
+        return Debug(self._listener, self.totals, self._spans, misuses, config.slow)
+
+    def misuses(self) -> Tuple[Misuse, ...]:
+        """Those that were found: the first of each kind at each site, with their number."""
+        return () if self._debug is None else self._debug.misuses.all()
+
     def _open_pipeline(self) -> None:
         from ._file import Pipeline
 
@@ -301,7 +350,7 @@ class _Session:
     def _watch_loops(self) -> None:
         from ._loops import Loops
 
-        watchful: Any = self._listener
+        watchful: Any = self.totals if self._spans is None else self._spans
         watchful.loops = Loops(self._start_pipeline, _flush)
 
     def _start_pipeline(self) -> None:
@@ -323,6 +372,8 @@ class _Session:
         was_pending = is_primary(self._gate)
         self._unwatch_provider()
         self.totals.after_fork()
+        if self._debug is not None:
+            self._debug.after_fork()
         self._measurements = self.totals.measurements = None
         if self._spans is not None:
             self._spans.after_fork()
@@ -454,13 +505,19 @@ class _Session:
         source.was_read = False
         source.totals = self.totals
         source.dropped = self.dropped
+        source.misuses = None if self._debug is None else self._debug.misuses.by_function
         self._measure_from_now_on(source)
 
     def dropped(self) -> Dict[str, Dict[str, int]]:
         """What was left out, by what it was and why."""
         dropped: Dict[str, Dict[str, int]] = {}
-        if self._spans is not None and self._spans.count_dropped():
-            dropped["span"] = {"rate_limit": self._spans.count_dropped()}
+        if self._spans is not None:
+            for reason, count in (
+                ("rate_limit", self._spans.count_dropped()),
+                ("inside_sdk", self._spans.count_inside_sdk()),
+            ):
+                if count:
+                    dropped.setdefault("span", {})[reason] = count
         if self._pipeline is not None:
             if self._pipeline.dropped_spans():
                 dropped.setdefault("span", {})["queue_full"] = self._pipeline.dropped_spans()
@@ -469,6 +526,11 @@ class _Session:
         if self._measurements is not None and self._measurements.count_dropped():
             dropped["measurement"] = {"rate_limit": self._measurements.count_dropped()}
         return dropped
+
+    def tell_of_open_portals(self) -> None:
+        """Log those that are open when the program ends: nobody closes them."""
+        for portal, tally in list(self.totals.portals.items()):
+            _tell_closed(portal, tally)
 
     def is_silent(self) -> bool:
         """Whether there was something to tell, and nobody who listened."""
@@ -492,6 +554,8 @@ class _Session:
         if self._is_called():
             set_primary(None)
         self.totals.measurements = self.totals.on_portal = None
+        if self._debug is not None:
+            self._debug.stop()
         self._unwatch_provider()
         if self._spans is not None:
             self._spans.stop()

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any, Callable, Dict, Mapping, Optional
 
+from .misuse.report import ALLOWED_ACTIONS, actions_of
+
 _MODES = {"0": "off", "off": "off", "1": "on", "on": "on", "debug": "debug"}
 _SPANS = ("all", "suspended", "portals", "none")
 _UNITS = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -48,6 +50,10 @@ class Config:
     #: Sites that are kept; later ones count under the function name ``_OTHER``.
     #: (``GREENBACK_TRACE_SITES``)
     sites: int = 500
+    #: ``"warn"``, ``"raise"`` or ``"off"`` is what debug mode does about misuse; something else
+    #: about the kinds that are named, as in ``"raise,import=warn"``. Advice is only logged, unless
+    #: its kind is named. (``GREENBACK_TRACE_MISUSE``)
+    misuse: str = "warn"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -112,6 +118,13 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _is_misuse(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(actions_of(value))
+    except ValueError:
+        return False
+
+
 def _is_rate(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and 0 <= value < float("inf")
@@ -169,5 +182,8 @@ _FIELDS: Dict[str, _Setting] = {
     ),
     "sites": _Setting(
         "GREENBACK_TRACE_SITES", int, _is_whole, "a whole number above 0", "an int above 0"
+    ),
+    "misuse": _Setting(
+        "GREENBACK_TRACE_MISUSE", str.lower, _is_misuse, ALLOWED_ACTIONS, ALLOWED_ACTIONS
     ),
 }

@@ -22,9 +22,9 @@ PORTAL_BOUNDS: List[int] = BOUNDS + [
     seconds * 10**9 for seconds in (30, 60, 300, 900, 3_600, 14_400, 43_200, 86_400)
 ]
 
-# A histogram is a list: the sum in nanoseconds, and then the counts of its buckets, the last one for
-# what is longer than all bounds. The sum comes first since CPython has a short way for indices that
-# are not negative. Looking a duration up in the edges gives the index of its bucket.
+# A histogram is a list: the sum in nanoseconds, and then the counts of its buckets, the last one
+# for what is longer than all bounds. The sum comes first since CPython has a short way for indices
+# that are not negative. Looking a duration up in the edges gives the index of its bucket.
 Histogram = List[int]
 EDGES: List[int] = [-1, *BOUNDS]
 PORTAL_EDGES: List[int] = [-1, *PORTAL_BOUNDS]
@@ -87,13 +87,14 @@ class Node(Tally):
         self.ends = ends
         #: The caller that was learned first, which mostly is the only one, and its key. A node is
         #: its own caller where a walk ends with that caller.
-        self.outer: Optional[Node] = None
+        self.outer: Any = None
         self.outer_key = NO_KEY
         #: The other callers.
         self.others: Dict[int, Node] = _NO_OTHERS
 
     def caller(self, key: int) -> Optional[Node]:
-        return self.outer if key == self.outer_key else self.others.get(key)
+        found: Optional[Node] = self.outer if key == self.outer_key else self.others.get(key)
+        return found
 
     def add_caller(self, key: int, caller: Node) -> None:
         if self.outer is None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from time import monotonic
+from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 import structlog
 from opentelemetry import trace
 
 from ._snapshot import Snapshot
+from ._totals import task_name
 
 if TYPE_CHECKING:
+    from greenback.instruments import Portal
+
+    from ._counts import PortalTally
+    from .misuse._watchdog import Held
     from .misuse.report import Misuse
 
 _SITES_IN_SUMMARY = 5
@@ -95,11 +100,86 @@ def start_over() -> None:
     global _lock
     _lock = threading.Lock()
     _repeats.clear()
+    _Debug.until = 0.0
 
 
-def slow_step(function: str, seconds: float) -> None:
-    """Log ``greenback.slow_step``: *function* held the event loop for so many *seconds*."""
-    emit("warning", "greenback.slow_step", site=function, seconds=round(seconds, 6))
+def portal_opened(portal: Portal) -> None:
+    """Log ``greenback.portal.opened``, if debug events are shown."""
+    if _shows_debug():
+        emit("debug", "greenback.portal.opened", **_described(portal))
+
+
+def portal_closed(portal: Portal, tally: PortalTally) -> None:
+    """Log ``greenback.portal.closed``, also for one that is open when the program ends."""
+    if _shows_debug():
+        emit(
+            "debug",
+            "greenback.portal.closed",
+            **_described(portal),
+            still_open=not tally.closed,
+            seconds=(perf_counter_ns() - tally.opened_at) / 1e9,
+            bridges=tally.bridges,
+            suspended=tally.suspended,
+            errors=tally.errors,
+            switches=tally.switches,
+            bridge_time=tally.time_ns / 1e9,
+            suspended_time=tally.suspended_ns / 1e9,
+            switch_time=tally.switch_ns / 1e9,
+            step_time_max=tally.step_max_ns / 1e9,
+        )
+
+
+def _described(portal: Portal) -> Dict[str, Any]:
+    return {
+        "kind": portal.kind,
+        "library": portal.library.name,
+        "task": task_name(portal.task),
+    }
+
+
+class _Debug:
+    """Whether debug events are shown, and until when that is taken for granted."""
+
+    shown = False
+    until = 0.0
+
+
+def _shows_debug() -> bool:
+    """Asked for each portal, hence looked up once a second only.
+
+    Never without the application's configuration of structlog: a line on standard error for each
+    portal is more than anybody asks for by switching tracing on.
+    """
+    now = monotonic()
+    if now >= _Debug.until:
+        _Debug.until = now + 1
+        _Debug.shown = structlog.is_configured() and _is_enabled_for_debug(_logger())
+    return _Debug.shown
+
+
+def _is_enabled_for_debug(logger: Any) -> bool:
+    try:
+        logger = logger.bind()
+        # The filtering ones of structlog have the first, those around the standard library's
+        # loggers the second.
+        ask = getattr(logger, "is_enabled_for", None) or getattr(logger, "isEnabledFor", None)
+        return True if ask is None else bool(ask(logging.DEBUG))
+    except Exception:  # it is the application's; `emit` tells of it
+        return True
+
+
+def slow_step(function: str, seconds: float, held: Optional[Held] = None) -> None:
+    """Log ``greenback.slow_step``: the event loop was held for so many *seconds*.
+
+    Args:
+        function: The function whose bridge was the last one in the step.
+        seconds: How long the step took.
+        held: The code that was seen to hold the loop, if somebody watched.
+    """
+    fields: Dict[str, Any] = {"seconds": round(seconds, 6)}
+    if held is not None:
+        fields.update(held_by=f"{held.function} ({held.file}:{held.line})", stack=held.stack)
+    emit("warning", "greenback.slow_step", site=function, **fields)
 
 
 def misuse(level: str, kind: str, site: str, describe: Callable[[], Misuse]) -> None:
@@ -120,7 +200,7 @@ def misuse(level: str, kind: str, site: str, describe: Callable[[], Misuse]) -> 
         "severity": found.severity,
         "subject": found.subject,
         "code.function.name": found.function,
-        "site": found.site,
+        "bridge": found.site,
         "offender": found.offender,
         "task": found.task,
         "thread": found.thread,

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, S
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
-from ._counts import BOUNDS, PORTAL_BOUNDS, Tally
+from ._counts import BOUNDS, PORTAL_BOUNDS, Tally, count_of
 from ._sdk import inside, is_within
 from ._snapshot import bridge_attributes
 from ._totals import Totals, ending_of
@@ -31,6 +31,8 @@ class Source:
         self.totals: Optional[Totals] = None
         #: What was left out so far, by what it was and why, besides sites.
         self.dropped: Callable[[], Mapping[str, Mapping[str, int]]] = dict
+        #: The number of misuses by kind and function. None where nobody looks for them.
+        self.misuses: Optional[Callable[[], Iterable[Tuple[Tuple[str, str], int]]]] = None
         #: Whether anybody has ever collected.
         self.was_read = False
         #: Called when somebody collects.
@@ -229,6 +231,13 @@ def register(meter: Meter, source: Source, is_private: bool) -> None:
         _slow_steps,
     )
 
+    def misuses(totals: Totals) -> _Values:
+        if source.misuses is not None:
+            for (kind, function), count in source.misuses():
+                yield count, {"greenback.misuse.kind": kind, "code.function.name": function}
+
+    counter("greenback.misuses", "{misuse}", "Bridges from unsafe places.", misuses)
+
     def dropped(totals: Totals) -> _Values:
         items = {item: dict(reasons) for item, reasons in source.dropped().items()}
         if totals.sites.count_left_out():
@@ -299,7 +308,7 @@ def _active(totals: Totals) -> _Values:
 
 def _switches(totals: Totals) -> _Values:
     for direction, durations in totals.switches().items():
-        yield sum(durations[:-1]), {"greenback.switch.direction": direction}
+        yield count_of(durations), {"greenback.switch.direction": direction}
 
 
 def _portals(totals: Totals) -> _Values:

@@ -35,7 +35,7 @@ def watch_collections() -> None:
 
 
 def unwatch_collections() -> None:
-    if _note_collection in gc.callbacks:
+    if _COLLECTS_ANYWHERE and _note_collection in gc.callbacks:
         gc.callbacks.remove(_note_collection)
     inside.collection = False
 

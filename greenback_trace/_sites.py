@@ -16,6 +16,8 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import greenback
 
+from ._frames import locals_of
+
 #: The flags of functions whose calls return something to await or to iterate with ``async for``.
 ASYNC = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
 #: The sync functions that a chain has at most.
@@ -164,8 +166,9 @@ def _guess_qualname(frame: FrameType) -> str:
     name = code.co_name
     places: List[Mapping[str, Any]] = [frame.f_globals]
     if code.co_argcount and code.co_varnames:
-        first = frame.f_locals.get(code.co_varnames[0])
-        owner = first if isinstance(first, type) else type(first)
+        first = locals_of(frame).get(code.co_varnames[0])
+        # Not isinstance(), which asks the object, and that may be a dead weak proxy.
+        owner: Any = first if issubclass(type(first), type) else type(first)
         places += [vars(base) for base in owner.__mro__]
     for place in places:
         function = _function_in(place.get(name))

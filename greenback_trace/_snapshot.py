@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from ._counts import BOUNDS, PORTAL_BOUNDS, Histogram
+from ._counts import BOUNDS, PORTAL_BOUNDS, Histogram, count_of
+from .misuse.report import Misuse
 
 if TYPE_CHECKING:
     from ._sites import Site
@@ -132,6 +133,8 @@ class Snapshot:
         durations: How long bridges, switches, steps and portals took.
         dropped: What tracing has left out, by what it was (``span``, ``measurement``, ``site`` or
             ``line``) and why.
+        misuses: What debug mode has found: the first misuse of each kind at each site, with their
+            number in ``count``. The most frequent first.
     """
 
     portals: Dict[str, PortalTotals]
@@ -143,6 +146,7 @@ class Snapshot:
     slow_steps: Dict[str, int]
     durations: Tuple[DurationTotals, ...]
     dropped: Dict[str, Dict[str, int]]
+    misuses: Tuple[Misuse, ...]
 
     def as_dict(self) -> Dict[str, Any]:
         """The same as dictionaries, lists and plain values, fit for `json.dumps`."""
@@ -153,10 +157,18 @@ class Snapshot:
             dict(each, bounds=list(each["bounds"]), counts=list(each["counts"]))
             for each in result["durations"]
         ]
+        result["misuses"] = [
+            dict(each, evidence=list(each["evidence"]), stack=list(each["stack"]))
+            for each in result["misuses"]
+        ]
         return result
 
 
-def take(totals: Totals, dropped: Optional[Mapping[str, Mapping[str, int]]] = None) -> Snapshot:
+def take(
+    totals: Totals,
+    dropped: Optional[Mapping[str, Mapping[str, int]]] = None,
+    misuses: Tuple[Misuse, ...] = (),
+) -> Snapshot:
     """The snapshot of *totals*, and of what was left out besides what they know of themselves."""
     chains = [
         ChainTotals(
@@ -184,10 +196,11 @@ def take(totals: Totals, dropped: Optional[Mapping[str, Mapping[str, int]]] = No
             for name, library in totals.by_library().items()
         },
         active=totals.active(),
-        switches={name: sum(each[:-1]) for name, each in totals.switches().items()},
+        switches={name: count_of(each) for name, each in totals.switches().items()},
         slow_steps=totals.slow_steps(),
         durations=tuple(durations(totals)),
         dropped=left_out,
+        misuses=misuses,
     )
 
 
@@ -219,13 +232,13 @@ def bridge_attributes(library: str, ending: Tuple[str, bool, Optional[str]]) -> 
 def _durations(
     name: str, attributes: Dict[str, Any], bounds: List[int], counted: Histogram
 ) -> Iterator[DurationTotals]:
-    if any(counted[:-1]):
+    if any(counted[1:]):
         yield DurationTotals(
             name=f"greenback.{name}.duration",
             attributes=attributes,
             bounds=tuple(bound / 1e9 for bound in bounds),
-            counts=tuple(counted[:-1]),
-            sum=counted[-1] / 1e9,
+            counts=tuple(counted[1:]),
+            sum=counted[0] / 1e9,
         )
 
 

@@ -19,7 +19,7 @@ from greenback.instruments import primary_failed
 
 from ._counts import PortalTally, Running
 from ._sdk import inside, is_within, unwatch_collections, watch_collections
-from ._totals import Totals, full_name, is_cancellation
+from ._totals import Totals, full_name, is_cancellation, task_name
 
 if TYPE_CHECKING:
     from greenback.instruments import Portal
@@ -96,7 +96,9 @@ class Spans:
         "_all_bridges",
         "_budget",
         "_dropped",
+        "_dropped_inside",
         "_is_private",
+        "_only_suspended",
         "_portals",
         "_process",
         "_rate",
@@ -118,6 +120,7 @@ class Spans:
     ) -> None:
         self._totals = totals
         self._which = which
+        self._only_suspended = which == "suspended"
         self._rate = rate
         self._slow_ns = slow_ns
         self._is_private = is_private
@@ -141,6 +144,7 @@ class Spans:
         self._budget = Budget(self._rate)
         self._second_budget = Budget(self._rate)
         self._dropped = 0
+        self._dropped_inside = 0
         #: A context whose span is not sampled, so that nothing is done within it.
         self._unsampled: Optional[Context] = None
         self.was_recorded = False
@@ -164,6 +168,10 @@ class Spans:
         Threads that add at the same moment may lose some; the number of bridges is exact.
         """
         return self._dropped
+
+    def count_inside_sdk(self) -> int:
+        """The spans that were left out because the SDK was in the middle of something."""
+        return self._dropped_inside
 
     # What the runtime calls
 
@@ -211,7 +219,7 @@ class Spans:
         if (
             bridge.opened is None
             and error is None
-            and not bridge.switches
+            and not (bridge.switches and self._only_suspended)
             and perf_counter_ns() - bridge.started < self._slow_ns
         ):
             bridge.awaitable = None
@@ -255,7 +263,10 @@ class Spans:
     def _start_portal(self, portal: Portal) -> None:
         assert self._tracer is not None
         current = self._own_view(_current_context())
-        if _is_unsampled(current) or not self._may_call(sys._getframe(1)):
+        if _is_unsampled(current):
+            return
+        if not self._may_call(sys._getframe(1)):
+            self._dropped_inside += 1
             return
         now = perf_counter_ns()
         if not self._is_within(self._budget, now):
@@ -277,7 +288,7 @@ class Spans:
     def _end_portal(self, portal: Portal, tally: Optional[PortalTally], span: Span) -> None:
         inside.now = True
         try:
-            name = _task_name(portal.task)
+            name = task_name(portal.task)
             if name is not None:
                 span.set_attribute("greenback.task.name", name)
             if tally is not None:
@@ -301,6 +312,7 @@ class Spans:
                 bridge.opened = _LEFT_OUT
             return
         if not self._may_call(frame):
+            self._dropped_inside += 1
             return
         budget.take()
         span = self._new_span(bridge, self._parent(bridge, view), None)
@@ -351,7 +363,11 @@ class Spans:
         else:
             return
         view = self._own_view(_current_context())
-        if _is_unsampled(view) or not self._may_call(sys._getframe(2)):
+        if _is_unsampled(view):
+            return
+        if not self._may_call(sys._getframe(2)):
+            if self._only_suspended:  # else it is counted already
+                self._dropped_inside += 1
             return
         if opened is _LEFT_OUT:
             if not budget.has_some(now):
@@ -492,9 +508,3 @@ def _portal_attributes(tally: PortalTally) -> Dict[str, Any]:
 def _awaitable_name(awaitable: Any) -> str:
     name = getattr(awaitable, "__qualname__", None)
     return name if isinstance(name, str) else full_name(type(awaitable))
-
-
-def _task_name(task: Any) -> Optional[str]:
-    get_name = getattr(task, "get_name", None)  # asyncio has this, Trio an attribute
-    name = getattr(task, "name", None) if get_name is None else get_name()
-    return name if isinstance(name, str) else None

@@ -93,10 +93,13 @@ class Totals:
         "late",
         "listener",
         "measurements",
+        "on_closed",
+        "on_opened",
         "on_portal",
         "on_slow_step",
         "portals",
         "sites",
+        "what_held",
     )
 
     def __init__(self, site_limit: int, slow_ns: int = 100_000_000) -> None:
@@ -109,6 +112,12 @@ class Totals:
         self.on_slow_step: Optional[Callable[[str, float], None]] = None
         #: Called when a portal is opened, if anybody waits for that.
         self.on_portal: Optional[Callable[[], None]] = None
+        #: Gives the function that was seen to hold the event loop in the step that has just ended,
+        #: if somebody watches.
+        self.what_held: Optional[Callable[[], Optional[str]]] = None
+        #: Told of each portal.
+        self.on_opened: Optional[Callable[[Portal], None]] = None
+        self.on_closed: Optional[Callable[[Portal, PortalTally], None]] = None
         #: Who the runtime calls: this, or what is around it.
         self.listener: Any = self
         self.sites = Sites(site_limit)
@@ -294,6 +303,8 @@ class Totals:
                     self.late[id(tally)] = tally
             if self.measurements is not None:
                 self.measurements.portal(tally.kind, spent)
+            if self.on_closed is not None:
+                self.on_closed(portal, tally)
         except Exception as error:
             primary_failed(self.listener, error)
 
@@ -395,6 +406,8 @@ class Totals:
         counts.kind(portal.kind).opened += 1
         if self.on_portal is not None:
             self.on_portal()
+        if self.on_opened is not None:
+            self.on_opened(portal)
         return tally
 
     def _finished_late(self, tally: PortalTally) -> None:
@@ -407,7 +420,9 @@ class Totals:
         try:
             tally.slow_steps += 1
             node = tally.last
-            function = _work_of(portal) if node is None else node.root().site.function
+            function = None if self.what_held is None else self.what_held()
+            if function is None:
+                function = _work_of(portal) if node is None else node.root().site.function
             slow = self._counts().slow
             if function not in slow and len(slow) >= self._site_limit:
                 function = OTHER.function
@@ -536,6 +551,12 @@ def full_name(kind: type) -> str:
     if kind.__module__ == "builtins":
         return kind.__qualname__
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def task_name(task: Any) -> Optional[str]:
+    get_name = getattr(task, "get_name", None)  # asyncio has this, Trio an attribute
+    name = getattr(task, "name", None) if get_name is None else get_name()
+    return name if isinstance(name, str) else None
 
 
 def _work_of(portal: Portal) -> str:

@@ -21,6 +21,8 @@ class TestConfig:
             ("span_rate", float("nan")),
             ("sites", 0),
             ("sites", 1.5),
+            ("misuse", "loud"),
+            ("misuse", None),
         ],
     )
     def test_refuses_a_value_that_cannot_be(self, field: str, value: Any) -> None:
@@ -47,6 +49,7 @@ class TestFromEnv:
             "GREENBACK_TRACE_SPANS": "suspended",
             "GREENBACK_TRACE_SPAN_RATE": "2.5",
             "GREENBACK_TRACE_SITES": "7",
+            "GREENBACK_TRACE_MISUSE": "Raise,import=warn",
         }
         assert Config.from_env(environ) == Config(
             mode="on",
@@ -55,6 +58,7 @@ class TestFromEnv:
             spans="suspended",
             span_rate=2.5,
             sites=7,
+            misuse="raise,import=warn",
         )
 
     @pytest.mark.parametrize(
@@ -86,6 +90,7 @@ class TestFromEnv:
             ("GREENBACK_TRACE_SPAN_RATE", "nan"),
             ("GREENBACK_TRACE_SPAN_RATE", "fast"),
             ("GREENBACK_TRACE_SITES", "-1"),
+            ("GREENBACK_TRACE_MISUSE", "raise,lock=warn"),
         ],
     )
     def test_a_typo_is_one_warning_and_the_default(

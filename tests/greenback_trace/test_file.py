@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -352,11 +351,3 @@ class TestPipeline:
         self.enable(tmp_path / "trace.jsonl")
         greenback_trace.disable()
         assert (tmp_path / "trace.jsonl").read_bytes() == b""
-
-    def test_debug_is_on(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """The mode debug traces, and says what it does not do yet."""
-        with caplog.at_level(logging.WARNING, "greenback"):
-            greenback_trace.enable(config=Config(mode="debug"))
-        assert greenback_trace.is_enabled()
-        (record,) = caplog.records
-        assert "does not detect misuse" in record.getMessage()

@@ -482,6 +482,7 @@ class TestSurroundings:
         backend.run(greenback.with_portal_run_sync, program)
         assert tracing.bridges() == []
         assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 1
+        assert greenback_trace.snapshot().dropped["span"] == {"inside_sdk": 1}
 
     @pytest.mark.skipif(
         sys.implementation.name == "pypy" or sys.version_info >= (3, 12),

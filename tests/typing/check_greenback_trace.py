@@ -44,3 +44,17 @@ def counted() -> None:
     for chain in snapshot.chains:
         assert_type(chain.bridges, int)
     assert_type(snapshot.portals["task"].bridges, int)
+    for misuse in snapshot.misuses:
+        assert_type(misuse, greenback_trace.Misuse)
+        assert_type(misuse.format(), str)
+
+
+def allowed() -> None:
+    with greenback_trace.allow("lock_held", reason="nobody else takes it"):
+        pass
+    greenback_trace.allow("lock_held")  # type: ignore[call-arg]
+    greenback_trace.allow("lock_held", "nobody else takes it")  # type: ignore[call-arg]
+    try:
+        pass
+    except greenback_trace.MisuseError as error:
+        assert_type(error.misuse, greenback_trace.Misuse)

@@ -1,0 +1,273 @@
+"""What a function is in the middle of, read from its bytecode: ``with`` blocks, calls of methods.
+
+Source is not needed, nor is anything that `executing` finds in it. Bytecode is looked at once per
+code object, and only if a ``with`` statement or the method in question is in it.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from types import CodeType, FrameType
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+#: What begins a ``with`` block: it looks up `__enter__` and calls it.
+_WITH = {dis.opmap[name] for name in ("SETUP_WITH", "BEFORE_WITH") if name in dis.opmap}
+_LOADS_METHOD = ("LOAD_METHOD", "LOOKUP_METHOD", "LOAD_SUPER_METHOD")
+_LOADS_METHOD_IF_FLAGGED = ("LOAD_ATTR", "LOAD_SUPER_ATTR") if sys.version_info >= (3, 12) else ()
+_LOADS_LOCAL = ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_LOAD_FAST", "STORE_FAST_LOAD_FAST")
+_LOADS_FREE = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
+_LOADS_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+_NEVER_CONTINUES = (
+    "RETURN_VALUE",
+    "RETURN_CONST",
+    "RAISE_VARARGS",
+    "RERAISE",
+    "JUMP_FORWARD",
+    "JUMP_ABSOLUTE",
+)
+_HAS_TABLE = sys.version_info >= (3, 11) and sys.implementation.name == "cpython"
+_CODES_KEPT = 4_096
+
+
+class With(NamedTuple):
+    """A ``with`` statement, or one item of it."""
+
+    offset: int
+    line: int
+    #: Its expression, where that is a name with attributes and constant subscripts; else empty.
+    expression: str
+    #: The name that the expression begins with.
+    name: str
+    is_global: bool
+
+
+class Call(NamedTuple):
+    """Where a method is looked up, to be called a moment later."""
+
+    code: CodeType
+    offset: int
+    #: The offset of the instruction that calls it.
+    end: int
+    line: int
+    is_with: bool
+    #: It is called without an argument.
+    is_plain: bool
+
+
+class _Looked:
+    __slots__ = ("calls", "code", "inside", "withs")
+
+    def __init__(self, code: CodeType) -> None:
+        self.code = code  # such that no other code gets its id
+        self.withs: Dict[int, With] = {}
+        self.calls: Optional[Dict[int, Call]] = None
+        self.inside: Dict[int, Tuple[With, ...]] = {}
+
+
+#: By the id of the code object. Written by whichever thread comes first; what two write at once
+#: is equal.
+_looked: Dict[int, _Looked] = {}
+
+
+def innermost_first(frames: Sequence[FrameType]) -> Iterator[Tuple[FrameType, With]]:
+    """The ``with`` blocks that *frames* are inside of: entered and not left."""
+    for frame in frames:
+        looked = _looked.get(id(frame.f_code))
+        if looked is None or looked.withs:
+            for block in inside(frame):
+                yield frame, block
+
+
+def inside(frame: FrameType) -> Sequence[With]:
+    """The ``with`` blocks that *frame* is inside of, innermost first: entered and not left."""
+    code = frame.f_code
+    looked = _looked.get(id(code)) or _look(code)
+    if not looked.withs:
+        return ()
+    offset = frame.f_lasti
+    found = looked.inside.get(offset)
+    if found is None:
+        found = _inside_table(looked, offset) if _HAS_TABLE else _inside_blocks(looked, offset)
+        looked.inside[offset] = found
+    return found
+
+
+def call_at(frame: FrameType, names: FrozenSet[str]) -> Optional[Call]:
+    """What *frame* is about to call, if its instruction looks up one of *names* for a call.
+
+    That is an expression like ``lock.acquire(...)``, or a ``with`` that looks up `__enter__`. None
+    for all else, like ``getattr(lock, "acquire")`` or ``callback = lock.acquire``.
+    """
+    code = frame.f_code
+    looked = _looked.get(id(code)) or _look(code)
+    calls = looked.calls
+    if calls is None:
+        calls = looked.calls = _calls(code, names)
+    return calls.get(frame.f_lasti)
+
+
+def _look(code: CodeType) -> _Looked:
+    looked = _Looked(code)
+    if not _WITH.isdisjoint(code.co_code[::2]):
+        instructions = list(_instructions(code))
+        for index, (instruction, line) in enumerate(instructions):
+            if instruction.opcode in _WITH:
+                name, expression, is_global = _expression_before(instructions, index)
+                offset = instruction.offset
+                looked.withs[offset] = With(offset, line, expression, name, is_global)
+    if len(_looked) >= _CODES_KEPT:
+        _looked.clear()
+    _looked[id(code)] = looked
+    return looked
+
+
+def _instructions(code: CodeType) -> Iterator[Tuple[dis.Instruction, int]]:
+    line = code.co_firstlineno
+    starts = dict(dis.findlinestarts(code))
+    for instruction in dis.get_instructions(code):
+        line = starts.get(instruction.offset, line) or line
+        if instruction.opname not in ("EXTENDED_ARG", "CACHE", "NOP", "PRECALL"):
+            yield instruction, line
+
+
+def _expression_before(
+    instructions: List[Tuple[dis.Instruction, int]], index: int
+) -> Tuple[str, str, bool]:
+    """The first name, the whole, and whether the name is a global one; empty if it is complex."""
+    tail = ""
+    while index:
+        index -= 1
+        instruction = instructions[index][0]
+        name, argument = instruction.opname, instruction.argval
+        if name == "LOAD_ATTR":
+            if _LOADS_METHOD_IF_FLAGGED and (instruction.arg or 0) & 1:
+                break
+            tail = f".{argument}{tail}"
+        elif name == "BINARY_SUBSCR" and index:
+            index -= 1
+            key = instructions[index][0]
+            if key.opname != "LOAD_CONST" or not isinstance(key.argval, (int, str)):
+                break
+            tail = f"[{key.argval!r}]{tail}"
+        elif name in _LOADS_LOCAL or name in _LOADS_FREE or name in _LOADS_GLOBAL:
+            first = argument[-1] if isinstance(argument, tuple) else argument
+            return first, first + tail, name in _LOADS_GLOBAL
+        else:
+            break
+    return "", "", False
+
+
+def _calls(code: CodeType, names: FrozenSet[str]) -> Dict[int, Call]:
+    calls: Dict[int, Call] = {}
+    instructions = list(_instructions(code))
+    for index, (instruction, line) in enumerate(instructions):
+        name = instruction.opname
+        is_with = instruction.opcode in _WITH
+        if is_with:
+            call, is_plain = instruction, True
+        elif instruction.argval in names and (
+            name in _LOADS_METHOD
+            or (name in _LOADS_METHOD_IF_FLAGGED and (instruction.arg or 0) & 1)
+        ):
+            after = (other for other, _ in instructions[index + 1 :])
+            called = next((other for other in after if other.opname.startswith("CALL")), None)
+            if called is None:
+                continue
+            call = called
+            is_plain = call is instructions[index + 1][0] and call.arg == 0
+        else:
+            continue
+        found = Call(code, instruction.offset, call.offset, line, is_with, is_plain)
+        # An offset in the cache after the instruction stands for it, from 3.11 on.
+        following = instructions[index + 1][0].offset if index + 1 < len(instructions) else 0
+        for offset in range(instruction.offset, max(following, instruction.offset + 1)):
+            calls[offset] = found
+    return calls
+
+
+# CPython 3.11 and later: a table says which handler covers which instructions.
+
+
+def _inside_table(looked: _Looked, offset: int) -> Tuple[With, ...]:
+    table = _exception_table(looked.code)
+    handlers: Set[int] = set()
+    target = _handler(table, offset)
+    while target >= 0 and target not in handlers:
+        handlers.add(target)
+        # What a handler is covered by covers the block that leads to it as well.
+        target = _handler(table, target)
+    # The first instruction of a block stores or drops what __enter__ has returned.
+    found = (
+        block for block in looked.withs.values() if _handler(table, block.offset + 2) in handlers
+    )
+    return tuple(sorted(found, reverse=True))
+
+
+def _handler(table: List[Tuple[int, int, int]], offset: int) -> int:
+    """The offset of the handler that covers an instruction; -1 if none does."""
+    return next((handler for start, end, handler in table if start <= offset < end), -1)
+
+
+def _exception_table(code: Any) -> List[Tuple[int, int, int]]:
+    """(start, end, handler) in bytes.
+
+    The format is described in CPython's ``Objects/exception_handling_notes.txt``.
+    """
+    data: Iterator[int] = iter(code.co_exceptiontable)
+
+    def number() -> int:
+        byte = next(data)
+        value = byte & 63
+        while byte & 64:
+            byte = next(data)
+            value = value << 6 | (byte & 63)
+        return value
+
+    entries = []
+    try:
+        while True:
+            start = number() * 2
+            end = start + number() * 2
+            entries.append((start, end, number() * 2))
+            number()
+    except StopIteration:
+        return entries
+
+
+# Before, and on PyPy: instructions push and pop blocks, which are followed along every path.
+
+
+def _inside_blocks(looked: _Looked, offset: int) -> Tuple[With, ...]:
+    instructions = [instruction for instruction, _ in _instructions(looked.code)]
+    # A jump may lead to an instruction that is left out, and so to the one after it.
+    index_of: Dict[int, int] = {}
+    for index, instruction in enumerate(instructions):
+        for before in range(max(index_of, default=-2) + 2, instruction.offset + 1, 2):
+            index_of[before] = index
+    seen: Set[Tuple[int, Tuple[int, ...]]] = set()
+    at_offset: List[Tuple[int, ...]] = []
+    todo: List[Tuple[int, Tuple[int, ...]]] = [(0, ())]
+    while todo:
+        state = todo.pop()
+        if state in seen or state[0] >= len(instructions):
+            continue
+        seen.add(state)
+        index, blocks = state
+        instruction = instructions[index]
+        name = instruction.opname
+        if instruction.offset == offset:
+            at_offset.append(blocks)
+        pushes = name.startswith("SETUP_") and name != "SETUP_ANNOTATIONS"
+        if instruction.opcode in dis.hasjrel or instruction.opcode in dis.hasjabs:
+            todo.append((index_of[instruction.argval], blocks))
+        if pushes:
+            blocks = (*blocks, instruction.offset)
+        elif name == "POP_BLOCK":
+            blocks = blocks[:-1]
+        if name not in _NEVER_CONTINUES:
+            todo.append((index + 1, blocks))
+    if not at_offset:
+        return ()
+    found = set(at_offset[0]).intersection(*at_offset[1:])
+    return tuple(sorted((looked.withs[at] for at in found if at in looked.withs), reverse=True))

@@ -1,0 +1,198 @@
+"""Which misuse, if any, a bridge that starts is in.
+
+Every bridge of debug mode pays for this, so it takes one pass over the frames, and one look-up for
+each: whether the instruction that a frame is at is known to call what the next frame in is running.
+Only where that is not so, the detectors are asked.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from types import CodeType, FrameType
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+from greenlet import getcurrent
+
+from greenback._bridge import await_
+from greenback._state import Worker
+
+from .._sites import STRIDE
+from . import (
+    async_caller,
+    finalizer,
+    gc_callback,
+    imports,
+    signal_handler,
+    trace_function,
+    weakref_callback,
+)
+from ._calls import how_called, is_plainly_called, takes_arguments
+from ._finding import Finding, Suspicion
+from ._stack import OUTERMOST
+
+#: The kinds that can be told on this interpreter. The detectors of the others are off.
+SUPPORTED: Dict[str, bool] = {
+    "finalizer": True,
+    "weakref_callback": True,
+    "signal_handler": True,
+    "gc_callback": hasattr(gc, "callbacks"),
+    "trace_function": True,
+    "import": True,
+    "lock_held": True,
+    "async_caller": True,
+}
+
+_AWAIT = await_.__code__
+_SUSPECTS: Tuple[Callable[[FrameType, FrameType], Optional[Suspicion]], ...] = tuple(
+    module.suspect
+    for module in (finalizer, trace_function, signal_handler, gc_callback, weakref_callback)
+    if SUPPORTED[module.KIND]
+)
+_PLACES_KEPT = 20_000
+_CODES_KEPT = 10_000
+
+# The places of calls, known as in _sites.py, with the id of the code that they are known to call;
+# of all other codes that the same place calls; the codes, so that no other one gets an id; the
+# codes of callers that are not async. Written by whichever thread comes first: what two write at
+# once is equal.
+_called_from: Dict[int, int] = {}
+_also_called_from: Dict[int, Set[int]] = {}
+_codes: Dict[int, CodeType] = {}
+_sync: Set[int] = set()
+# Places whose calls were looked at, and are not known to be made by their own code.
+_unclear: Set[Tuple[int, int]] = set()
+#: What stands for `_called_from` where frames are to be looked at that are known.
+_NOTHING: Dict[int, int] = {}
+
+
+def at_start(frame: FrameType) -> Optional[Finding]:
+    """The misuse that a bridge is in, if there is one: the innermost, of whatever kind but locks.
+
+    That the caller is async comes last. What is around another bridge that this one is inside of
+    was that one's misuse, and is not reported again.
+
+    Args:
+        frame: The frame that called `greenback.await_`, of the greenlet that is running now.
+    """
+    stride = STRIDE
+    called_from = _called_from
+    closing: List[FrameType] = []
+    if sys.exc_info()[1] is not None:
+        closing = finalizer.closing_frames()
+        if closing:
+            called_from = _NOTHING
+    here: Any = getcurrent()
+    inner = frame
+    mine = site = id(frame.f_code)
+    while True:
+        outer = inner.f_back
+        try:
+            while outer is not None:
+                around = id(outer.f_code)
+                if called_from[around + outer.f_lasti * stride] != mine:
+                    break
+                inner, mine = outer, around
+                outer = inner.f_back
+        except KeyError:
+            pass
+        code = inner.f_code
+        if code is _AWAIT:
+            break
+        if outer is not None and code not in OUTERMOST:
+            also = _also_called_from.get(around + outer.f_lasti * stride, ())
+            if called_from is _NOTHING or mine not in also:
+                found = _look(frame, inner, outer, closing)
+                if found is not None:
+                    return found
+            inner, mine = outer, around
+            continue
+        # The end of this greenlet.
+        if type(here) is Worker or here.parent is None:
+            break
+        here = here.parent
+        if here.gr_frame is None:
+            break
+        inner = here.gr_frame
+        mine = id(inner.f_code)
+    if site in _sync:
+        return None
+    found = async_caller.find(frame)
+    if found is None and async_caller.is_sync(frame):
+        _codes[site] = frame.f_code
+        _sync.add(site)
+    return found
+
+
+def _look(
+    site: FrameType, frame: FrameType, caller: FrameType, closing: List[FrameType]
+) -> Optional[Finding]:
+    """What the detectors say of a frame."""
+    code = frame.f_code
+    if code in imports.CODES:
+        return imports.find(frame, _module_in(site, frame))
+    if code.co_flags & finalizer.RESUMABLE:
+        is_closing = any(each is frame for each in closing)
+        found = finalizer.of_generator(frame, caller, is_closing)
+        if found is None and not is_closing:
+            _remember(code, caller)
+        return found
+    if is_plainly_called(frame, caller):
+        _remember(code, caller)
+        return None
+    for suspect in _SUSPECTS:
+        suspicion = suspect(frame, caller)
+        if suspicion is None:
+            continue
+        explicit, evidence = how_called(
+            frame, caller, names=suspicion.names, handed=suspicion.handed
+        )
+        if explicit is None and suspicion.confirm is not None:
+            sure = suspicion.confirm()
+            if sure is not None:
+                explicit, evidence = False, sure
+        if explicit:
+            _remember(code, caller)
+            return None
+        return Finding(
+            suspicion.kind,
+            frame,
+            suspicion.subject,
+            (*suspicion.evidence, evidence),
+            explicit is None,
+        )
+    if not takes_arguments(code):
+        _remember(code, caller)
+        return None
+    # It is nothing now. If its caller calls it by another name, it need not be looked at again.
+    place = (id(caller.f_code) + caller.f_lasti * STRIDE, id(code))
+    if place not in _unclear:
+        if how_called(frame, caller).explicit:
+            _remember(code, caller)
+        elif len(_unclear) < _PLACES_KEPT:
+            _codes[id(code)], _codes[id(caller.f_code)] = code, caller.f_code
+            _unclear.add(place)
+    return None
+
+
+def _remember(code: CodeType, caller: FrameType) -> None:
+    """Note that *caller* calls *code* with the instruction that it is at."""
+    if len(_codes) >= _CODES_KEPT:
+        for kept in (_called_from, _also_called_from, _unclear, _sync, _codes):
+            kept.clear()
+    outer = caller.f_code
+    _codes[id(code)], _codes[id(outer)] = code, outer
+    place = id(outer) + caller.f_lasti * STRIDE
+    if _called_from.setdefault(place, id(code)) != id(code):
+        _also_called_from.setdefault(place, set()).add(id(code))
+
+
+def _module_in(site: FrameType, frame: FrameType) -> Optional[FrameType]:
+    """The outermost frame inside *frame* that runs the code of a module."""
+    found = None
+    inner: Optional[FrameType] = site
+    while inner is not None and inner is not frame:
+        if inner.f_code.co_name == "<module>":
+            found = inner
+        inner = inner.f_back
+    return found

@@ -1,0 +1,223 @@
+"""Debug mode: what the runtime tells, with detectors in between."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from functools import partial
+from time import perf_counter_ns
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Callable, Dict, NoReturn, Optional, Tuple
+
+from greenback._bridge import _discard, await_
+
+from .._log import slow_step
+from .._sdk import unwatch_collections, watch_collections
+from .._sites import Site, outside_adapters
+from . import _locks
+from ._detect import at_start
+from ._finding import Finding
+from ._record import Misuses
+from ._stack import frames_from
+from ._watchdog import Held, Watchdog
+from .report import OFF, Misuse, MisuseError
+
+if TYPE_CHECKING:
+    from greenback.instruments import Listener, Portal
+
+    from .._counts import Running
+    from .._spans import Spans
+    from .._totals import Totals
+
+_AWAIT = await_.__code__
+_LOCK_HELD = "lock_held"
+
+
+class _Local(threading.local):
+    #: What was seen of the step that has just ended, in this thread.
+    held: Optional[Held] = None
+
+
+class Debug:
+    """A `greenback.instruments.Listener` around `Totals` or `Spans` that looks for misuse.
+
+    Detectors are called after the bridge has begun for the others, so that a bridge which is
+    refused is one that has failed, and has a span.
+
+    Args:
+        inner: What is told of everything, and counts.
+        totals: The totals that are in it.
+        spans: The spans that are in it, if there are some.
+        misuses: Where what is found is reported.
+        slow_seconds: Of a step that takes longer, the code that held the loop is named.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_inner",
+        "_local",
+        "_looks_at_start",
+        "_spans",
+        "_start",
+        "_totals",
+        "_watchdog",
+        "enter_portal",
+        "finish_bridge",
+        "misuses",
+        "open_portal",
+        "resume_bridge",
+        "start_step",
+        "suspend_bridge",
+    )
+
+    suspend_bridge: Optional[Callable[[Any], None]]
+    start_step: Optional[Callable[[Portal], None]]
+
+    def __init__(
+        self,
+        inner: Listener,
+        totals: Totals,
+        spans: Optional[Spans],
+        misuses: Misuses,
+        slow_seconds: float,
+    ) -> None:
+        self.misuses = misuses
+        self._watchdog = Watchdog(slow_seconds)
+        self._local = _Local()
+        self._inner = inner
+        self._totals = totals
+        self._spans = spans
+        totals.listener = self
+        totals.on_slow_step = self._tell_slow_step
+        totals.what_held = self._what_held
+        watch_collections()  # for allow()
+        self.open_portal = inner.open_portal
+        self.enter_portal = inner.enter_portal
+        self._start = inner.start_bridge
+        self.resume_bridge = inner.resume_bridge
+        self.finish_bridge = inner.finish_bridge
+        self.start_step = self._watchdog.start_step
+        actions = misuses.actions
+        self._looks_at_start = any(
+            action != OFF for kind, action in actions.items() if kind != _LOCK_HELD
+        )
+        self.suspend_bridge = None
+        if actions[_LOCK_HELD] != OFF:
+            self.suspend_bridge = self._before_suspension
+            _locks.install()
+
+    def after_fork(self) -> None:
+        """Start at zero, in a forked child."""
+        self.misuses.after_fork()
+        self._watchdog.after_fork()
+
+    def stop(self) -> None:
+        """Leave nothing of debug mode behind."""
+        self.misuses.log_postponed()
+        self._watchdog.stop()
+        unwatch_collections()
+        if self.suspend_bridge is not None:
+            _locks.uninstall()
+
+    # What the runtime calls, besides what goes through unseen
+
+    def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType) -> Optional[Running]:
+        bridge: Optional[Running] = self._start(portal, awaitable, frame)
+        if self._looks_at_start:
+            try:
+                finding = at_start(frame)
+            except Exception as error:
+                self.misuses.tell_failure("looking for misuse", error)
+                finding = None
+            if finding is not None:
+                refused = self._report(finding, bridge, portal, frame)
+                finding = None
+                if refused is not None:
+                    self._refuse(refused, bridge, awaitable)
+        if bridge is not None:
+            bridge.portal = portal  # for the suspension
+            bridge.started = perf_counter_ns()  # what was done here is none of the bridge's time
+        return bridge
+
+    def close_portal(self, portal: Portal) -> None:
+        self._watchdog.finish_step(portal)  # one that was killed has no other end
+        self._inner.close_portal(portal)
+
+    def finish_step(self, portal: Portal) -> None:
+        local = self._local
+        local.held = self._watchdog.finish_step(portal)
+        self._inner.finish_step(portal)
+        local.held = None
+        if self.misuses.postponed:
+            tally = portal.note
+            if tally is None or tally.started == tally.bridges:
+                self.misuses.log_postponed()
+
+    def _before_suspension(self, bridge: Running) -> None:
+        if bridge.switches:
+            return  # nothing of the task's sync code has run since the first one
+        frame = _caller_of_await(sys._getframe(1))
+        if frame is None:
+            return
+        portal = bridge.portal
+        try:
+            finding = _locks.held(frames_from(frame), portal.task)
+        except Exception as error:
+            self.misuses.tell_failure("looking for held locks", error)
+            return
+        if finding is not None:
+            refused = self._report(finding, bridge, portal, frame)
+            finding = None
+            if refused is not None:
+                raise MisuseError(refused)
+
+    def _what_held(self) -> Optional[str]:
+        held = self._local.held
+        return None if held is None else held.function
+
+    def _tell_slow_step(self, function: str, seconds: float) -> None:
+        slow_step(function, seconds, self._local.held)
+
+    # What it does about a finding
+
+    def _report(
+        self, finding: Finding, bridge: Optional[Running], portal: Portal, frame: FrameType
+    ) -> Optional[Misuse]:
+        site = self._totals.sites.bridging(outside_adapters(frame))
+        note = partial(self._note, bridge, portal, frame)
+        return self.misuses.report(finding, site, frame, portal, note)
+
+    def _note(
+        self,
+        bridge: Optional[Running],
+        portal: Portal,
+        frame: FrameType,
+        finding: Finding,
+        site: Site,
+    ) -> Optional[Tuple[str, str]]:
+        if self._spans is None:
+            return None
+        attributes: Dict[str, Any] = {
+            "greenback.misuse.kind": finding.kind,
+            "greenback.misuse.subject": finding.subject,
+            "greenback.misuse.inconclusive": finding.inconclusive,
+            "code.function.name": site.function,
+        }
+        return self._spans.note_misuse(bridge, portal, frame, attributes)
+
+    def _refuse(self, misuse: Misuse, bridge: Optional[Running], awaitable: Any) -> NoReturn:
+        error = MisuseError(misuse)
+        try:
+            if bridge is not None:
+                self.finish_bridge(bridge, error, 0)
+            _discard(awaitable)
+            raise error
+        finally:
+            del error  # its traceback has this frame
+
+
+def _caller_of_await(frame: Optional[FrameType]) -> Optional[FrameType]:
+    # By identity: comparing a code object with itself takes a microsecond.
+    while frame is not None and frame.f_code is not _AWAIT:
+        frame = frame.f_back
+    return None if frame is None else frame.f_back

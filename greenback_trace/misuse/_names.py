@@ -1,0 +1,30 @@
+"""How code and classes are called in reports."""
+
+from __future__ import annotations
+
+from types import FrameType
+
+from .._frames import locals_of
+from .._sites import _guess_qualname
+from ._calls import PARTIAL_CALL
+
+
+def name_of_code(frame: FrameType) -> str:
+    """The qualified name of a frame's function."""
+    if frame.f_code is PARTIAL_CALL:
+        function = locals_of(frame)["self"].func
+        return getattr(function, "__qualname__", None) or repr(function)
+    name = getattr(frame.f_code, "co_qualname", None)
+    if name is None:
+        try:
+            name = _guess_qualname(frame)
+        except ReferenceError:  # its first argument is a weak proxy, and dead
+            name = frame.f_code.co_name
+        locals_of(frame)  # which has the frame let go of what was looked at
+    return name
+
+
+def name_of_type(kind: type) -> str:
+    """``module.qualname``; without the module for builtins."""
+    module, name = kind.__module__, kind.__qualname__
+    return name if module in ("builtins", "__main__") else f"{module}.{name}"

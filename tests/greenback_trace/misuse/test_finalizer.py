@@ -1,0 +1,648 @@
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import operator
+import sys
+import weakref
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+import greenback
+
+KIND = "finalizer"
+IS_PYPY = sys.implementation.name == "pypy"
+refcounted = pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
+
+
+def collect() -> None:
+    """What is unreachable and young, which takes PyPy several rounds."""
+    if IS_PYPY:
+        for _ in range(3):
+            gc.collect()
+    else:
+        gc.collect(1)
+
+
+def finalized_class(bridge: Callable[[], None]) -> Any:
+    class Connection:
+        other: Any = None
+
+        def __del__(self) -> None:
+            bridge()
+
+    return Connection
+
+
+# Each drops the last reference of something that *make* makes.
+
+
+def by_del(make: Callable[[], Any]) -> None:
+    made = make()
+    del made
+
+
+def by_assignment(make: Callable[[], Any]) -> None:
+    made = make()
+    made = None  # noqa: F841
+
+
+def by_return(make: Callable[[], Any]) -> None:
+    def use() -> None:
+        made = make()
+        assert made is not None
+
+    use()
+
+
+def as_temporary(make: Callable[[], Any]) -> None:
+    make()
+
+
+def by_attribute(make: Callable[[], Any]) -> None:
+    holder = make()
+    holder.held = make()
+    holder.held = None
+    del holder
+
+
+def by_subscript(make: Callable[[], Any]) -> None:
+    table = {"made": make()}
+    del table["made"]
+
+
+def by_clear(make: Callable[[], Any]) -> None:
+    made = [make()]
+    made.clear()
+
+
+def by_pop(make: Callable[[], Any]) -> None:
+    [make()].pop()
+
+
+def by_loop(make: Callable[[], Any]) -> None:
+    for made in [make(), make()]:
+        assert made is not None
+    del made
+
+
+def by_argument(make: Callable[[], Any]) -> None:
+    def use(made: Any) -> None:
+        pass
+
+    use(make())
+
+
+def by_comprehension(make: Callable[[], Any]) -> None:
+    [None for made in [make()]]
+
+
+def by_exception(make: Callable[[], Any]) -> None:
+    try:
+        made = make()
+        assert made is not None
+        raise ValueError
+    except ValueError:
+        del made
+
+
+def by_generator(make: Callable[[], Any]) -> None:
+    def generator() -> Iterator[None]:
+        made = make()
+        assert made is not None
+        yield
+
+    for _ in generator():
+        pass
+
+
+DROPS: List[Any] = [
+    by_del,
+    by_assignment,
+    by_return,
+    as_temporary,
+    by_attribute,
+    by_subscript,
+    by_clear,
+    by_pop,
+    by_loop,
+    by_argument,
+    by_comprehension,
+    by_exception,
+    by_generator,
+]
+
+
+class TestDel:
+    @refcounted
+    @pytest.mark.parametrize("drop", DROPS)
+    def test_by_reference_count(self, backend: Any, looking: Any, bridge: Any, drop: Any) -> None:
+        """A bridge in a __del__ is found, wherever the last reference goes."""
+        found = looking.in_portal(backend, lambda: drop(finalized_class(bridge)))
+        assert found
+        for each in found:
+            assert (each.kind, each.inconclusive) == (KIND, False), each.evidence
+            assert each.frame.f_code.co_name == "__del__"
+            assert "Connection" in each.subject
+
+    def test_by_collector_called(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A bridge in the __del__ of what gc.collect() finds is found."""
+
+        def cycle() -> None:
+            made = finalized_class(bridge)()
+            made.other = made
+            del made
+            collect()
+
+        assert looking.only(backend, cycle, KIND).frame.f_code.co_name == "__del__"
+
+    def test_by_collector_anywhere(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A bridge in a __del__ that the collector runs at an arbitrary moment is found."""
+
+        def cycle() -> None:
+            kept: List[Any] = []
+            made = finalized_class(bridge)()
+            made.other = made
+            del made
+            for _ in range(1_000_000):
+                if looking.bridges:
+                    break
+                # PyPy counts how much there is, CPython how many there are.
+                kept.append([None] * 10_000 if IS_PYPY else {"other": kept})
+                if len(kept) > 1_000:
+                    kept.clear()
+
+        if IS_PYPY:
+            looking.only(backend, cycle, KIND)
+            return
+        before = gc.get_threshold()
+        gc.set_threshold(50, 1, 1)
+        try:
+            looking.only(backend, cycle, KIND)
+        finally:
+            gc.set_threshold(*before)
+
+    @pytest.mark.skipif(IS_PYPY, reason="PyPy's collector keeps no such lists")
+    def test_by_collector_in_opaque_call(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """The collector's own finalizers are certain, even in a call that cannot be seen into."""
+
+        def cycle() -> None:
+            made = finalized_class(bridge)()
+            made.other = made
+            del made
+            [gc.collect][len(opaque())]()
+
+        def opaque() -> List[int]:
+            return []
+
+        looking.only(backend, cycle, KIND)
+
+    @refcounted
+    def test_inherited(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A __del__ that a base class has, or that calls the one of its base class, is one."""
+        base = finalized_class(bridge)
+
+        class Inherits(base):
+            pass
+
+        class Extends(base):
+            def __del__(self) -> None:
+                super().__del__()
+
+        found = looking.only(backend, lambda: by_del(Inherits), KIND)
+        assert "Inherits" in found.subject
+        found = looking.only(backend, lambda: by_del(Extends), KIND)
+        assert found.frame.f_code is Extends.__del__.__code__
+
+    @refcounted
+    def test_deep(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """It is found many functions above the bridge."""
+
+        def deeper(levels: int) -> None:
+            if levels:
+                deeper(levels - 1)
+            else:
+                bridge()
+
+        looking.only(backend, lambda: by_del(finalized_class(lambda: deeper(50))), KIND)
+
+    @refcounted
+    def test_other_name(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A finalizer need not be called __del__."""
+
+        class Connection:
+            def close(self) -> None:
+                bridge()
+
+            __del__ = close
+
+        looking.only(backend, lambda: by_del(Connection), KIND)
+        looking.only(backend, lambda: by_clear(Connection), KIND)
+
+    @refcounted
+    def test_decorated(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A decorated finalizer is one."""
+
+        def decorator(function: Any) -> Any:
+            @functools.wraps(function)
+            def wrapper(*args: Any) -> Any:
+                return function(*args)
+
+            return wrapper
+
+        class Connection:
+            @decorator
+            def __del__(self) -> None:
+                bridge()
+
+        looking.only(backend, lambda: by_del(Connection), KIND)
+
+    @refcounted
+    def test_in_greenlet_of_the_program(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """It is found through greenlets that the task's code has started itself."""
+        greenlet = pytest.importorskip("greenlet")
+
+        class Connection:
+            def __del__(self) -> None:
+                greenlet.greenlet(bridge).switch()
+
+        looking.only(backend, lambda: by_del(Connection), KIND)
+
+    @refcounted
+    def test_innermost_once(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """Of bridges inside bridges, each misuse is named once, and the innermost one."""
+        inner = finalized_class(bridge)
+
+        async def nested() -> None:
+            by_del(inner)
+
+        outer = finalized_class(lambda: greenback.await_(nested()))
+        found = looking.in_portal(backend, lambda: by_del(outer))
+        assert [each.frame.f_code for each in found] == [
+            outer.__del__.__code__,
+            inner.__del__.__code__,
+        ]
+
+        async def harmless() -> None:
+            bridge()
+
+        outer = finalized_class(lambda: greenback.await_(harmless()))
+        looking.in_portal(backend, lambda: by_del(outer))
+
+
+def finalizer_of(made: Any) -> Any:
+    return made.__del__
+
+
+class Explicit:
+    """Calls of a `__del__` by the program. Each is followed by the object's real end."""
+
+    @staticmethod
+    def plainly(made: Any) -> None:
+        made.__del__()
+
+    @staticmethod
+    def by_class(made: Any) -> None:
+        type(made).__del__(made)
+
+    @staticmethod
+    def by_other_name(made: Any) -> None:
+        close = made.__del__
+        close()
+
+    @staticmethod
+    def from_list(made: Any) -> None:
+        actions = [made.__del__]
+        actions[0]()
+
+    @staticmethod
+    def through_partial(made: Any) -> None:
+        close = functools.partial(type(made).__del__, made)
+        close()
+
+    @staticmethod
+    def passed_on(made: Any) -> None:
+        def call(function: Any) -> None:
+            function()
+
+        call(made.__del__)
+
+    @staticmethod
+    def passed_to_c(made: Any) -> None:
+        sorted([made], key=type(made).__del__)
+
+    @staticmethod
+    def of_opaque_object(made: Any) -> None:
+        def get() -> Any:
+            return made
+
+        get().__del__()
+
+
+class TestExplicitCall:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            Explicit.plainly,
+            Explicit.by_class,
+            Explicit.by_other_name,
+            Explicit.from_list,
+            Explicit.through_partial,
+            Explicit.passed_on,
+            Explicit.passed_to_c,
+            Explicit.of_opaque_object,
+        ],
+        ids=lambda call: call.__name__,
+    )
+    def test_is_not_misuse(self, backend: Any, looking: Any, bridge: Any, call: Any) -> None:
+        """Calling a __del__ oneself is fine, however it is done."""
+        made = finalized_class(bridge)()
+        looking.none(backend, lambda: call(made))
+        type(made).__del__ = lambda self: None
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda made: finalizer_of(made)(),
+            lambda made: operator.methodcaller("__del__")(made),
+            lambda made: list(map(type(made).__del__, [made])),
+        ],
+        ids=["call-of-a-call", "methodcaller", "map"],
+    )
+    def test_opaque_is_inconclusive(
+        self, backend: Any, looking: Any, bridge: Any, call: Any
+    ) -> None:
+        """A call that cannot be told from an implicit one says so."""
+        made = finalized_class(bridge)()
+        found = looking.in_portal(backend, lambda: call(made))
+        assert [(each.kind, each.inconclusive) for each in found] == [(KIND, True)]
+        type(made).__del__ = lambda self: None
+
+    def test_mere_name(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A function that is merely called __del__ is none."""
+
+        class Namesake:
+            pass
+
+        def __del__(self: Any) -> None:
+            bridge()
+
+        other = __del__
+        looking.none(backend, lambda: __del__(Namesake()))
+        looking.none(backend, lambda: other(Namesake()))
+
+    def test_as_exit(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A with block that ends in the function which is the finalizer too is no misuse."""
+
+        class Connection:
+            def close(self, *error: Any) -> None:
+                bridge()
+
+            __del__ = close
+            __exit__ = close
+
+            def __enter__(self) -> None:
+                pass
+
+        made = Connection()
+
+        def use() -> None:
+            with made:
+                pass
+
+        looking.none(backend, use)
+        Connection.__del__ = lambda self: None  # type: ignore[method-assign,assignment,misc]
+
+
+class TestFinalize:
+    @refcounted
+    def test_callback(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A bridge in a callback of weakref.finalize is found."""
+
+        class Thing:
+            pass
+
+        def make() -> Any:
+            thing = Thing()
+            weakref.finalize(thing, bridge)
+            return thing
+
+        found = looking.only(backend, lambda: by_del(make), KIND)
+        assert "weakref.finalize" in found.subject
+        assert "bridge" in found.subject
+
+    def test_by_collector(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """So it is where the collector frees the object."""
+
+        class Thing:
+            def __init__(self) -> None:
+                self.other = self
+
+        def cycle() -> None:
+            weakref.finalize(Thing(), bridge)
+            collect()
+
+        looking.only(backend, cycle, KIND)
+
+    def test_called(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A finalizer that the program calls is not misuse."""
+
+        class Thing:
+            pass
+
+        thing = Thing()
+        finalizer = weakref.finalize(thing, bridge)
+        looking.none(backend, finalizer)
+        finalizer = weakref.finalize(thing, bridge)
+        looking.none(backend, lambda: finalizer())
+
+    @pytest.mark.skipif(IS_PYPY, reason="atexit is written in Python there")
+    def test_at_exit(self, python: Any) -> None:
+        """A callback that atexit runs is found."""
+        done = python("-c", AT_EXIT)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "finalizer False\n"
+
+
+AT_EXIT = """
+import asyncio, atexit, weakref
+import greenback
+from greenback_trace.misuse._detect import at_start
+
+class Thing:
+    pass
+
+thing = Thing()
+weakref.finalize(thing, lambda: greenback.await_(asyncio.sleep(0)))
+
+class Looking(greenback.instruments.Instrument):
+    def bridge_started(self, bridge):
+        found = at_start(bridge.frame)
+        print(found.kind, found.inconclusive)
+
+greenback.instruments.add_instrument(Looking())
+asyncio.run(greenback.with_portal_run_sync(atexit._run_exitfuncs))
+"""
+
+
+def throw_exit(generator: Any) -> None:
+    with pytest.raises(GeneratorExit):
+        generator.throw(GeneratorExit())
+
+
+class TestGenerator:
+    def generator(self, bridge: Callable[[], None]) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            bridge()
+
+    def caught(self, bridge: Callable[[], None]) -> Iterator[None]:
+        try:
+            yield
+        except GeneratorExit:
+            pass
+        bridge()
+
+    async def coroutine(self, bridge: Callable[[], None], waits: Any) -> None:
+        try:
+            await waits
+        finally:
+            bridge()
+
+    @refcounted
+    @pytest.mark.parametrize("which", ["generator", "caught"])
+    @pytest.mark.parametrize("drop", [by_del, by_assignment, by_return, by_subscript, by_clear])
+    def test_dropped(self, backend: Any, looking: Any, bridge: Any, which: str, drop: Any) -> None:
+        """The finally block of a generator that is dropped is a finalizer."""
+
+        def make() -> Any:
+            generator = getattr(self, which)(bridge)
+            next(generator)
+            return generator
+
+        if which == "caught" and drop in (by_clear, by_return):
+            pytest.skip("in a call, and no longer handling GeneratorExit, it is like any other")
+        found = looking.only(backend, lambda: drop(make), KIND)
+        assert which in found.subject
+        assert "generator" in found.subject
+
+    def test_collected(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """So it is where the collector finds the generator."""
+
+        def cycle() -> None:
+            holder: List[Any] = []
+            generator = self.generator(bridge)
+            next(generator)
+            holder += [generator, holder]
+
+            def keep(generator: Any) -> Iterator[None]:
+                yield from generator
+
+            del generator, holder
+            collect()
+
+        looking.only(backend, cycle, KIND)
+
+    @refcounted
+    def test_loop_left(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A loop over a generator that is left early drops it."""
+
+        def leave() -> None:
+            for _ in self.generator(bridge):
+                break
+
+        looking.only(backend, leave, KIND)
+
+    @refcounted
+    def test_delegating(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """So does dropping a generator that delegates to it."""
+
+        def delegating() -> Iterator[None]:
+            yield from self.generator(bridge)
+
+        def make() -> Any:
+            generator = delegating()
+            next(generator)
+            return generator
+
+        looking.only(backend, lambda: by_del(make), KIND)
+
+    @refcounted
+    def test_coroutine(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """The finally block of a coroutine that is dropped is a finalizer."""
+
+        class Waits:
+            def __await__(self) -> Iterator[None]:
+                yield
+
+        def make() -> Any:
+            coroutine = self.coroutine(bridge, Waits())
+            coroutine.send(None)
+            return coroutine
+
+        assert "coroutine" in looking.only(backend, lambda: by_del(make), KIND).subject
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda generator: generator.close(),
+            lambda generator: [close() for close in [generator.close]],
+            throw_exit,
+            lambda generator: [*generator],
+            lambda generator: list(generator),
+            lambda generator: next(generator, None),
+            lambda generator: [each or 1 for each in generator],
+            lambda generator: contextlib.closing(generator).__exit__(None, None, None),
+        ],
+        ids=["close", "bound-close", "throw", "star", "list", "next", "comprehension", "closing"],
+    )
+    def test_used(self, backend: Any, looking: Any, bridge: Any, use: Any) -> None:
+        """A generator that the program closes, or uses up, is no misuse."""
+
+        def run() -> None:
+            generator = self.generator(bridge)
+            next(generator)
+            use(generator)
+
+        looking.none(backend, run)
+
+    def test_context_manager(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """The end of a context manager that is a generator is no misuse."""
+
+        @contextlib.contextmanager
+        def manager() -> Iterator[None]:
+            try:
+                yield
+            finally:
+                bridge()
+
+        def use() -> None:
+            with manager():
+                pass
+            with pytest.raises(ValueError, match="x"), manager():
+                raise ValueError("x")
+
+        looking.none(backend, use)
+
+    def test_asynchronous_generator_closed(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """Neither is an asynchronous generator that is closed with aclose()."""
+
+        def helper() -> None:
+            bridge()
+
+        async def generator() -> Any:
+            try:
+                yield
+            finally:
+                helper()
+
+        async def use() -> None:
+            made = generator()
+            async for _ in made:
+                break
+            await made.aclose()
+
+        looking.none(backend, lambda: greenback.await_(use()))

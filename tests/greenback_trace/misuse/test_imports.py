@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Callable, Iterator
+
+import pytest
+
+KIND = "import"
+
+# What a module runs that bridges while it is imported. Its module has no other way to the test.
+act: Any = None
+
+
+@pytest.fixture
+def module(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, bridge: Callable[[], None]
+) -> Iterator[Callable[[str, str], None]]:
+    """Writes a module that can be imported, and can call `act`."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "act_of_test", bridge, raising=False)
+    before = set(sys.modules)
+
+    def write(name: str, source: str) -> None:
+        path = tmp_path / f"{name}.py"
+        path.write_text("import sys\nact = sys.act_of_test\n" + source)
+        importlib.invalidate_caches()
+
+    yield write
+    for name in set(sys.modules) - before:
+        if name.startswith("misused_"):
+            del sys.modules[name]
+
+
+class TestImport:
+    @pytest.mark.parametrize("how", ["statement", "from", "function", "dunder"])
+    def test_is_found(self, backend: Any, looking: Any, module: Any, how: str) -> None:
+        """A bridge while a module is imported is found, however it is imported."""
+        module("misused_plain", "act()\nvalue = 1\n")
+        imports = {
+            "statement": "import misused_plain",
+            "from": "from misused_plain import value",
+            "function": "import importlib; importlib.import_module('misused_plain')",
+            "dunder": "__import__('misused_plain')",
+        }
+        found = looking.only(backend, lambda: exec(imports[how], {}), KIND)
+        assert "misused_plain" in found.subject
+        assert found.frame.f_globals["__name__"] == "misused_plain"
+
+    def test_lazy(self, backend: Any, looking: Any, module: Any) -> None:
+        """So is one in an import inside of a function, many functions above the bridge."""
+        module(
+            "misused_deep",
+            "def deeper(levels):\n    deeper(levels - 1) if levels else act()\ndeeper(50)\n",
+        )
+
+        def lazily() -> None:
+            import misused_deep  # type: ignore[import-not-found]
+
+            assert misused_deep
+
+        found = looking.only(backend, lazily, KIND)
+        assert __file__ in found.subject
+
+    def test_innermost(self, backend: Any, looking: Any, module: Any) -> None:
+        """Of modules that import one another, the innermost is named."""
+        module("misused_inner", "act()\n")
+        module("misused_outer", "import misused_inner\n")
+
+        def run() -> None:
+            import misused_outer  # type: ignore[import-not-found]
+
+            assert misused_outer
+
+        found = looking.only(backend, run, KIND)
+        assert "misused_inner" in found.subject
+        assert found.frame.f_globals["__name__"] == "misused_inner"
+
+    def test_reload(self, backend: Any, looking: Any, module: Any) -> None:
+        """So is one while a module is loaded again."""
+        module("misused_again", "if 'loaded' in globals():\n    act()\nloaded = True\n")
+        import misused_again  # type: ignore[import-not-found]
+
+        assert (
+            "reload" in looking.only(backend, lambda: importlib.reload(misused_again), KIND).subject
+        )
+
+    def test_of_package(self, backend: Any, looking: Any, module: Any, tmp_path: Any) -> None:
+        """So is one in the __init__ of a package."""
+        (tmp_path / "misused_package").mkdir()
+        module("misused_package/__init__", "act()\n")
+        module("misused_package/part", "")
+
+        def run() -> None:
+            import misused_package.part  # type: ignore[import-not-found]
+
+            assert misused_package
+
+        assert "misused_package" in looking.only(backend, run, KIND).subject
+
+    def test_finished(self, backend: Any, looking: Any, module: Any) -> None:
+        """An import that is over is no misuse; nor is one that does not bridge."""
+        module("misused_over", "def use():\n    act()\n")
+
+        def run() -> None:
+            import misused_over  # type: ignore[import-not-found]
+
+            misused_over.use()
+
+        looking.none(backend, run)
+        looking.none(backend, run)
+
+    def test_of_other_thread(self, backend: Any, looking: Any, module: Any, bridge: Any) -> None:
+        """An import that another thread is in the middle of is no misuse of this one."""
+        import threading
+
+        begun, goes_on = threading.Event(), threading.Event()
+        module(
+            "misused_elsewhere",
+            "sys.begun_of_test.set()\nsys.goes_on_of_test.wait(10)\n",
+        )
+        sys.begun_of_test, sys.goes_on_of_test = begun, goes_on  # type: ignore[attr-defined]
+        thread = threading.Thread(target=importlib.import_module, args=("misused_elsewhere",))
+        thread.start()
+        try:
+            assert begun.wait(10)
+            looking.none(backend, bridge)
+        finally:
+            goes_on.set()
+            thread.join()
+            del sys.begun_of_test, sys.goes_on_of_test  # type: ignore[attr-defined]

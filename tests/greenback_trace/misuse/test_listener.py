@@ -1,0 +1,659 @@
+"""What becomes of a misuse: in the program, the log, the counter, the spans and the snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import linecache
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import pytest
+import structlog
+
+import greenback
+import greenback_trace
+from greenback._state import current_portal
+from greenback.instruments import Instrument, add_instrument, remove_instrument
+from greenback_trace import Config, MisuseError, MisuseWarning, allow
+from greenback_trace._sites import site_of
+from greenback_trace.misuse import _listener
+from greenback_trace.misuse._finding import Finding
+from greenback_trace.misuse._record import Misuses
+from greenback_trace.misuse.report import actions_of
+
+pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+#: Portals are logged at the level debug.
+FROM_INFO = structlog.make_filtering_bound_logger(logging.INFO)
+
+Events = List[Dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def events() -> Iterator[Events]:
+    """What the application's structlog is given."""
+    seen: Events = []
+
+    def keep(logger: Any, method: str, event: Any) -> Any:
+        seen.append({**event, "level": method})
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[keep], wrapper_class=FROM_INFO)
+    yield seen
+    structlog.reset_defaults()
+
+
+def misuses_in(events: Events) -> Events:
+    return [event for event in events if event["event"] == "greenback.misuse"]
+
+
+def enable(misuse: str = "warn", **settings: Any) -> None:
+    greenback_trace.enable(config=Config(mode="debug", misuse=misuse, **settings))
+
+
+def holding(lock: Any, wait: Callable[[], Any]) -> None:
+    with lock:
+        greenback.await_(wait())
+
+
+def hold(backend: Any, times: int = 1) -> None:
+    """Suspend while holding a lock, so many times, in one portal."""
+    lock = threading.Lock()
+
+    def work() -> None:
+        for _ in range(times):
+            holding(lock, lambda: backend.sleep(0))
+
+    backend.run(greenback.with_portal_run_sync, work)
+
+
+async def advised(backend: Any) -> None:
+    await greenback.ensure_portal()
+    greenback.await_(backend.sleep(0))
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MisuseWarning)
+        yield
+
+
+class TestWarn:
+    def test_the_bridge_goes_on(self, backend: Any) -> None:
+        """Under 'warn' a misuse is shown, and the program does what it would do without."""
+        enable()
+        with pytest.warns(MisuseWarning, match="lock_held.*instead") as shown:
+            hold(backend)
+        assert [site.ok for site in greenback_trace.snapshot().sites] == [1]
+        (warning,) = shown
+        assert isinstance(warning.message, MisuseWarning)
+        assert warning.message.misuse.kind == "lock_held"
+
+    def test_is_shown_at_the_line(self, backend: Any) -> None:
+        """The warning names the file and the line of the program, not greenback's."""
+        enable()
+        with pytest.warns(MisuseWarning) as shown:
+            hold(backend)
+        assert shown[0].filename == __file__
+        assert "greenback.await_(wait())" in linecache.getline(__file__, shown[0].lineno)
+
+    def test_each_line_once(self, backend: Any) -> None:
+        """Under Python's own filters, repeats are shown once, although they are all counted."""
+        enable()
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("default")
+            hold(backend, times=5)
+        assert [warning.category for warning in shown] == [MisuseWarning]
+        assert [misuse.count for misuse in greenback_trace.snapshot().misuses] == [5]
+
+    def test_filters_that_make_errors(self, backend: Any) -> None:
+        """With -W error the program still runs as it would: to raise is what 'raise' is for."""
+        enable()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hold(backend)
+        assert [misuse.kind for misuse in greenback_trace.snapshot().misuses] == ["lock_held"]
+        assert [site.errors for site in greenback_trace.snapshot().sites] == [0]
+
+
+class TestRaise:
+    def test_at_a_suspension(self, backend: Any) -> None:
+        """await_ raises before it suspends, and what it was given is closed."""
+        enable("raise")
+        closed: List[str] = []
+
+        async def wait() -> None:
+            try:
+                await backend.sleep(0)
+            finally:
+                closed.append("closed")
+
+        lock = threading.Lock()
+
+        def work() -> None:
+            with pytest.raises(MisuseError, match="lock_held") as caught:
+                holding(lock, wait)
+            assert closed == ["closed"]
+            assert caught.value.misuse.kind == "lock_held"
+            assert not lock.locked()
+
+        backend.run(greenback.with_portal_run_sync, work)
+
+    def test_at_the_start(self, backend: Any) -> None:
+        """await_ raises before the coroutine has begun, and the coroutine is closed."""
+        enable("async_caller=raise")
+
+        async def main() -> None:
+            await greenback.ensure_portal()
+            coroutine = backend.sleep(0)
+            with pytest.raises(MisuseError, match="async_caller"):
+                greenback.await_(coroutine)
+            assert inspect.getcoroutinestate(coroutine) == "CORO_CLOSED"
+
+        backend.run(main)
+
+    def test_is_reported_too(self, backend: Any, events: Events) -> None:
+        """What is raised is also logged and counted: Python only prints it in a finalizer."""
+        enable("raise")
+        with pytest.raises(MisuseError):
+            hold(backend)
+        assert [event["kind"] for event in misuses_in(events)] == ["lock_held"]
+        assert [misuse.count for misuse in greenback_trace.snapshot().misuses] == [1]
+
+    def test_in_a_finalizer(self, backend: Any, events: Events) -> None:
+        """The exception ends in Python's hook for those that nobody can catch, and is reported."""
+        enable("raise")
+        swallowed: List[Any] = []
+
+        class Connection:
+            def __del__(self) -> None:
+                greenback.await_(backend.sleep(0))
+
+        def work() -> None:
+            connection = Connection()
+            del connection
+            import gc
+
+            gc.collect()
+
+        hook, sys.unraisablehook = sys.unraisablehook, lambda args: swallowed.append(args.exc_type)
+        try:
+            backend.run(greenback.with_portal_run_sync, work)
+        finally:
+            sys.unraisablehook = hook
+        if sys.implementation.name == "cpython":
+            assert swallowed == [MisuseError]
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert misuse.kind == "finalizer"
+        assert "Connection" in misuse.subject
+        assert [event["kind"] for event in misuses_in(events)] == ["finalizer"]
+
+    def test_counts_as_a_bridge_that_failed(self, backend: Any) -> None:
+        """A refused bridge is counted once, as an error, and is not under way afterwards."""
+        enable("raise,async_caller=raise")
+        with pytest.raises(MisuseError):
+            backend.run(advised, backend)
+        with pytest.raises(MisuseError):
+            hold(backend)
+        snapshot = greenback_trace.snapshot()
+        assert [(site.ok, site.errors) for site in snapshot.sites] == [(0, 1), (0, 1)]
+        assert set(snapshot.active.values()) == {0}
+
+    def test_what_is_not_certain(self, backend: Any) -> None:
+        """An inconclusive misuse is shown as a warning, and nothing is raised."""
+        misuses = Misuses(actions_of("raise"), 10)
+
+        def work() -> Any:
+            frame = sys._getframe()
+            portal: Any = current_portal()[2]
+            finding = Finding("finalizer", frame, "something", ("It may be.",), inconclusive=True)
+            return misuses.report(
+                finding, site_of(frame), frame, portal, lambda finding, site: None
+            )
+
+        with pytest.warns(MisuseWarning, match="inconclusive"):
+            assert backend.run(greenback.with_portal_run_sync, work) is None
+        assert [misuse.inconclusive for misuse in misuses.all()] == [True]
+
+    def test_with_instruments(self, backend: Any) -> None:
+        """An instrument that listens hears of the bridge, which is refused all the same."""
+        finished: List[Any] = []
+
+        class Listening(Instrument):
+            def bridge_finished(self, bridge: Any, error: Any) -> None:
+                finished.append(type(error))
+
+        instrument = Listening()
+        enable("raise")
+        add_instrument(instrument)
+        try:
+            with pytest.raises(MisuseError):
+                hold(backend)
+        finally:
+            remove_instrument(instrument)
+        assert finished == [MisuseError]
+        assert [site.errors for site in greenback_trace.snapshot().sites] == [1]
+
+
+class TestAdvice:
+    def test_is_only_logged(self, backend: Any, events: Events) -> None:
+        """Advice is logged at info and counted; 'raise' does not raise for it."""
+        enable("raise")
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always")
+            backend.run(advised, backend)
+        assert not shown
+        assert [(event["kind"], event["level"]) for event in misuses_in(events)] == [
+            ("async_caller", "info")
+        ]
+        assert [misuse.severity for misuse in greenback_trace.snapshot().misuses] == ["advice"]
+
+    def test_that_is_named(self, backend: Any) -> None:
+        """Advice whose kind is named is shown like the rest."""
+        enable("async_caller=warn")
+        with pytest.warns(MisuseWarning, match="async_caller"):
+            backend.run(advised, backend)
+
+
+class TestOff:
+    def test_everything(self, backend: Any, events: Events) -> None:
+        """With 'off', debug mode traces and says nothing of misuse."""
+        enable("off")
+        hold(backend)
+        backend.run(advised, backend)
+        assert greenback_trace.snapshot().misuses == ()
+        assert not misuses_in(events)
+        assert len(greenback_trace.snapshot().sites) == 2
+
+    def test_one_kind(self, backend: Any, events: Events) -> None:
+        """A kind that is off is neither reported nor counted."""
+        enable("raise,lock_held=off")
+        hold(backend)
+        assert greenback_trace.snapshot().misuses == ()
+
+    def test_tracing_alone(self, backend: Any) -> None:
+        """Tracing without debug mode looks for nothing."""
+        greenback_trace.enable(config=Config(mode="on", misuse="raise"))
+        hold(backend)
+        assert greenback_trace.snapshot().misuses == ()
+
+    def test_disabled(self, backend: Any) -> None:
+        """After disable() nothing is looked for, and the snapshot keeps what was found."""
+        enable("raise")
+        with pytest.raises(MisuseError):
+            hold(backend)
+        greenback_trace.disable()
+        hold(backend)
+        assert [misuse.count for misuse in greenback_trace.snapshot().misuses] == [1]
+
+
+class TestAllowed:
+    def test_one_site(self, backend: Any, events: Events) -> None:
+        """Inside allow(), that kind is not misuse; outside of it, it is."""
+        enable("raise")
+        with allow("lock_held", reason="a test"):
+            hold(backend)
+        assert greenback_trace.snapshot().misuses == ()
+        assert not misuses_in(events)
+        with allow("import", reason="a test"), pytest.raises(MisuseError):
+            hold(backend)
+
+    def test_inside_the_portal(self, backend: Any) -> None:
+        """It holds across bridges in sync code of the task."""
+        enable("raise")
+        lock = threading.Lock()
+
+        def work() -> None:
+            with allow("lock_held", reason="a test"):
+                holding(lock, lambda: backend.sleep(0))
+                holding(lock, lambda: backend.sleep(0))
+            with pytest.raises(MisuseError):
+                holding(lock, lambda: backend.sleep(0))
+
+        backend.run(greenback.with_portal_run_sync, work)
+
+
+class TestLog:
+    def test_says_everything(self, backend: Any, events: Events) -> None:
+        """One event has the whole report, as plain values."""
+        enable()
+        with no_warnings():
+            hold(backend)
+        (event,) = misuses_in(events)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert event["level"] == "warning"
+        assert event["code.function.name"] == misuse.function
+        assert event["bridge"] == misuse.site
+        assert event["stack"] == "".join(misuse.stack)
+        assert event["evidence"] == list(misuse.evidence)
+        for name in ("kind", "severity", "subject", "offender", "task", "thread", "count"):
+            assert event[name] == getattr(misuse, name)
+        json.dumps(event)
+
+    def test_repeats(self, backend: Any, events: Events) -> None:
+        """Repeats of a kind at a site are logged once in a while, and counted exactly."""
+        enable()
+        with no_warnings():
+            hold(backend, times=30)
+        assert len(misuses_in(events)) == 1
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert misuse.count == 30
+
+    def test_two_kinds_at_one_site(self, backend: Any, events: Events) -> None:
+        """Another kind at the same site is no repeat."""
+        enable()
+
+        async def main() -> None:
+            await greenback.ensure_portal()
+            lock = threading.Lock()
+            with lock:
+                greenback.await_(backend.sleep(0))
+
+        with no_warnings():
+            backend.run(main)
+        assert {event["kind"] for event in misuses_in(events)} == {"async_caller", "lock_held"}
+
+    def test_in_the_middle_of_logging(self, backend: Any) -> None:
+        """A misuse while the program logs, with a lock that is not reentrant, does not hang."""
+        enable(slow=60)
+        lock = threading.Lock()
+        seen: Events = []
+
+        def keep(logger: Any, method: str, event: Any) -> Any:
+            if lock.locked():
+                raise RuntimeError("logged in the middle of logging")
+            with lock:
+                seen.append(event)
+                if event["event"] == "of the program":
+                    greenback.await_(backend.sleep(0))
+            raise structlog.DropEvent
+
+        async def main() -> None:
+            await greenback.ensure_portal()
+            structlog.get_logger().info("of the program")
+            await backend.sleep(0)
+
+        structlog.configure(processors=[keep], wrapper_class=FROM_INFO)
+        with no_warnings():
+            backend.run(main)
+        assert [event["event"] for event in seen] == ["of the program", "greenback.misuse"]
+
+    def test_a_logger_that_fails(self, backend: Any, caplog: Any) -> None:
+        """The program does not feel that its logger fails, and the misuse is counted."""
+
+        def fail(logger: Any, method: str, event: Any) -> Any:
+            raise LookupError
+
+        structlog.configure(processors=[fail], wrapper_class=FROM_INFO)
+        enable()
+        with no_warnings(), caplog.at_level(logging.WARNING, "greenback"):
+            hold(backend)
+        assert [misuse.count for misuse in greenback_trace.snapshot().misuses] == [1]
+        assert "could not be logged" in caplog.text
+
+    def test_a_logger_that_bridges(self, backend: Any) -> None:
+        """What the program's logger does about a report is no misuse of its own, without end."""
+        reports = 0
+
+        def bridging(logger: Any, method: str, event: Any) -> Any:
+            nonlocal reports
+            reports += 1
+            greenback.await_(backend.sleep(0))
+            raise structlog.DropEvent
+
+        structlog.configure(processors=[bridging])
+        enable()
+        with no_warnings():
+            hold(backend)
+        assert reports == 1
+
+
+class TestCounts:
+    def test_threads(self, events: Events) -> None:
+        """Misuses of several threads at one site add up exactly."""
+        enable()
+        backend = Asyncio()
+        threads = [threading.Thread(target=hold, args=(backend, 40)) for _ in range(4)]
+        with no_warnings():
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert [misuse.count for misuse in greenback_trace.snapshot().misuses] == [160]
+
+    def test_more_sites_than_are_kept(self, backend: Any) -> None:
+        """Beyond the limit of sites, misuses are counted under _OTHER."""
+        enable(sites=1)
+        with no_warnings():
+            hold(backend)
+            backend.run(advised, backend)
+            backend.run(advised, backend)
+        counts = {
+            (misuse.kind, misuse.function.rpartition(".")[2]): misuse.count
+            for misuse in greenback_trace.snapshot().misuses
+        }
+        assert counts == {("lock_held", "holding"): 1, ("async_caller", "_OTHER"): 2}
+
+    def test_the_counter(self, backend: Any) -> None:
+        """The counter has the number of misuses by kind and function."""
+        reader = InMemoryMetricReader()
+        provider = MeterProvider([reader], shutdown_on_exit=False)
+        greenback_trace.enable(config=Config(mode="debug"), meter_provider=provider)
+        with no_warnings():
+            hold(backend, times=3)
+        points = _points(reader)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert points == {("lock_held", misuse.function): 3}
+        greenback_trace.disable()
+        assert _points(reader) == {}
+
+    def test_as_dict(self, backend: Any) -> None:
+        """The misuses of a snapshot are plain data, too."""
+        enable()
+        with no_warnings():
+            hold(backend)
+        (misuse,) = json.loads(json.dumps(greenback_trace.snapshot().as_dict()))["misuses"]
+        assert misuse["kind"] == "lock_held"
+        assert isinstance(misuse["stack"], list)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+    def test_a_forked_child(self, python: Any) -> None:
+        """A forked child starts at zero, and goes on looking."""
+        done = python("-c", _FORKING, GREENBACK_TRACE="debug")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["child", "0", "2", "parent", "1"]
+
+
+class Asyncio:
+    sleep = staticmethod(asyncio.sleep)
+
+    def run(self, function: Any, *args: Any) -> None:
+        asyncio.run(function(*args))
+
+
+_FORKING = """
+import asyncio, os, threading, warnings
+import greenback, greenback_trace
+warnings.simplefilter("ignore")
+
+def hold():
+    lock = threading.Lock()
+    def work():
+        with lock:
+            greenback.await_(asyncio.sleep(0))
+    asyncio.run(greenback.with_portal_run_sync(work))
+
+def count():
+    return sum(misuse.count for misuse in greenback_trace.snapshot().misuses)
+
+hold()
+pid = os.fork()
+if not pid:
+    print("child", count(), end=" ")
+    hold()
+    hold()
+    print(count(), end=" ", flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+print("parent", count())
+"""
+
+
+def _points(reader: InMemoryMetricReader) -> Dict[Tuple[Any, Any], Any]:
+    data = reader.get_metrics_data()
+    return {
+        (
+            point.attributes["greenback.misuse.kind"],
+            point.attributes["code.function.name"],
+        ): point.value
+        for resource in (data.resource_metrics if data is not None else ())
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == "greenback.misuses"
+        for point in metric.data.data_points
+    }
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+class TestSpans:
+    def run(self, backend: Any, exporter: InMemorySpanExporter, action: str, spans: str) -> Any:
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        greenback_trace.enable(
+            config=Config(mode="debug", misuse=action, spans=spans), tracer_provider=provider
+        )
+        with no_warnings(), contextlib.suppress(MisuseError):
+            hold(backend)
+        return {
+            span.name: [event for event in span.events if event.name == "greenback.misuse"]
+            for span in exporter.get_finished_spans()
+        }
+
+    @pytest.mark.parametrize("action", ["warn", "raise"])
+    def test_of_the_bridge(self, backend: Any, exporter: InMemorySpanExporter, action: str) -> None:
+        """The bridge's span has an event with the kind, and the report has the ids of the span."""
+        events = self.run(backend, exporter, action, "all")
+        (event,) = events["await_ holding"]
+        assert event.attributes["greenback.misuse.kind"] == "lock_held"
+        assert event.attributes["code.function.name"].endswith(".holding")
+        (misuse,) = greenback_trace.snapshot().misuses
+        ids = {
+            span.name: format(span.context.span_id, "016x") if span.context else ""
+            for span in exporter.get_finished_spans()
+        }
+        assert misuse.span_id == ids["await_ holding"]
+
+    def test_nearest(self, backend: Any, exporter: InMemorySpanExporter) -> None:
+        """Where bridges have no span, the portal's has the event."""
+        events = self.run(backend, exporter, "warn", "portals")
+        assert [len(found) for found in events.values()] == [1]
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert misuse.span_id is not None
+
+    def test_none(self, backend: Any, exporter: InMemorySpanExporter) -> None:
+        """Without spans the report is complete but for the ids."""
+        assert self.run(backend, exporter, "warn", "none") == {}
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.trace_id, misuse.span_id) == (None, None)
+
+
+class TestFailures:
+    def test_a_detector_that_fails(
+        self, backend: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The program does not feel that a detector fails; the log says so once."""
+
+        def fail(frame: Any) -> None:
+            raise LookupError("of the detector")
+
+        monkeypatch.setattr(_listener, "at_start", fail)
+        enable("raise")
+        with caplog.at_level(logging.ERROR, "greenback"):
+            backend.run(advised, backend)
+            backend.run(advised, backend)
+        assert [site.ok for site in greenback_trace.snapshot().sites] == [2]
+        (record,) = caplog.records
+        assert "of the detector" in record.getMessage()
+
+
+class TestFromEnvironment:
+    def test_debug(self, python: Any) -> None:
+        """GREENBACK_TRACE=debug with GREENBACK_TRACE_MISUSE=raise raises, and reports."""
+        done = python("-c", _HOLDING, GREENBACK_TRACE="debug", GREENBACK_TRACE_MISUSE="raise")
+        assert "MisuseError: lock_held" in done.stderr
+        assert "greenback.misuse" in done.stderr
+        assert done.returncode == 1
+
+    def test_by_default(self, python: Any) -> None:
+        """Without GREENBACK_TRACE_MISUSE a misuse is a warning, at the line of the program."""
+        done = python("-c", _HOLDING, GREENBACK_TRACE="debug")
+        assert done.returncode == 0, done.stderr
+        assert "<string>:6: MisuseWarning: lock_held" in done.stderr
+
+    def test_without_the_extra(self, python: Any) -> None:
+        """Where the extra 'debug' is not installed, one warning names it, and it looks on."""
+        hidden = "import sys; sys.modules.update(executing=None, pure_eval=None)\n"
+        done = python("-c", hidden + _HOLDING, GREENBACK_TRACE="debug")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("pip install 'greenback[debug]'") == 1
+        assert "MisuseWarning: lock_held" in done.stderr
+
+    def test_tracing_alone(self, python: Any) -> None:
+        """Without debug mode, nothing that looks for misuse is even imported."""
+        loaded = (
+            "import sys; print([n for n in sys.modules if n.startswith('greenback_trace.misuse')])"
+        )
+        done = python("-c", _HOLDING + loaded, GREENBACK_TRACE="1")
+        assert done.returncode == 0, done.stderr
+        assert "greenback_trace.misuse.report" in done.stdout
+        for name in ("_listener", "_detect", "_locks", "_watchdog"):
+            assert name not in done.stdout
+
+
+_HOLDING = """
+import asyncio, threading
+import greenback
+def work(lock):
+    with lock:
+        greenback.await_(asyncio.sleep(0))
+asyncio.run(greenback.with_portal_run_sync(work, threading.Lock()))
+"""
+
+
+class TestSlowSteps:
+    def test_names_the_code_that_held_the_loop(self, backend: Any, events: Events) -> None:
+        """In debug mode the event of a slow step shows the function that blocked."""
+        greenback_trace.enable(config=Config(mode="debug", slow=0.05))
+
+        def block() -> None:
+            until = time.monotonic() + 0.4
+            while time.monotonic() < until:
+                pass
+
+        def work() -> None:
+            block()
+            greenback.await_(backend.sleep(0))
+
+        backend.run(greenback.with_portal_run_sync, work)
+        slow = [event for event in events if event["event"] == "greenback.slow_step"]
+        assert "block" in slow[0]["held_by"]
+        assert any("work" in line for line in slow[0]["stack"])

@@ -1,0 +1,522 @@
+"""Locks that a task holds while its bridge suspends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import logging
+import pickle
+import queue
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional
+
+import pytest
+
+import greenback
+from greenback.instruments import Bridge, Instrument, add_instrument, remove_instrument
+from greenback_trace.misuse import _locks
+from greenback_trace.misuse._finding import Finding
+
+made_before = threading.Lock()
+reentrant_before = threading.RLock()
+genuine = (threading.Lock, threading.RLock, threading.Condition.__enter__)
+HERE = Path(__file__).name
+
+
+class Watcher(Instrument):
+    """Asks at every suspension what the task holds, like debug mode does."""
+
+    def __init__(self) -> None:
+        self.found: List[Optional[Finding]] = []
+
+    def bridge_suspended(self, bridge: Bridge) -> None:
+        frames = []
+        frame = bridge.frame
+        while frame is not None:
+            frames.append(frame)
+            frame = frame.f_back
+        self.found.append(_locks.held(frames, bridge.portal.task))
+
+
+@pytest.fixture(autouse=True)
+def watcher() -> Iterator[Watcher]:
+    _locks.install()
+    watcher = Watcher()
+    add_instrument(watcher)
+    yield watcher
+    remove_instrument(watcher)
+    _locks.uninstall()
+
+
+@pytest.fixture
+def suspend(backend: Any, watcher: Watcher) -> Callable[[], Optional[Finding]]:
+    """Makes a bridge that suspends, and gives what was found of it."""
+
+    def suspend() -> Optional[Finding]:
+        greenback.await_(backend.sleep(0.001))
+        return watcher.found.pop()
+
+    return suspend
+
+
+@pytest.fixture
+def in_portal(backend: Any) -> Callable[[Callable[[], Any]], Any]:
+    def run(function: Callable[[], Any]) -> Any:
+        async def main() -> Any:
+            return await greenback.with_portal_run_sync(function)
+
+        return backend.run(main)
+
+    return run
+
+
+def line() -> int:
+    return sys._getframe(1).f_lineno
+
+
+def subject(finding: Optional[Finding]) -> str:
+    return "" if finding is None else finding.subject
+
+
+kinds = pytest.mark.parametrize("kind", ["Lock", "RLock", "Condition"])
+
+
+class TestHeldByWith:
+    @kinds
+    def test_names_the_lock_and_the_place(self, kind: str, suspend: Any, in_portal: Any) -> None:
+        """The finding says which lock it is, where it was made and where it was acquired."""
+        lock = getattr(threading, kind)()
+        made = line() - 1
+
+        def work() -> None:
+            with lock:
+                at = line() - 1
+                found = suspend()
+            assert found.kind == "lock_held"
+            assert found.frame is sys._getframe()
+            assert not found.inconclusive
+            assert found.subject.startswith(f"threading.{kind}")
+            assert found.subject.endswith(f"acquired at {__file__}:{at}")
+            if kind != "Condition":
+                assert f"made at {__file__}:{made}" in found.subject
+            assert any("inside the 'with' block" in sentence for sentence in found.evidence)
+
+        in_portal(work)
+
+    @kinds
+    def test_many_functions_above(self, kind: str, suspend: Any, in_portal: Any) -> None:
+        """The frame that is inside the block is named, however deep the bridge is below it."""
+        lock = getattr(threading, kind)()
+
+        def deeper(depth: int) -> Any:
+            return suspend() if depth == 0 else deeper(depth - 1)
+
+        def work() -> None:
+            with lock:
+                assert deeper(20).frame is sys._getframe()
+
+        in_portal(work)
+
+    def test_acquired_before_the_portal(self, backend: Any, suspend: Any) -> None:
+        """A lock that an async function holds around the portal is found."""
+        lock = threading.Lock()
+
+        async def main() -> None:
+            with lock:
+                found = await greenback.with_portal_run_sync(suspend)
+            assert found.frame is sys._getframe()
+            assert await greenback.with_portal_run_sync(suspend) is None
+
+        backend.run(main)
+
+    def test_by_an_exit_stack(self, suspend: Any, in_portal: Any) -> None:
+        """A lock that was entered through an ExitStack is found until that is closed."""
+
+        def work() -> None:
+            for lock in (threading.Lock(), threading.RLock(), threading.Condition()):
+                with contextlib.ExitStack() as stack:
+                    stack.enter_context(lock)
+                    assert f"{HERE}:{line() - 1}" in subject(suspend())
+                assert suspend() is None
+
+        in_portal(work)
+
+    def test_made_before(self, suspend: Any, in_portal: Any) -> None:
+        """A lock that was made before debug mode is found where its expression can be read."""
+        pytest.importorskip("pure_eval")
+
+        class Holder:
+            locks = {"one": made_before}
+
+        holder = Holder()
+        local = made_before
+
+        def work() -> None:
+            with made_before:
+                assert subject(suspend()).startswith("threading.Lock, acquired")
+            with reentrant_before:
+                assert subject(suspend()).startswith("threading.RLock, acquired")
+            with holder.locks["one"]:
+                assert subject(suspend())
+            with local:
+                assert subject(suspend())
+            assert suspend() is None
+
+        in_portal(work)
+
+    def test_left_in_a_finally(self, suspend: Any, in_portal: Any) -> None:
+        """A block that was left by return, break or an exception is not taken for held."""
+        lock = threading.Lock()
+
+        def returns() -> Any:
+            try:
+                with lock:
+                    return None
+            finally:
+                other = threading.Thread(target=lock.acquire)
+                other.start()
+                other.join()
+                found.append(suspend())
+                lock.release()
+
+        found: List[Any] = []
+
+        def work() -> None:
+            returns()
+            for _ in range(2):
+                with lock:
+                    break
+            found.append(suspend())
+            with contextlib.suppress(ZeroDivisionError), lock:
+                raise ZeroDivisionError
+            found.append(suspend())
+
+        in_portal(work)
+        assert found == [None, None, None]
+
+
+class TestHeldByAcquire:
+    @kinds
+    def test_until_released(self, kind: str, suspend: Any, in_portal: Any) -> None:
+        """A lock is found from acquire() to release(), also from another function."""
+        lock = getattr(threading, kind)()
+
+        def take() -> int:
+            lock.acquire()
+            return line() - 1
+
+        def work() -> None:
+            assert suspend() is None
+            at = take()
+            assert subject(suspend()).endswith(f"acquired at {__file__}:{at}")
+            lock.release()
+            assert suspend() is None
+
+        in_portal(work)
+
+    @kinds
+    def test_acquired_before_the_portal(self, kind: str, backend: Any, suspend: Any) -> None:
+        """A lock that the task acquired before it had a portal is found."""
+        lock = getattr(threading, kind)()
+
+        async def main() -> None:
+            lock.acquire()
+            assert subject(await greenback.with_portal_run_sync(suspend))
+            lock.release()
+            assert await greenback.with_portal_run_sync(suspend) is None
+
+        backend.run(main)
+
+    def test_reentrant_lock_counts(self, suspend: Any, in_portal: Any) -> None:
+        """A reentrant lock is held until it is released as often as it was acquired."""
+        lock = threading.RLock()
+
+        def work() -> None:
+            lock.acquire()
+            with lock:
+                lock.acquire()
+                lock.release()
+            assert subject(suspend())
+            lock.release()
+            assert suspend() is None
+
+        in_portal(work)
+
+    def test_while_another_thread_waits_for_it(self, suspend: Any, in_portal: Any) -> None:
+        """A lock is still this task's while another thread waits for it."""
+        lock = threading.Lock()
+        waiting = threading.Event()
+
+        def other() -> None:
+            waiting.set()
+            lock.acquire()
+            lock.release()
+
+        def work() -> None:
+            lock.acquire()
+            thread = threading.Thread(target=other)
+            thread.start()
+            waiting.wait()
+            assert subject(suspend())
+            lock.release()
+            thread.join()
+            assert suspend() is None
+
+        in_portal(work)
+
+    def test_condition_waited_for(self, suspend: Any, in_portal: Any) -> None:
+        """A Condition's lock is the task's again after wait(), and only as long as the block."""
+        condition = threading.Condition()
+
+        def work() -> None:
+            with condition:
+                condition.wait(0.001)
+                assert subject(suspend())
+            assert suspend() is None
+
+        in_portal(work)
+
+
+class TestNotHeld:
+    @kinds
+    def test_by_another_thread(self, kind: str, suspend: Any, in_portal: Any) -> None:
+        """A lock that another thread holds is not this task's, also after it tried in vain."""
+        lock = getattr(threading, kind)()
+        held, done = threading.Event(), threading.Event()
+
+        def other() -> None:
+            with lock:
+                held.set()
+                done.wait()
+
+        def work() -> None:
+            thread = threading.Thread(target=other)
+            thread.start()
+            held.wait()
+            assert suspend() is None
+            assert not lock.acquire(blocking=False)
+            assert suspend() is None
+            assert not lock.acquire(timeout=0.001)
+            assert suspend() is None
+            done.set()
+            thread.join()
+
+        in_portal(work)
+
+    @kinds
+    def test_by_another_task(self, kind: str, watcher: Watcher) -> None:
+        """A lock that another task holds across its suspension is reported for that one only."""
+        lock = getattr(threading, kind)()
+
+        async def holder(held: asyncio.Event, done: asyncio.Event) -> None:
+            def work() -> None:
+                lock.acquire()
+                held.set()
+                greenback.await_(done.wait())
+                lock.release()
+
+            await greenback.with_portal_run_sync(work)
+
+        async def main() -> None:
+            held, done = asyncio.Event(), asyncio.Event()
+            task = asyncio.ensure_future(holder(held, done))
+            await held.wait()
+            assert subject(watcher.found.pop())
+            await greenback.ensure_portal()
+            greenback.await_(asyncio.sleep(0))
+            assert watcher.found.pop() is None
+            if kind == "Lock":
+                assert not lock.acquire(blocking=False)
+                greenback.await_(asyncio.sleep(0))
+                assert watcher.found.pop() is None
+            done.set()
+            await task
+
+        asyncio.run(main())
+
+    def test_between_two_bridges(self, suspend: Any, in_portal: Any) -> None:
+        """What is acquired and released between two bridges is of no interest."""
+
+        def work() -> None:
+            for lock in (threading.Lock(), threading.RLock(), threading.Condition()):
+                assert suspend() is None
+                with lock:
+                    pass
+                lock.acquire()
+                lock.release()
+                assert suspend() is None
+
+        in_portal(work)
+
+    def test_looked_up_and_not_called(self, suspend: Any, in_portal: Any) -> None:
+        """A reference to acquire() is not a call of it."""
+        lock = threading.Lock()
+
+        def work() -> None:
+            acquire = lock.acquire
+            assert hasattr(lock, "acquire")
+            thread = threading.Thread(target=acquire)
+            thread.start()
+            thread.join()
+            assert suspend() is None
+            lock.release()
+
+        in_portal(work)
+
+    def test_locks_of_the_async_library(self, watcher: Watcher) -> None:
+        """asyncio's own locks are there to be held across suspensions."""
+
+        async def main() -> None:
+            await greenback.ensure_portal()
+            async with asyncio.Lock():
+                greenback.await_(asyncio.sleep(0))
+
+        asyncio.run(main())
+        assert watcher.found == [None]
+
+
+class TestLock:
+    @pytest.mark.parametrize("kind", ["Lock", "RLock"])
+    def test_is_like_the_c_lock(self, kind: str) -> None:
+        """What is made in debug mode has the type, methods, text and errors of a C lock."""
+        index = ["Lock", "RLock"].index(kind)
+        c_lock: Any = genuine[index]()  # type: ignore[operator]
+        lock = getattr(threading, kind)()
+        assert isinstance(lock, type(c_lock))
+        assert isinstance(lock, getattr(threading, kind))
+        assert isinstance(c_lock, getattr(threading, kind))
+        assert [name for name in dir(c_lock) if not hasattr(lock, name)] == []
+        assert repr(lock).partition(" at ")[0] == repr(c_lock).partition(" at ")[0]
+        with pytest.raises(RuntimeError):
+            lock.release()
+        assert lock.acquire()
+        assert lock.acquire(False) is (kind == "RLock")
+        assert lock.acquire(timeout=0.001) is (kind == "RLock")
+        assert lock.__exit__(None, None, None) is None
+        if sys.implementation.name == "cpython":  # PyPy copies some
+            for dump in (copy.copy, pickle.dumps):
+                with pytest.raises(TypeError, match="cannot pickle"):
+                    dump(lock)
+
+    def test_methods_are_those_of_the_c_lock(self) -> None:
+        """Nothing in Python runs between a lock's being taken and its holder's going on."""
+        builtin = type(made_before.acquire)
+        for lock in (threading.Lock(), threading.RLock()):
+            for name in ("acquire", "release", "__enter__", "__exit__"):
+                assert type(getattr(lock, name)) is builtin
+
+    def test_serves_the_standard_library(self) -> None:
+        """Queues, events, semaphores, pools and logging work with these locks."""
+        items: queue.Queue[int] = queue.Queue()
+        with ThreadPoolExecutor(2) as pool:
+            assert sum(pool.map(lambda n: n, range(10))) == 45
+            future = pool.submit(items.get)
+            items.put(5)
+            assert future.result() == 5
+        semaphore = threading.BoundedSemaphore(1)
+        with semaphore:
+            assert not semaphore.acquire(blocking=False)
+        condition = threading.Condition(threading.Lock())
+        with condition:
+            assert not condition.wait(0.001)
+            condition.notify_all()
+        barrier = threading.Barrier(1)
+        assert barrier.wait() == 0
+        handler = logging.StreamHandler(sys.stderr)
+        handler.handle(logging.makeLogRecord({"msg": ""}))
+
+    @pytest.mark.skipif(sys.version_info < (3, 9), reason="3.8 makes new locks after a fork")
+    def test_is_free_after_a_fork(self) -> None:
+        """A child of a fork can free a lock that its parent held."""
+        for lock in (threading.Lock(), threading.RLock()):
+            lock.acquire()
+            lock._at_fork_reinit()  # type: ignore[union-attr]
+            assert lock.acquire(False)
+
+
+class TestInstall:
+    def test_and_uninstall(self) -> None:
+        """Afterwards `threading` is as before, and locks made in between still work."""
+        lock, condition = threading.Lock(), threading.Condition()
+        _locks.install()
+        _locks.uninstall()
+        _locks.uninstall()
+        assert (threading.Lock, threading.RLock, threading.Condition.__enter__) == genuine
+        assert "acquire" not in vars(threading.Condition)
+        with lock:
+            assert lock.locked()
+        assert condition.acquire()
+        condition.release()
+
+    def test_a_condition_of_a_type_of_ones_own(self) -> None:
+        """A Condition on a lock that is not of `threading` keeps calling that."""
+        calls = []
+
+        class Own:
+            def acquire(self) -> None:
+                calls.append("acquire")
+
+            def release(self) -> None:
+                calls.append("release")
+
+            def __enter__(self) -> None:
+                calls.append("enter")
+
+            def __exit__(self, *exc_info: object) -> None:
+                calls.append("exit")
+
+        condition = threading.Condition(Own())  # type: ignore[arg-type]
+        with condition:
+            pass
+        condition.acquire()
+        condition.release()
+        assert calls == ["enter", "exit", "acquire", "release"]
+
+
+INTERRUPTS = """
+import random, signal, sys, threading
+import greenback_trace.misuse._locks as locks
+
+class Interrupted(Exception):
+    pass
+
+def handler(*_):
+    raise Interrupted
+
+signal.signal(signal.SIGALRM, handler)
+sys.setswitchinterval(0.00001)
+locks.install()
+for make in (threading.Lock, threading.RLock, threading.Condition):
+    lock = make()
+    inner = getattr(lock, "_lock", lock)
+    is_taken = getattr(inner, "_is_owned", None) or inner.locked
+    left_held = 0
+    for _ in range(150):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00001, 0.0003), 2)
+            while True:
+                with lock:
+                    pass
+        except Interrupted:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        left_held += is_taken()
+        if is_taken():
+            lock.release()
+    print(left_held)
+"""
+
+
+class TestInterrupts:
+    @pytest.mark.skipif(
+        sys.version_info < (3, 10) or sys.implementation.name == "pypy",
+        reason="there a C lock can be left held as well",
+    )
+    def test_leave_no_lock_held(self, python: Any) -> None:
+        """A signal handler that raises at any moment never leaves a lock held."""
+        result = python("-c", INTERRUPTS)
+        assert result.stderr == ""
+        assert result.stdout.split() == ["0", "0", "0"]

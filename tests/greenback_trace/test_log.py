@@ -1,0 +1,140 @@
+"""What is logged of portals and slow steps, with the real structlog."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Dict, Iterator, List
+
+import pytest
+import structlog
+
+import greenback
+import greenback_trace
+from greenback_trace import Config
+
+pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
+
+from opentelemetry.sdk.trace import TracerProvider
+
+PORTAL_EVENTS = ("greenback.portal.opened", "greenback.portal.closed")
+
+
+async def nop() -> None:
+    pass
+
+
+def bridge() -> None:
+    greenback.await_(nop())
+
+
+class Configured:
+    """The application's configuration of structlog, which keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.events: List[Dict[str, Any]] = []
+
+    def at(self, level: int) -> None:
+        structlog.configure(
+            processors=[structlog.processors.add_log_level, self._keep],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+        )
+        greenback_trace.enable()
+
+    def _keep(self, logger: Any, method: str, event: Dict[str, Any]) -> Any:
+        self.events.append(dict(event))
+        raise structlog.DropEvent
+
+    def of_portals(self) -> List[Dict[str, Any]]:
+        return [event for event in self.events if event["event"] in PORTAL_EVENTS]
+
+
+@pytest.fixture
+def configured() -> Iterator[Configured]:
+    yield Configured()
+    structlog.reset_defaults()
+
+
+class TestPortals:
+    def test_shown(self, backend: Any, configured: Configured) -> None:
+        """Who shows debug events sees each portal open and close, with its totals."""
+        configured.at(logging.DEBUG)
+        backend.run(greenback.with_portal_run_sync, bridge)
+        opened, closed = configured.of_portals()
+        assert [event["event"] for event in (opened, closed)] == list(PORTAL_EVENTS)
+        for event in (opened, closed):
+            assert (event["level"], event["kind"]) == ("debug", "run_sync")
+            assert event["library"] == backend.name
+            assert isinstance(event["task"], str)
+        assert (closed["bridges"], closed["suspended"], closed["errors"]) == (1, 0, 0)
+        assert 0 < closed["bridge_time"] < closed["seconds"]
+        assert closed["still_open"] is False
+
+    def test_not_shown(self, backend: Any, configured: Configured) -> None:
+        """Who does not show debug events has no portal logged."""
+        configured.at(logging.INFO)
+        backend.run(greenback.with_portal_run_sync, bridge)
+        assert configured.of_portals() == []
+
+    def test_in_a_span(self, backend: Any, configured: Configured) -> None:
+        """Where a span is current, the events have its ids."""
+        configured.at(logging.DEBUG)
+        tracer = TracerProvider(shutdown_on_exit=False).get_tracer("application")
+
+        async def request() -> None:
+            with tracer.start_as_current_span("request") as span:
+                context = span.get_span_context()
+                expected.append((f"{context.trace_id:032x}", f"{context.span_id:016x}"))
+                await greenback.with_portal_run_sync(bridge)
+
+        expected: List[Any] = []
+        backend.run(request)
+        found = [(event["trace_id"], event["span_id"]) for event in configured.of_portals()]
+        assert found == expected * 2
+
+    def test_unconfigured(self, python: Any) -> None:
+        """Without a configuration of structlog there is no line for each portal."""
+        done = python(
+            "-c",
+            "import asyncio, greenback\nasyncio.run(greenback.with_portal_run_sync(int))\n",
+            GREENBACK_TRACE="1",
+        )
+        assert "greenback.summary" in done.stderr
+        assert "greenback.portal" not in done.stderr
+
+    def test_open_at_exit(self, python: Any) -> None:
+        """A portal that is open when the program ends is reported then."""
+        done = python(
+            "-c",
+            "import asyncio, logging, structlog, greenback\n"
+            "structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(10))\n"
+            "async def main():\n"
+            "    await greenback.ensure_portal()\n"
+            "    await asyncio.sleep(3600)\n"
+            "loop = asyncio.new_event_loop()\n"
+            "task = loop.create_task(main())\n"
+            "loop.run_until_complete(asyncio.wait([task], timeout=0.01))\n",
+            GREENBACK_TRACE="1",
+        )
+        (closed,) = [line for line in done.stdout.splitlines() if "greenback.portal.closed" in line]
+        assert "still_open=True" in closed.replace("\x1b[0m", "").replace("\x1b[36m", "").replace(
+            "\x1b[35m", ""
+        )
+
+
+class TestSlowStep:
+    def test_has_the_ids_of_the_current_span(self, backend: Any, configured: Configured) -> None:
+        """A slow step inside a span of the application is found in its trace."""
+        configured.at(logging.INFO)
+        greenback_trace.enable(config=Config(slow=0.000_001, spans="none"))
+        tracer = TracerProvider(shutdown_on_exit=False).get_tracer("application")
+
+        def program() -> None:
+            with tracer.start_as_current_span("request") as span:
+                context = span.get_span_context()
+                expected.append((f"{context.trace_id:032x}", f"{context.span_id:016x}"))
+                greenback.await_(backend.sleep(0))
+
+        expected: List[Any] = []
+        backend.run(greenback.with_portal_run_sync, program)
+        slow = [event for event in configured.events if event["event"] == "greenback.slow_step"]
+        assert [(event.get("trace_id"), event.get("span_id")) for event in slow][:1] == expected
