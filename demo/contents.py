@@ -153,12 +153,14 @@ def _teach_docutils(sources: List[Path]) -> None:
     for source in sources:
         text = source.read_text(encoding="utf-8")
         titles[source.stem] = f"{source.stem}.html", text.partition("\n")[0]
-        for label, title in re.findall(r"^\.\. _(\w+):\n\n(.+)\n", text, re.MULTILINE):
+        for label, title in re.findall(r"^\.\. _([\w-]+):\n\n(.+)\n", text, re.MULTILINE):
             titles[label] = f"{source.stem}.html#{label}", title
 
     def role(name: str, rawtext: str, text: str, *_: Any, **__: Any) -> Tuple[List[Any], List[Any]]:
-        target, title = titles[text]
-        return [nodes.reference(rawtext, title, refuri=target)], []
+        # A title of its own goes before the label, in pointed brackets.
+        own_title, _, label = text.rstrip(">").rpartition(" <")
+        target, title = titles[label]
+        return [nodes.reference(rawtext, own_title or title, refuri=target)], []
 
     for name in ("doc", "ref"):
         roles.register_local_role(name, role)
