@@ -12,6 +12,7 @@ import structlog
 from opentelemetry import trace
 
 from ._snapshot import Snapshot
+from ._spans import own_span
 from ._totals import task_name
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ _repeats: Dict[Tuple[str, Optional[str]], Tuple[float, int]] = {}
 def _logger() -> Any:
     """The application's, if it has configured structlog; otherwise one for standard error."""
     if structlog.is_configured():
-        return structlog.get_logger("greenback")
+        logger = structlog.get_logger("greenback").bind()
+        # The methods of one kind of logger are coroutines. Asked of the class: the generic kind
+        # has every attribute.
+        return logger.sync_bl if hasattr(type(logger), "sync_bl") else logger
     return structlog.wrap_logger(
         structlog.WriteLogger(sys.stderr),  # one write, lest two processes share a line
         processors=[
@@ -64,7 +68,11 @@ def emit(level: str, event: str, *, site: Optional[str] = None, **fields: Any) -
             fields["code.function.name"] = site
             if left_out:
                 fields["left_out"] = left_out
-        context = trace.get_current_span().get_span_context()
+        # A span of the application, if one is current; else what is known already; else ours.
+        span = trace.get_current_span()
+        if span is trace.INVALID_SPAN and "trace_id" not in fields:
+            span = own_span()
+        context = span.get_span_context()
         if context.is_valid:
             fields["trace_id"] = trace.format_trace_id(context.trace_id)
             fields["span_id"] = trace.format_span_id(context.span_id)
@@ -153,17 +161,22 @@ def _shows_debug() -> bool:
     now = monotonic()
     if now >= _Debug.until:
         _Debug.until = now + 1
-        _Debug.shown = structlog.is_configured() and _is_enabled_for_debug(_logger())
+        _Debug.shown = structlog.is_configured() and _is_enabled_for_debug()
     return _Debug.shown
 
 
-def _is_enabled_for_debug(logger: Any) -> bool:
+def _is_enabled_for_debug() -> bool:
     try:
-        logger = logger.bind()
-        # The filtering ones of structlog have the first, those around the standard library's
-        # loggers the second.
-        ask = getattr(logger, "is_enabled_for", None) or getattr(logger, "isEnabledFor", None)
-        return True if ask is None else bool(ask(logging.DEBUG))
+        logger = _logger()
+        for asked in (logger, getattr(logger, "_logger", None)):
+            # The filtering ones of structlog have the first, those around the standard library's
+            # loggers and these themselves the second. Asked of the class: structlog's generic
+            # wrapper would take it for the name of a level, and log.
+            for name in ("is_enabled_for", "isEnabledFor"):
+                ask = getattr(type(asked), name, None)
+                if ask is not None:
+                    return bool(ask(asked, logging.DEBUG))
+        return True
     except Exception:  # it is the application's; `emit` tells of it
         return True
 

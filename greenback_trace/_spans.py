@@ -78,6 +78,12 @@ class _Open:
 _LEFT_OUT: Any = object()
 
 
+def own_span() -> Span:
+    """The span of a pipeline of our own that is current; else `opentelemetry.trace.INVALID_SPAN`."""
+    span = otel_context.get_value(_OWN_SPAN)
+    return span if isinstance(span, Span) else trace.INVALID_SPAN
+
+
 class Spans:
     """A `greenback.instruments.Listener` around `Totals`, whose times so leave out what spans cost.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import logging
 import sqlite3
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any, Iterator, List
+from typing import Any, Generator, Iterator, List, Tuple
 
+import greenlet
 import pytest
 
 import greenback
@@ -20,7 +22,7 @@ from greenback_trace import Config
 pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
 pytest.importorskip("opentelemetry.instrumentation.sqlite3")
 
-from opentelemetry import baggage, context
+from opentelemetry import baggage, context, trace
 from opentelemetry.instrumentation.sqlite3 import SQLite3Instrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -46,7 +48,8 @@ def exporter(provider: TracerProvider) -> InMemorySpanExporter:
 def _nothing_fails_to_detach(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.DEBUG, "opentelemetry.context")
     yield
-    assert [r for r in caplog.records if r.name == "opentelemetry.context"] == []
+    # Not `caplog.records`: by now, these are those of the teardown.
+    assert [r for r in caplog.get_records("call") if r.name == "opentelemetry.context"] == []
 
 
 def parent_of(spans: List[Any], child: Any) -> Any:
@@ -89,6 +92,20 @@ def query(provider: TracerProvider) -> None:
     connection = instrumentor.instrument_connection(sqlite3.connect(":memory:"), provider)
     connection.cursor().execute("SELECT 1")
     connection.close()
+
+
+def last_part(name: str) -> str:
+    return name.replace(" ", ".").rpartition(".")[2]
+
+
+def tree(spans: Any, above: Any = None) -> Tuple[Any, ...]:
+    """The last part of each span's name with the tree of its children, in the order of time."""
+    parent_id = None if above is None else above.context.span_id
+    children = [s for s in spans if (s.parent.span_id if s.parent else None) == parent_id]
+    return tuple(
+        (last_part(span.name), tree(spans, span))
+        for span in sorted(children, key=lambda span: int(span.start_time))
+    )
 
 
 def ancestry(spans: Any, name: str) -> List[str]:
@@ -163,6 +180,66 @@ class TestOneTrace:
         for name in ("asyncio coro-get", "GET", "SELECT"):
             assert ancestry(spans, name) == [name, bridge, "request"]
 
+    def test_baggage_and_portals_in_tasks(
+        self, provider: Any, exporter: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Baggage and parents go on into a task and its own portal, and back to the request."""
+        aiohttp = pytest.importorskip("aiohttp")
+        client = pytest.importorskip("opentelemetry.instrumentation.aiohttp_client")
+        otel = pytest.importorskip("opentelemetry.instrumentation.asyncio")
+        monkeypatch.setenv("OTEL_PYTHON_ASYNCIO_COROUTINE_NAMES_TO_TRACE", "work")
+
+        async def fetch(url: str) -> None:
+            configs = [client.create_trace_config(tracer_provider=provider)]
+            async with aiohttp.ClientSession(trace_configs=configs) as session:
+                async with session.get(url) as response:
+                    assert response.status == 204
+
+        def in_task(url: str) -> None:
+            greenback.await_(fetch(url))
+            query(provider)
+
+        async def work(url: str) -> None:
+            assert baggage.get_baggage("user") == "7"
+            await greenback.with_portal_run_sync(in_task, url)
+            context.attach(baggage.set_baggage("user", "of the task"))
+
+        async def start(url: str) -> None:
+            context.attach(baggage.set_baggage("user", "7"))
+            await asyncio.gather(work(url))
+            query(provider)
+
+        def handle(url: str) -> None:
+            greenback.await_(start(url))
+            greenback.await_(fetch(url))
+
+        async def request(url: str) -> None:
+            with provider.get_tracer("application").start_as_current_span("request") as span:
+                await greenback.with_portal_run_sync(handle, url)
+                assert trace.get_current_span() is span
+                assert baggage.get_baggage("user") == "7"
+
+        instrumentor = otel.AsyncioInstrumentor()
+        instrumentor.instrument(tracer_provider=provider)
+        try:
+            with http_server() as url:
+                asyncio.run(request(url))
+        finally:
+            instrumentor.uninstrument()
+        started = (
+            ("coro-work", ()),
+            ("run_sync", ()),
+            ("in_task", (("GET", ()),)),
+            ("SELECT", ()),
+            ("SELECT", ()),
+        )
+        expected = (
+            ("run_sync", ()),
+            ("handle", started),
+            ("handle", (("GET", ()),)),
+        )
+        assert tree(exporter.get_finished_spans()) == (("request", expected),)
+
 
 class TestClientLibraries:
     def test_sqlite3(self, backend: Any, provider: Any, exporter: Any) -> None:
@@ -188,10 +265,24 @@ class TestClientLibraries:
         assert parent_of(spans, child).name.startswith("await_ ")
 
 
+class YieldOnce:
+    """What a coroutine waits for that is driven by hand."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+async def yield_once() -> None:
+    await YieldOnce()
+
+
+def last_parts(exporter: InMemorySpanExporter) -> List[str]:
+    return [last_part(span.name) for span in exporter.get_finished_spans()]
+
+
 class TestContext:
     def test_baggage_survives(self, backend: Any, exporter: Any) -> None:
         """Baggage that a coroutine attaches is there after its bridge, and the span is not."""
-        from opentelemetry import trace
 
         async def attach() -> None:
             context.attach(baggage.set_baggage("user", "7"))
@@ -218,6 +309,99 @@ class TestContext:
 
         asyncio.run(main())
         assert len(exporter.get_finished_spans()) == 2
+
+    def test_ends_in_another_greenlet(self, exporter: Any) -> None:
+        """A bridge that ends in another greenlet than it began in ends its span."""
+
+        def program() -> None:
+            greenback.await_(yield_once())
+
+        async def main() -> None:
+            coroutine = greenback.with_portal_run_sync(program)
+            greenlet.greenlet(coroutine.send).switch(None)
+            with pytest.raises(StopIteration):
+                greenlet.greenlet(coroutine.send).switch(None)
+
+        asyncio.run(main())
+        assert last_parts(exporter) == ["program", "run_sync"]
+
+    def test_goes_on_in_another_context(self, provider: Any, exporter: Any) -> None:
+        """A bridge whose task is given another context leaves that one as it was."""
+
+        def program() -> None:
+            greenback.await_(yield_once())
+
+        async def main() -> None:
+            coroutine = greenback.with_portal_run_sync(program)
+            contextvars.copy_context().run(coroutine.send, None)
+            with provider.get_tracer("application").start_as_current_span("other") as span:
+                with pytest.raises(StopIteration):
+                    coroutine.send(None)
+                assert trace.get_current_span() is span
+
+        asyncio.run(main())
+        assert last_parts(exporter) == ["program", "run_sync", "other"]
+
+    def test_inside_context_run(self, backend: Any, provider: Any, exporter: Any) -> None:
+        """A bridge inside `Context.run` is below the span there, and keeps baggage there only."""
+
+        async def attach() -> None:
+            await backend.sleep(0)
+            context.attach(baggage.set_baggage("user", "7"))
+
+        def bridge() -> None:
+            before = trace.get_current_span()
+            greenback.await_(attach())
+            assert trace.get_current_span() is before
+            assert baggage.get_baggage("user") == "7"
+
+        def program() -> None:
+            with provider.get_tracer("application").start_as_current_span("request") as span:
+                contextvars.copy_context().run(bridge)
+                assert trace.get_current_span() is span
+                assert baggage.get_baggage("user") is None
+
+        backend.run(greenback.with_portal_run_sync, program)
+        expected = (("run_sync", ()), ("request", (("bridge", ()),)))
+        assert tree(exporter.get_finished_spans()) == expected
+
+    def test_collected_with_its_coroutine(self, exporter: Any) -> None:
+        """A bridge whose coroutine is collected while it waits ends its span."""
+
+        def program() -> None:
+            greenback.await_(yield_once())
+
+        async def main() -> None:
+            coroutine = greenback.with_portal_run_sync(program)
+            contextvars.copy_context().run(coroutine.send, None)
+            del coroutine
+            for _ in range(3):
+                gc.collect()
+
+        asyncio.run(main())
+        assert last_parts(exporter) == ["program", "run_sync"]
+
+    def test_in_a_killed_greenlet(self, provider: Any, exporter: Any) -> None:
+        """A bridge in a greenlet of the program's own, which is killed, ends its span."""
+
+        async def leave() -> None:
+            outer = greenlet.getcurrent().parent
+            assert outer is not None
+            outer.switch()
+
+        def bridge() -> None:
+            greenback.await_(leave())
+
+        def program() -> None:
+            with provider.get_tracer("application").start_as_current_span("request") as span:
+                parked = greenlet.greenlet(bridge)
+                parked.switch()
+                assert trace.get_current_span() is span
+                parked.throw()
+                assert trace.get_current_span() is span
+
+        asyncio.run(greenback.with_portal_run_sync(program))
+        assert last_parts(exporter) == ["bridge", "request", "run_sync"]
 
     def test_cancelled(self, backend: Any, exporter: Any) -> None:
         """A cancelled bridge ends its span."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
 import pytest
@@ -35,12 +37,20 @@ class Configured:
 
     def at(self, level: int) -> None:
         structlog.configure(
-            processors=[structlog.processors.add_log_level, self._keep],
+            processors=[structlog.processors.add_log_level, self.keep],
             wrapper_class=structlog.make_filtering_bound_logger(level),
         )
         greenback_trace.enable()
 
-    def _keep(self, logger: Any, method: str, event: Dict[str, Any]) -> Any:
+    def around_the_standard_library(self, wrapper: Any) -> None:
+        structlog.configure(
+            processors=[self.keep],
+            wrapper_class=wrapper,
+            logger_factory=structlog.stdlib.LoggerFactory(),
+        )
+        greenback_trace.enable()
+
+    def keep(self, logger: Any, method: str, event: Any) -> Any:
         self.events.append(dict(event))
         raise structlog.DropEvent
 
@@ -74,6 +84,43 @@ class TestPortals:
         configured.at(logging.INFO)
         backend.run(greenback.with_portal_run_sync, bridge)
         assert configured.of_portals() == []
+
+    @pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+    @pytest.mark.parametrize("wrapper", [structlog.stdlib.BoundLogger, structlog.BoundLogger])
+    def test_level_of_the_standard_library(
+        self,
+        backend: Any,
+        configured: Configured,
+        caplog: pytest.LogCaptureFixture,
+        level: int,
+        wrapper: Any,
+    ) -> None:
+        """Around the standard library's loggers, these say what is shown; nothing else is logged.
+
+        The generic wrapper takes every attribute for the name of a level.
+        """
+        caplog.set_level(level, "greenback")
+        configured.around_the_standard_library(wrapper)
+        backend.run(greenback.with_portal_run_sync, bridge)
+        expected = list(PORTAL_EVENTS) if level == logging.DEBUG else []
+        assert [event["event"] for event in configured.events] == expected
+
+    def test_generic_wrapper_of_another_logger(self, backend: Any, configured: Configured) -> None:
+        """Where nothing says what is shown, everything is logged, and nothing else."""
+        structlog.configure(processors=[configured.keep], wrapper_class=structlog.BoundLogger)
+        greenback_trace.enable()
+        backend.run(greenback.with_portal_run_sync, bridge)
+        assert [event["event"] for event in configured.events] == list(PORTAL_EVENTS)
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_wrapper_for_asyncio(
+        self, backend: Any, configured: Configured, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where the methods of the application's logger are coroutines, nothing is lost."""
+        caplog.set_level(logging.DEBUG, "greenback")
+        configured.around_the_standard_library(structlog.stdlib.AsyncBoundLogger)
+        backend.run(greenback.with_portal_run_sync, bridge)
+        assert [event["event"] for event in configured.events] == list(PORTAL_EVENTS)
 
     def test_in_a_span(self, backend: Any, configured: Configured) -> None:
         """Where a span is current, the events have its ids."""
@@ -138,3 +185,28 @@ class TestSlowStep:
         backend.run(greenback.with_portal_run_sync, program)
         slow = [event for event in configured.events if event["event"] == "greenback.slow_step"]
         assert [(event.get("trace_id"), event.get("span_id")) for event in slow][:1] == expected
+
+    @pytest.mark.parametrize("mode", ["on", "debug"])
+    def test_has_the_ids_of_the_bridge(
+        self, backend: Any, configured: Configured, tmp_path: Path, mode: str
+    ) -> None:
+        """A slow step that a bridge ends by waiting names its span in the file."""
+
+        def program() -> None:
+            greenback.await_(backend.sleep(0))
+
+        configured.at(logging.INFO)
+        file = tmp_path / "trace.jsonl"
+        greenback_trace.enable(config=Config(mode=mode, slow=0.000_001, file=str(file)))
+        backend.run(greenback.with_portal_run_sync, program)
+        greenback_trace.disable()
+        spans = [
+            (span["traceId"], span["spanId"])
+            for line in file.read_text().splitlines()
+            for resource in json.loads(line).get("resourceSpans", ())
+            for scope in resource["scopeSpans"]
+            for span in scope["spans"]
+            if span["name"].startswith("await_ ")
+        ]
+        slow = [event for event in configured.events if event["event"] == "greenback.slow_step"]
+        assert [(event.get("trace_id"), event.get("span_id")) for event in slow][:1] == spans
