@@ -36,10 +36,15 @@ _repeats: Dict[Tuple[str, Optional[str]], Tuple[float, int]] = {}
 def _logger() -> Any:
     """The application's, if it has configured structlog; otherwise one for standard error."""
     if structlog.is_configured():
-        logger = structlog.get_logger("greenback").bind()
-        # The methods of one kind of logger are coroutines. Asked of the class: the generic kind
-        # has every attribute.
-        return logger.sync_bl if hasattr(type(logger), "sync_bl") else logger
+        config = structlog.get_config()
+        if not hasattr(config["wrapper_class"], "sync_bl"):
+            return structlog.get_logger("greenback").bind()
+        # A wrapper whose methods are coroutines, and which needs asyncio's loop in this thread: the
+        # same factory and processors, called as a function. Asked of the class, since the instances
+        # of another wrapper have every attribute.
+        return structlog.wrap_logger(
+            config["logger_factory"]("greenback"), wrapper_class=structlog.stdlib.BoundLogger
+        ).bind()
     return structlog.wrap_logger(
         structlog.WriteLogger(sys.stderr),  # one write, lest two processes share a line
         processors=[
@@ -69,10 +74,9 @@ def emit(level: str, event: str, *, site: Optional[str] = None, **fields: Any) -
             if left_out:
                 fields["left_out"] = left_out
         # A span of the application, if one is current; else what is known already; else ours.
-        span = trace.get_current_span()
-        if span is trace.INVALID_SPAN and "trace_id" not in fields:
-            span = own_span()
-        context = span.get_span_context()
+        context = trace.get_current_span().get_span_context()
+        if not context.is_valid and "trace_id" not in fields:
+            context = own_span().get_span_context()
         if context.is_valid:
             fields["trace_id"] = trace.format_trace_id(context.trace_id)
             fields["span_id"] = trace.format_span_id(context.span_id)

@@ -79,7 +79,7 @@ _LEFT_OUT: Any = object()
 
 
 def own_span() -> Span:
-    """The span of a pipeline of our own that is current; else `opentelemetry.trace.INVALID_SPAN`."""
+    """The current span of a pipeline of our own; `opentelemetry.trace.INVALID_SPAN` if none is."""
     span = otel_context.get_value(_OWN_SPAN)
     return span if isinstance(span, Span) else trace.INVALID_SPAN
 

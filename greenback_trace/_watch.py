@@ -18,7 +18,7 @@ class Watch(SpanProcessor):
         self.at_shutdown: Optional[Callable[[], None]] = None
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Have nothing to flush. Older SDKs' own method returns None, which is taken for a failure."""
+        """Have nothing to flush. That of older SDKs returns None, which is taken for a failure."""
         return True
 
     def shutdown(self) -> None:

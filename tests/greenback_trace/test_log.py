@@ -116,7 +116,7 @@ class TestPortals:
     def test_wrapper_for_asyncio(
         self, backend: Any, configured: Configured, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Where the methods of the application's logger are coroutines, nothing is lost."""
+        """Where the logger's methods are coroutines of asyncio, nothing is lost, on Trio either."""
         caplog.set_level(logging.DEBUG, "greenback")
         configured.around_the_standard_library(structlog.stdlib.AsyncBoundLogger)
         backend.run(greenback.with_portal_run_sync, bridge)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
-from typing import Any, Iterator, List, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -115,3 +118,44 @@ class TestCommand:
         )
         assert result.returncode == 0, result.stderr
         assert '"greenback.bridges"' in result.stdout
+
+    @pytest.mark.parametrize("switch", [{}, {"GREENBACK_TRACE": "0"}], ids=["unset", "off"])
+    def test_to_a_receiver(
+        self, environment: Callable[..., Dict[str, str]], tmp_path: Path, switch: Dict[str, str]
+    ) -> None:
+        """The command sends a program's spans and metrics; none if GREENBACK_TRACE=0."""
+        pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="needs gRPC")
+        from .receiver import Receiver
+
+        command = shutil.which("opentelemetry-instrument", path=str(Path(sys.executable).parent))
+        if command is None:
+            pytest.skip("opentelemetry-instrument is not installed beside the interpreter")
+        program = tmp_path / "program.py"
+        program.write_text(PROGRAM)
+        with Receiver() as receiver:
+            variables = environment(
+                OTEL_TRACES_EXPORTER="otlp",
+                OTEL_METRICS_EXPORTER="otlp",
+                OTEL_LOGS_EXPORTER="none",
+                OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{receiver.endpoint}",
+                OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
+                **switch,
+            )
+            done = subprocess.run(
+                [command, sys.executable, str(program)],
+                env=variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert (done.returncode, done.stdout) == (0, "")
+        spans = [span.name for span in receiver.spans]
+        if switch:
+            assert (spans, receiver.sums, receiver.measured) == ([], {}, {})
+        else:
+            assert spans == ["await_ bridge", "portal run_sync"]
+            assert receiver.sums["greenback.bridges"] == {("__main__.bridge", "ok"): 1}
+            assert receiver.sums["greenback.portals"] == {("run_sync",): 1}
+            assert receiver.faults == []
