@@ -137,7 +137,9 @@ def _look(
         if found is None and not is_closing:
             _remember(code, caller)
         return found
-    if is_plainly_called(frame, caller):
+    place = (id(caller.f_code) + caller.f_lasti * STRIDE, id(code))
+    # Taking instructions apart takes 100 times as long as all that is around it.
+    if place not in _unclear and is_plainly_called(frame, caller):
         _remember(code, caller)
         return None
     for suspect in _SUSPECTS:
@@ -165,7 +167,6 @@ def _look(
         _remember(code, caller)
         return None
     # It is nothing now. If its caller calls it by another name, it need not be looked at again.
-    place = (id(caller.f_code) + caller.f_lasti * STRIDE, id(code))
     if place not in _unclear:
         if how_called(frame, caller).explicit:
             _remember(code, caller)
