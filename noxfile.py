@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator, Optional
 
@@ -20,7 +22,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 CPYTHONS = ("3.8", "3.10", "3.11", "3.12", "3.13")
 
 # By class or document: the examples of a document build on one another.
-PYTEST = ("python", "-m", "pytest", "-n", "auto", "--dist", "loadscope")
+PYTEST = ("-m", "pytest", "-n", "auto", "--dist", "loadscope")
 
 PROBE = """
 import ensurepip, json, sys
@@ -93,42 +95,46 @@ def add_test_session(label: str, command: str, implementation: str, version: str
     @nox.session(name=name, python=interpreter)
     def tests(session: nox.Session) -> None:
         session.install("--quiet", "--editable", ".[all]", *group("test"))
-        session.run(*PYTEST, *session.posargs)
+        session.run("python", *PYTEST, *session.posargs)
 
 
-@nox.session
+def run_here(session: nox.Session, *args: str, **environment: str) -> None:
+    """Run Python in the environment that `make` has made: another takes longer than a check."""
+    if find_spec("trio") is None:
+        session.error("this nox is not the project's; run: make check ARGS='-s NAME'")
+    session.run(sys.executable, *args, env=environment, external=True)
+
+
+@nox.session(python=False)
 def lint(session: nox.Session) -> None:
     """Ruff, the formatter, mypy and pyright."""
-    session.install("--quiet", "--editable", ".[all]", *group("lint"))
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("mypy")
+    run_here(session, "-m", "ruff", "check", ".")
+    run_here(session, "-m", "ruff", "format", "--check", ".")
+    run_here(session, "-m", "mypy")
     for version in (CPYTHONS[0], CPYTHONS[-1]):
-        session.run("pyright", "--pythonversion", version)
+        run_here(
+            session, "-m", "pyright", "--pythonpath", sys.executable, "--pythonversion", version
+        )
 
 
-@nox.session
+@nox.session(python=False)
 def docs(session: nox.Session) -> None:
-    """The documentation, with every warning an error, and its examples."""
-    session.install("--quiet", "--editable", ".[all]", *group("docs"), *group("test"))
-    session.run(
-        "python", "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "docs", "docs/_build/html"
-    )
-    session.run("python", "-m", "pytest", "docs", "README.md")
+    """The documentation, with every warning an error. `make test` runs its examples."""
+    options = ("-W", "--keep-going", "-q", "-E", "-b", "html")
+    run_here(session, "-m", "sphinx", *options, "docs", "docs/_build/html")
 
 
-@nox.session
+@nox.session(python=False)
 @nox.parametrize("tracing", ["debug", "sdk"])
 def traced(session: nox.Session, tracing: str) -> None:
     """A program behaves the same traced and untraced: the runtime's tests, while it is traced."""
-    session.install("--quiet", "--editable", ".[all]", *group("test"))
     if tracing == "sdk":
         environment = {"GREENBACK_TRACE": "1", "TESTS_WITH_SDK": "1"}
     else:
         environment = {"GREENBACK_TRACE": tracing}
-    session.run(*PYTEST, "tests/greenback", *session.posargs, env=environment)
+    run_here(session, *PYTEST, "tests/greenback", *session.posargs, **environment)
     if tracing == "sdk":
-        session.run("python", "benchmarks/stress.py")  # a million bridges, none lost
+        run_here(session, "benchmarks/stress.py")  # a million bridges, none lost
 
 
 @nox.session
