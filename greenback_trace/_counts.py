@@ -5,7 +5,7 @@ Whoever writes to an object of these classes is the thread that it belongs to; o
 
 from __future__ import annotations
 
-from types import CodeType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 if TYPE_CHECKING:
@@ -77,7 +77,17 @@ class Tally:
 class Node(Tally):
     """A site and the chain that led to it, in one thread; or the inner part of such a chain."""
 
-    __slots__ = ("ends", "inner", "others", "outer", "outer_key", "site")
+    __slots__ = (
+        "code",
+        "ends",
+        "inner",
+        "offset",
+        "others",
+        "outer",
+        "outer_code",
+        "outer_offset",
+        "site",
+    )
 
     def __init__(self, site: Site, inner: Optional[Node], ends: bool) -> None:
         Tally.__init__(self)
@@ -85,23 +95,29 @@ class Node(Tally):
         self.inner = inner
         #: Whether a walk ends here without looking further out.
         self.ends = ends
-        #: The caller that was learned first, which mostly is the only one, and its key. A node is
-        #: its own caller where a walk ends with that caller.
+        #: The instruction of a site, in two parts: comparing them takes half as long as making a
+        #: key of them. Of what is not one place, and of callers, None.
+        self.code: Optional[CodeType] = None
+        self.offset = -1
+        #: The caller that was learned first, which mostly is the only one, and its instruction. A
+        #: node is its own caller where a walk ends with that caller.
         self.outer: Any = None
-        self.outer_key = NO_KEY
-        #: The other callers.
+        self.outer_code: Optional[CodeType] = None
+        self.outer_offset = -1
+        #: The other callers, by their key.
         self.others: Dict[int, Node] = _NO_OTHERS
 
-    def caller(self, key: int) -> Optional[Node]:
-        found: Optional[Node] = self.outer if key == self.outer_key else self.others.get(key)
-        return found
-
-    def add_caller(self, key: int, caller: Node) -> None:
+    def add_caller(self, frame: FrameType, key: int, caller: Node) -> None:
         if self.outer is None:
             # In this order, lest a signal handler that bridges in between finds half of it.
             self.outer = caller
-            self.outer_key = key
-        elif self.others is _NO_OTHERS:
+            self.outer_offset = frame.f_lasti
+            self.outer_code = frame.f_code
+        else:
+            self.add_other(key, caller)
+
+    def add_other(self, key: int, caller: Node) -> None:
+        if self.others is _NO_OTHERS:
             self.others = {key: caller}
         else:
             self.others[key] = caller
@@ -123,10 +139,12 @@ class Node(Tally):
         return node
 
 
-#: Is nobody's key.
-NO_KEY = -1
 #: Shared, and never written to: a dictionary of its own is as large as the rest of a node.
 _NO_OTHERS: Dict[int, Node] = {}
+
+_NOWHERE: Any = None
+#: That of a portal in which nothing has bridged yet. No instruction is its.
+NO_NODE = Node(_NOWHERE, None, True)
 
 
 class KindTally(Tally):
@@ -197,6 +215,7 @@ class PortalTally(Tally):
         "library",
         "library_name",
         "opened_at",
+        "root",
         "slow_ns",
         "slow_steps",
         "spares",
@@ -218,6 +237,8 @@ class PortalTally(Tally):
         #: Those of the thread that runs its current step, so that a bridge need not ask for them.
         self.counts = counts
         self.library = counts.library(library)
+        #: That of the last one's site: most of them are in loops.
+        self.root = NO_NODE
         #: Bridges that have begun, be they finished or not.
         self.started = 0
         #: The last one in this step, for whoever wants to know what held the event loop.

@@ -25,6 +25,7 @@ from greenback.instruments import primary_failed
 
 from ._counts import (
     EDGES,
+    NO_NODE,
     PORTAL_EDGES,
     Counts,
     Ending,
@@ -153,20 +154,26 @@ class Totals:
             tally = portal.note
             if tally is None or tally.totals is not self:
                 tally = self._new_portal(portal)
-            node = tally.counts.roots.get(id(frame.f_code) + frame.f_lasti * STRIDE)
-            if node is None:
-                frame = outside_adapters(frame)
-                node = tally.counts.roots.get(key_of(frame))
+            code = frame.f_code
+            offset = frame.f_lasti
+            node = tally.root
+            if code is not node.code or offset != node.offset:
+                node = tally.counts.roots.get(id(code) + offset * STRIDE)
                 if node is None:
-                    node = self._new_root(tally.counts, frame)
+                    frame = outside_adapters(frame)
+                    node = tally.counts.roots.get(key_of(frame))
+                    if node is None:
+                        node = self._new_root(tally.counts, frame)
+                tally.root = node
             while not node.ends:
                 frame = frame.f_back
                 if frame is None:
                     break
-                key = id(frame.f_code) + frame.f_lasti * STRIDE
-                if key == node.outer_key:
+                code = frame.f_code
+                if code is node.outer_code and frame.f_lasti == node.outer_offset:
                     outer = node.outer
                 else:
+                    key = id(code) + frame.f_lasti * STRIDE
                     outer = node.others.get(key)
                     if outer is None:
                         outer = self._new_caller(tally.counts, node, key, frame)
@@ -280,6 +287,7 @@ class Totals:
         try:  # it may have been opened by another thread
             tally.counts = self._counts()
             tally.library = tally.counts.library(tally.library_name)
+            tally.root = NO_NODE
         except Exception as error:
             primary_failed(self.listener, error)
 
@@ -360,7 +368,10 @@ class Totals:
     def _new_root(self, counts: Counts, frame: FrameType) -> Node:
         site = self.sites.bridging(frame)
         if site is not OTHER:
-            return self._add_root(counts, key_of(frame), site)
+            root = self._add_root(counts, key_of(frame), site)
+            root.offset = frame.f_lasti
+            root.code = frame.f_code
+            return root
         node = counts.roots.get(_OVERFLOW)
         if node is None:
             node = self._add_root(counts, _OVERFLOW, OTHER)
@@ -381,20 +392,20 @@ class Totals:
         if code.co_flags & ASYNC or code.co_filename.startswith(RUNTIME):
             if not is_full:
                 counts.kept.append(code)
-                inner.add_caller(key, inner)
+                inner.add_caller(frame, key, inner)
             return inner
         if is_full:
             inner = inner.root()
-            node = inner.caller(_OVERFLOW)
+            node = inner.others.get(_OVERFLOW)
             if node is None:
                 node = Node(OTHER, inner, True)
-                inner.add_caller(_OVERFLOW, node)
+                inner.add_other(_OVERFLOW, node)
                 counts.nodes.append(node)
             return node
         site = self.sites.calling(frame)
         ends = len(inner.chain()) + 1 >= CHAIN_LIMIT
         node = Node(site, inner, ends)
-        inner.add_caller(key, node)
+        inner.add_caller(frame, key, node)
         counts.nodes.append(node)
         return node
 
