@@ -94,6 +94,8 @@ def add_test_session(label: str, command: str, implementation: str, version: str
 
     @nox.session(name=name, python=interpreter)
     def tests(session: nox.Session) -> None:
+        # The one that comes with Python may give up on what depends on equal versions.
+        session.install("--quiet", "--upgrade", "pip")
         session.install("--quiet", "--editable", ".[all]", *group("test"))
         session.run("python", *PYTEST, *session.posargs)
 
