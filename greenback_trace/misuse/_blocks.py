@@ -79,6 +79,19 @@ def innermost_first(frames: Sequence[FrameType]) -> Iterator[Tuple[FrameType, Wi
                 yield frame, block
 
 
+def are_without(frame: FrameType, count: int) -> bool:
+    """Whether *count* functions, from that of *frame* outwards, have no ``with`` block at all."""
+    outer: Optional[FrameType] = frame
+    for _ in range(count):
+        if outer is None:
+            return False
+        code = outer.f_code
+        if (_looked.get(id(code)) or _look(code)).withs:
+            return False
+        outer = outer.f_back
+    return True
+
+
 def inside(frame: FrameType) -> Sequence[With]:
     """The ``with`` blocks that *frame* is inside of, innermost first: entered and not left."""
     code = frame.f_code

@@ -66,7 +66,7 @@ _unclear: Set[Tuple[int, int]] = set()
 _NOTHING: Dict[int, int] = {}
 
 
-def at_start(frame: FrameType) -> Optional[Finding]:
+def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Finding]:
     """The misuse that a bridge is in, if there is one: the innermost, of whatever kind but locks.
 
     That the caller is async comes last. What is around another bridge that this one is inside of
@@ -74,6 +74,7 @@ def at_start(frame: FrameType) -> Optional[Finding]:
 
     Args:
         frame: The frame that called `greenback.await_`, of the greenlet that is running now.
+        first: One of its callers, if all calls inside of it are known: see `are_known`.
     """
     stride = STRIDE
     called_from = _called_from
@@ -82,9 +83,11 @@ def at_start(frame: FrameType) -> Optional[Finding]:
         closing = finalizer.closing_frames()
         if closing:
             called_from = _NOTHING
+            first = None
     here: Any = getcurrent()
-    inner = frame
-    mine = site = id(frame.f_code)
+    inner = first or frame
+    site = id(frame.f_code)
+    mine = id(inner.f_code)
     while True:
         outer = inner.f_back
         try:
@@ -122,6 +125,20 @@ def at_start(frame: FrameType) -> Optional[Finding]:
         _codes[site] = frame.f_code
         _sync.add(site)
     return found
+
+
+def are_known(frame: FrameType, count: int) -> bool:
+    """Whether *count* calls, from that of *frame* on, are known to be made by their callers."""
+    for _ in range(count):
+        outer = frame.f_back
+        if outer is None:
+            return False
+        mine = id(frame.f_code)
+        place = id(outer.f_code) + outer.f_lasti * STRIDE
+        if _called_from.get(place) != mine and mine not in _also_called_from.get(place, ()):
+            return False
+        frame = outer
+    return True
 
 
 def _look(

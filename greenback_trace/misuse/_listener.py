@@ -15,27 +15,67 @@ from .._log import slow_step
 from .._sdk import unwatch_collections, watch_collections
 from .._sites import Site, outside_adapters
 from . import _locks
-from ._detect import at_start
+from ._blocks import are_without
+from ._detect import are_known, at_start
 from ._finding import Finding
 from ._record import Misuses
-from ._stack import frames_from
 from ._watchdog import Held, Watchdog
 from .report import OFF, Misuse, MisuseError
 
 if TYPE_CHECKING:
     from greenback.instruments import Listener, Portal
 
-    from .._counts import Running
+    from .._counts import Node, Running
     from .._spans import Spans
     from .._totals import Totals
 
 _AWAIT = await_.__code__
 _LOCK_HELD = "lock_held"
+#: Sync chains of which is remembered what need not be looked at again.
+_CHAINS_KEPT = 10_000
 
 
 class _Local(threading.local):
     #: What was seen of the step that has just ended, in this thread.
     held: Optional[Held] = None
+
+
+class _Known:
+    """How many callers of a bridge need not be looked at, by its sync chain.
+
+    A chain says which instruction each function is at, so what holds of these is found out once.
+
+    Args:
+        holds: Whether it holds of so many callers of a frame.
+    """
+
+    __slots__ = ("_counts", "_holds")
+
+    def __init__(self, holds: Callable[[FrameType, int], bool]) -> None:
+        self._holds = holds
+        # Written by whichever thread comes first: what two write at once is equal.
+        self._counts: Dict[Node, int] = {}
+
+    def first(self, bridge: Running, frame: FrameType) -> FrameType:
+        """The first caller to look at. *frame* is what called `greenback.await_`."""
+        found = frame
+        # Elsewhere, functions of greenback's adapters are in between.
+        if bridge.tally.root.code is frame.f_code:
+            for _ in range(self._counts.get(bridge.node, 0)):
+                outer = found.f_back
+                assert outer is not None
+                found = outer
+        return found
+
+    def learn(self, bridge: Running, frame: FrameType) -> None:
+        """Find out, if that is not known yet."""
+        node, root = bridge.node, bridge.tally.root
+        if node in self._counts or root.code is not frame.f_code or root is not node.root():
+            return
+        count = len(node.chain()) - 1
+        if len(self._counts) >= _CHAINS_KEPT:
+            self._counts.clear()
+        self._counts[node] = count if self._holds(frame, count) else 0
 
 
 class Debug:
@@ -54,6 +94,7 @@ class Debug:
 
     __slots__ = (
         "__weakref__",
+        "_calls",
         "_inner",
         "_local",
         "_looks_at_start",
@@ -61,6 +102,7 @@ class Debug:
         "_start",
         "_totals",
         "_watchdog",
+        "_withs",
         "enter_portal",
         "finish_bridge",
         "misuses",
@@ -84,6 +126,8 @@ class Debug:
         self.misuses = misuses
         self._watchdog = Watchdog(slow_seconds)
         self._local = _Local()
+        self._calls = _Known(are_known)
+        self._withs = _Known(are_without)
         self._inner = inner
         self._totals = totals
         self._spans = spans
@@ -125,7 +169,12 @@ class Debug:
         bridge: Optional[Running] = self._start(portal, awaitable, frame)
         if self._looks_at_start:
             try:
-                finding = at_start(frame)
+                if bridge is None:
+                    finding = at_start(frame)
+                else:
+                    finding = at_start(frame, self._calls.first(bridge, frame))
+                    if finding is None:
+                        self._calls.learn(bridge, frame)
             except Exception as error:
                 self.misuses.tell_failure("looking for misuse", error)
                 finding = None
@@ -161,7 +210,8 @@ class Debug:
             return
         portal = bridge.portal
         try:
-            finding = _locks.held(frames_from(frame), portal.task)
+            finding = _locks.held(frame, portal.task, self._withs.first(bridge, frame))
+            self._withs.learn(bridge, frame)
         except Exception as error:
             self.misuses.tell_failure("looking for held locks", error)
             return

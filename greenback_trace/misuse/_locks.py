@@ -44,6 +44,7 @@ from greenback._tasks import sniffio_thread
 from .._sites import ASYNC, RUNTIME
 from ._blocks import Call, With, call_at, innermost_first
 from ._finding import Finding
+from ._stack import frames_from
 
 try:
     import pure_eval
@@ -439,18 +440,19 @@ def uninstall() -> None:
 # At a suspension
 
 
-def held(frames: Sequence[FrameType], task: object) -> Optional[Finding]:
+def held(frame: FrameType, task: object, first: Optional[FrameType] = None) -> Optional[Finding]:
     """The lock that *task* holds, innermost first; None if it holds none, or nothing is sure.
 
     Args:
-        frames: Those of the portal, innermost first. The async functions around the portal are
-            looked at as well.
+        frame: The innermost one of the portal. Those from there on are looked at, and the async
+            functions around the portal.
         task: The task whose bridge is about to suspend: the one that runs.
+        first: The innermost one that can be inside of a ``with`` block, if that is not *frame*.
     """
     around = _around_portal()
-    for of_these in (frames, around):
-        for frame, block in innermost_first(of_these):
-            found = _by_with(frame, block)
+    for of_these in (frames_from(first or frame), around):
+        for inside, block in innermost_first(of_these):
+            found = _by_with(inside, block)
             if found is not None:
                 return found
     books = _local.books
@@ -463,7 +465,7 @@ def held(frames: Sequence[FrameType], task: object) -> Optional[Finding]:
             continue
         for claim in book.claims[::-1]:
             if claim.task() is task and task is not None and _has_it(book, claim):
-                return _by_acquire(book, claim, [*frames, *around])
+                return _by_acquire(book, claim, [*frames_from(frame), *around])
     return None
 
 

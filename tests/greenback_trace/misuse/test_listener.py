@@ -582,7 +582,7 @@ class TestFailures:
     ) -> None:
         """The program does not feel that a detector fails; the log says so once."""
 
-        def fail(frame: Any) -> None:
+        def fail(*args: Any) -> None:
             raise LookupError("of the detector")
 
         monkeypatch.setattr(_listener, "at_start", fail)

@@ -34,12 +34,8 @@ class Watcher(Instrument):
         self.found: List[Optional[Finding]] = []
 
     def bridge_suspended(self, bridge: Bridge) -> None:
-        frames = []
-        frame = bridge.frame
-        while frame is not None:
-            frames.append(frame)
-            frame = frame.f_back
-        self.found.append(_locks.held(frames, bridge.portal.task))
+        assert bridge.frame is not None
+        self.found.append(_locks.held(bridge.frame, bridge.portal.task))
 
 
 @pytest.fixture(autouse=True)
