@@ -127,8 +127,11 @@ class Listener(Protocol):
     def resume_bridge(self, bridge: Any, portal: Portal, left: int, /) -> None:
         """The switch back has just happened, after the one that began at *left*."""
 
-    def finish_bridge(self, bridge: Any, error: Optional[BaseException], left: int, /) -> None:
-        """It is over. *left* is 0, or when it began to wait if it is killed while it waits."""
+    def finish_bridge(self, bridge: Any, error: Optional[BaseException], left: int, /) -> object:
+        """It is over. *left* is 0, or when it began to wait if it is killed while it waits.
+
+        The runtime asks for no result.
+        """
 
     @property
     def start_step(self) -> Optional[Callable[[Portal], None]]:

@@ -7,6 +7,7 @@ count everything all the same.
 from __future__ import annotations
 
 import sys
+from contextvars import ContextVar
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
@@ -220,20 +221,20 @@ class Spans:
         return bridge
 
     def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> None:
-        self._totals.finish_bridge(bridge, error, left)
+        spent = self._totals.finish_bridge(bridge, error, left)
         # The common case first: nothing to end, nothing to report.
         if (
-            bridge.opened is None
+            spent < self._slow_ns
+            and bridge.opened is None
             and error is None
-            and not (bridge.switches and self._only_suspended)
-            and perf_counter_ns() - bridge.started < self._slow_ns
+            and not (self._only_suspended and bridge.switches)
         ):
             bridge.awaitable = None
             return
         # The next bridge would get it, and that may begin in what is called here.
         bridge.tally.spares.clear()
         try:
-            self._finish(bridge, error, perf_counter_ns())
+            self._finish(bridge, error, bridge.started + spent)
         except Exception as failure:
             primary_failed(self._totals.listener, failure)
 
@@ -468,7 +469,16 @@ class Spans:
         return view
 
 
-_current_context = otel_context.get_current
+def _reader_of_context() -> Callable[[], Context]:
+    """What `opentelemetry.context.get_current` asks, two calls of Python functions further down."""
+    runtime = getattr(otel_context, "_RUNTIME_CONTEXT", None)
+    variable: Any = getattr(runtime, "_current_context", None)
+    if isinstance(variable, ContextVar) and isinstance(variable.get(None), Context):
+        return variable.get
+    return otel_context.get_current
+
+
+_current_context = _reader_of_context()
 
 
 def _is_unsampled(view: Context) -> bool:

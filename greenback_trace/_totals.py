@@ -218,7 +218,8 @@ class Totals:
                 if measurements.skip < 0:
                     measurements.switch("to_task", spent)
 
-    def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> None:
+    def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> int:
+        """Count it, and give how long it took."""
         now = perf_counter_ns()
         node = bridge.node
         tally = bridge.tally
@@ -257,6 +258,7 @@ class Totals:
             self._finished_late(tally)
         else:
             tally.spares.append(bridge)
+        return spent
 
     def _failed(
         self, node: Node, tally: PortalTally, error: BaseException, suspended: bool, spent: int

@@ -11,6 +11,12 @@ import sys
 from types import CodeType, FrameType
 from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+from greenlet import getcurrent
+
+from greenback._state import Worker
+
+from .._sites import ASYNC, RUNTIME
+
 #: What begins a ``with`` block: it looks up `__enter__` and calls it.
 _WITH = {dis.opmap[name] for name in ("SETUP_WITH", "BEFORE_WITH") if name in dis.opmap}
 _LOADS_METHOD = ("LOAD_METHOD", "LOOKUP_METHOD", "LOAD_SUPER_METHOD")
@@ -56,10 +62,12 @@ class Call(NamedTuple):
 
 
 class _Looked:
-    __slots__ = ("calls", "code", "inside", "withs")
+    __slots__ = ("calls", "code", "inside", "is_outside", "withs")
 
     def __init__(self, code: CodeType) -> None:
         self.code = code  # such that no other code gets its id
+        #: Whether it is neither an async function nor one of greenback.
+        self.is_outside = not (code.co_flags & ASYNC or code.co_filename.startswith(RUNTIME))
         self.withs: Dict[int, With] = {}
         self.calls: Optional[Dict[int, Call]] = None
         self.inside: Dict[int, Tuple[With, ...]] = {}
@@ -70,13 +78,33 @@ class _Looked:
 _looked: Dict[int, _Looked] = {}
 
 
-def innermost_first(frames: Sequence[FrameType]) -> Iterator[Tuple[FrameType, With]]:
-    """The ``with`` blocks that *frames* are inside of: entered and not left."""
-    for frame in frames:
-        looked = _looked.get(id(frame.f_code))
-        if looked is None or looked.withs:
-            for block in inside(frame):
-                yield frame, block
+def with_blocks(frame: FrameType) -> List[FrameType]:
+    """Those of *frame* and its callers in the task that have a ``with`` block, innermost first.
+
+    These are all frames of the portal and, around it, the task's async functions.
+
+    Args:
+        frame: A frame of the greenlet that is running now.
+    """
+    # Asked at every suspension in debug mode, hence one loop and not one for each thing.
+    found: List[FrameType] = []
+    here: Any = getcurrent()
+    outer: Optional[FrameType] = frame
+    is_around = False
+    while True:
+        while outer is not None:
+            code = outer.f_code
+            looked = _looked.get(id(code)) or _look(code)
+            if is_around and looked.is_outside:
+                return found  # the first one is the event loop's
+            if looked.withs:
+                found.append(outer)
+            outer = outer.f_back
+        is_around = is_around or type(here) is Worker
+        here = here.parent
+        if here is None:
+            return found
+        outer = here.gr_frame
 
 
 def are_without(frame: FrameType, count: int) -> bool:

@@ -42,7 +42,7 @@ from greenback._state import Worker
 from greenback._tasks import sniffio_thread
 
 from .._sites import ASYNC, RUNTIME
-from ._blocks import Call, With, call_at, innermost_first
+from ._blocks import Call, With, call_at, inside, with_blocks
 from ._finding import Finding
 from ._stack import frames_from
 
@@ -449,10 +449,9 @@ def held(frame: FrameType, task: object, first: Optional[FrameType] = None) -> O
         task: The task whose bridge is about to suspend: the one that runs.
         first: The innermost one that can be inside of a ``with`` block, if that is not *frame*.
     """
-    around = _around_portal()
-    for of_these in (frames_from(first or frame), around):
-        for inside, block in innermost_first(of_these):
-            found = _by_with(inside, block)
+    for outer in with_blocks(first or frame):
+        for block in inside(outer):
+            found = _by_with(outer, block)
             if found is not None:
                 return found
     books = _local.books
@@ -465,7 +464,7 @@ def held(frame: FrameType, task: object, first: Optional[FrameType] = None) -> O
             continue
         for claim in book.claims[::-1]:
             if claim.task() is task and task is not None and _has_it(book, claim):
-                return _by_acquire(book, claim, [*frames_from(frame), *around])
+                return _by_acquire(book, claim, [*frames_from(frame), *_around_portal()])
     return None
 
 
