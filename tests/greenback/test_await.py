@@ -24,23 +24,9 @@ import trio
 import greenback
 from greenback import await_
 
+from .portals import in_run, in_run_sync, in_task
+
 PYPY = sys.implementation.name == "pypy"
-
-
-async def in_run_sync(sync_fn: Callable[[], Any]) -> Any:
-    return await greenback.with_portal_run_sync(sync_fn)
-
-
-async def in_run(sync_fn: Callable[[], Any]) -> Any:
-    async def inside() -> Any:
-        return sync_fn()
-
-    return await greenback.with_portal_run(inside)
-
-
-async def in_task(sync_fn: Callable[[], Any]) -> Any:
-    await greenback.ensure_portal()
-    return sync_fn()
 
 
 async def in_child(sync_fn: Callable[[], Any]) -> Any:

@@ -7,7 +7,7 @@ import contextvars
 import gc
 import sys
 import weakref
-from typing import Any, Callable, List
+from typing import Any, List
 
 import pytest
 import trio
@@ -15,26 +15,12 @@ import trio
 import greenback
 from greenback import await_
 
+from .portals import in_run, in_run_sync, in_task
+
 PYPY = sys.implementation.name == "pypy"
 
 var: contextvars.ContextVar[Any] = contextvars.ContextVar("var", default="nothing")
 other: contextvars.ContextVar[Any] = contextvars.ContextVar("other", default="nothing")
-
-
-async def in_run_sync(sync_fn: Callable[[], Any]) -> Any:
-    return await greenback.with_portal_run_sync(sync_fn)
-
-
-async def in_run(sync_fn: Callable[[], Any]) -> Any:
-    async def inside() -> Any:
-        return sync_fn()
-
-    return await greenback.with_portal_run(inside)
-
-
-async def in_task(sync_fn: Callable[[], Any]) -> Any:
-    await greenback.ensure_portal()
-    return sync_fn()
 
 
 @pytest.fixture(params=[in_run_sync, in_run, in_task], ids=lambda portal: portal.__name__)

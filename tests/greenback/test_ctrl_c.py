@@ -14,13 +14,15 @@ import subprocess
 import sys
 import textwrap
 import threading
-from typing import Any, Callable, Dict, List
+from typing import Any, Dict, List
 
 import pytest
 import trio
 
 import greenback
 from greenback import await_
+
+from .portals import in_run, in_run_sync, in_task
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals are another matter on Windows"),
@@ -35,22 +37,6 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
     for _ in range(10):  # where the handler is not called at once, it is at the next jump
         pass
-
-
-async def in_run_sync(sync_fn: Callable[[], Any]) -> Any:
-    return await greenback.with_portal_run_sync(sync_fn)
-
-
-async def in_run(sync_fn: Callable[[], Any]) -> Any:
-    async def inside() -> Any:
-        return sync_fn()
-
-    return await greenback.with_portal_run(inside)
-
-
-async def in_task(sync_fn: Callable[[], Any]) -> Any:
-    await greenback.ensure_portal()
-    return sync_fn()
 
 
 PORTALS = [in_run_sync, in_run, in_task]

@@ -25,6 +25,8 @@ import trio
 import greenback
 from greenback import await_
 
+from .portals import in_run, in_run_sync, in_task
+
 PYPY = sys.implementation.name == "pypy"
 #: From 3.11 on an exception that is raised again takes the traceback that it says it has.
 SHIMS_SHOW = PYPY or sys.version_info < (3, 11)
@@ -34,22 +36,6 @@ if sys.version_info < (3, 11):
         from exceptiongroup import BaseExceptionGroup, ExceptionGroup
     except ImportError:
         ExceptionGroup = BaseExceptionGroup = None
-
-
-async def in_run_sync(sync_fn: Callable[[], Any]) -> Any:
-    return await greenback.with_portal_run_sync(sync_fn)
-
-
-async def in_run(sync_fn: Callable[[], Any]) -> Any:
-    async def inside() -> Any:
-        return sync_fn()
-
-    return await greenback.with_portal_run(inside)
-
-
-async def in_task(sync_fn: Callable[[], Any]) -> Any:
-    await greenback.ensure_portal()
-    return sync_fn()
 
 
 async def in_bestowed(sync_fn: Callable[[], Any]) -> Any:
