@@ -14,34 +14,41 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from collections import OrderedDict
 from types import FrameType
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 
 class _Inside(threading.local):
-    """Whether this thread is inside of a call that we make, or of a collection of garbage."""
+    """Whether this thread is inside of a call that we make."""
 
     now = False
-    collection = False
 
 
 inside = _Inside()
 
+#: The phase of garbage collection that was told of last stands last.
+phases: OrderedDict[str, None] = OrderedDict.fromkeys(("start", "stop"))
+# A method in C. In a function, a signal handler might run, and what it raises would be lost, since
+# the collector ignores exceptions: a KeyboardInterrupt, say.
+_note_phase: Any = phases.move_to_end
+
+
+def is_collecting() -> bool:
+    """Whether garbage is being collected, in any thread; False where that does not matter."""
+    return next(reversed(phases)) == "start"
+
 
 def watch_collections() -> None:
-    """Have ``inside.collection`` say whether garbage is being collected, where that matters."""
-    if _COLLECTS_ANYWHERE and _note_collection not in gc.callbacks:
-        gc.callbacks.append(_note_collection)
+    """Have `is_collecting` tell."""
+    if _COLLECTS_ANYWHERE and _note_phase not in gc.callbacks:
+        gc.callbacks.append(_note_phase)
 
 
 def unwatch_collections() -> None:
-    if _COLLECTS_ANYWHERE and _note_collection in gc.callbacks:
-        gc.callbacks.remove(_note_collection)
-    inside.collection = False
-
-
-def _note_collection(phase: str, info: Dict[str, Any]) -> None:
-    inside.collection = phase == "start"
+    if _COLLECTS_ANYWHERE and _note_phase in gc.callbacks:
+        gc.callbacks.remove(_note_phase)
+    phases.move_to_end("stop")
 
 
 _COLLECTS_ANYWHERE = sys.implementation.name == "cpython" and sys.version_info < (3, 12)

@@ -19,7 +19,7 @@ from opentelemetry.trace import Span, Tracer
 from greenback.instruments import primary_failed
 
 from ._counts import PortalTally, Running
-from ._sdk import inside, is_within, unwatch_collections, watch_collections
+from ._sdk import inside, is_collecting, is_within, unwatch_collections, watch_collections
 from ._totals import Totals, full_name, is_cancellation, task_name
 
 if TYPE_CHECKING:
@@ -397,7 +397,7 @@ class Spans:
     def _may_call(self, frame: Any) -> bool:
         """Whether the SDK can be called from here."""
         # The locks of a pipeline of our own are taken in calls of our own alone.
-        if inside.now or inside.collection:
+        if inside.now or is_collecting():
             return False
         return self._is_private or not is_within(frame)
 

@@ -12,7 +12,7 @@ import greenlet
 
 from greenback._stackscope import is_bridge, is_own, outermost_first
 
-from .._sdk import inside
+from .._sdk import is_collecting
 from .._sites import OTHER, Site, site_of
 from .._stacks import line_of
 from .._totals import task_name
@@ -229,7 +229,7 @@ class allow:  # noqa: N801  (used like a function)
         self._before: List[Optional[Tuple[str, ...]]] = []
 
     def __enter__(self) -> None:
-        if inside.collection:
+        if is_collecting():
             _allowed_in_collection.kinds.append(self.kind)
             self._before.append(None)
         else:

@@ -19,7 +19,7 @@ import greenback
 import greenback_trace
 from greenback._state import current_portal
 from greenback_trace import Misuse, MisuseError, MisuseWarning, allow
-from greenback_trace._sdk import inside
+from greenback_trace._sdk import phases
 from greenback_trace._sites import site_of
 from greenback_trace.misuse._finding import SEVERITY, Finding
 from greenback_trace.misuse.report import actions_of, describe, is_allowed
@@ -116,13 +116,13 @@ class TestAllow:
         before = len(context)
 
         def block() -> None:
-            inside.collection = True
+            phases.move_to_end("start")
             try:
                 with allow("finalizer", reason="a test"):
                     assert is_allowed("finalizer")
                 assert not is_allowed("finalizer")
             finally:
-                inside.collection = False
+                phases.move_to_end("stop")
 
         context.run(block)
         assert len(context) == before
