@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ._counts import PortalTally
     from ._file import Pipeline
     from ._metrics import Measurements, Source
+    from ._socket import Server
     from ._spans import Spans
     from ._watch import Watch
     from .misuse._listener import Debug
@@ -220,6 +221,7 @@ def _at_exit() -> None:
         from ._log import summary
 
         summary(snapshot())
+    session.close_socket()
     if session.is_to_file:
         disable()
         set_primary(_Gate(_tell_of_end, session.totals))
@@ -297,6 +299,9 @@ class _Session:
         self._spans: Optional[Spans] = None
         self._watch: Optional[Watch] = None
         self._pipeline: Optional[Pipeline] = None
+        #: The path of the socket that is to be opened yet, if any.
+        self._socket = config.socket
+        self._server: Optional[Server] = None
         self._source: Optional[Source] = None
         self._listener: Listener = self.totals
         if config.spans != "none":
@@ -326,7 +331,10 @@ class _Session:
             self._open_pipeline()
         else:
             self.connect(tracer_provider, meter_provider)
-        set_primary(self._listener)
+        if config.socket is None:
+            set_primary(self._listener)
+        else:
+            self._at_first_portal(_nothing)
 
     def _look_for_misuse(self, config: Config) -> Debug:
         from .misuse._listener import Debug
@@ -359,17 +367,41 @@ class _Session:
                 self._pipeline.start()
 
     def _at_first_portal(self, action: Callable[[], None]) -> None:
-        self._gate = _Gate(action, self._listener)
+        def begin() -> None:
+            self._open_socket()
+            action()
+
+        self._gate = _Gate(begin, self._listener)
         set_primary(self._gate)
+
+    def _open_socket(self) -> None:
+        path, self._socket = self._socket, None
+        if path is None:
+            return
+        from ._now import describe
+        from ._socket import Server
+
+        self._server = Server(path, lambda: describe(self.totals, self.dropped(), self.misuses()))
+        self._server.start()
+
+    def close_socket(self) -> None:
+        """Remove it, and open none any more."""
+        self._socket = None
+        if self._server is not None:
+            self._server.close()
 
     def after_fork(self) -> None:
         """Start at zero, in a forked child. Takes no lock and calls no SDK."""
         if self._pipeline is not None:
             self._pipeline.abandon()
             self._pipeline = None
+        if self._server is not None:
+            self._server.abandon()
+            self._server = None
+            self._socket = self._config.socket
         if not self._is_called():
             return  # it has failed, and is removed
-        was_pending = is_primary(self._gate)
+        was_pending = is_primary(self._gate) and self._source is None
         self._unwatch_provider()
         self.totals.after_fork()
         if self._debug is not None:
@@ -557,12 +589,17 @@ class _Session:
         if self._debug is not None:
             self._debug.stop()
         self._unwatch_provider()
+        self.close_socket()
         if self._spans is not None:
             self._spans.stop()
         if self._pipeline is not None:
             self._pipeline.close()
         if self._source is not None:
             self._source.totals = self._source.on_read = None
+
+
+def _nothing() -> None:
+    return None
 
 
 class _Gate:

@@ -35,6 +35,9 @@ class Config:
     #: Bytes after which the file is closed. (``GREENBACK_TRACE_FILE_LIMIT``, where ``k``, ``M`` and
     #: ``G`` are powers of 1024)
     file_limit: int = 1 << 30
+    #: A Unix socket is opened at this path, to which ``greenback-trace top`` connects; ``{pid}`` in
+    #: it is replaced by the number of the process. (``GREENBACK_TRACE_SOCKET``)
+    socket: Optional[str] = None
     #: What gets a span, one of ``"all"``, ``"suspended"``, ``"portals"`` and ``"none"``.
     #: (``GREENBACK_TRACE_SPANS``)
     spans: str = "all"
@@ -151,6 +154,13 @@ _FIELDS: Dict[str, _Setting] = {
         _is_whole,
         "a number of bytes above 0, as in 500000, 200k, 50M or 1G",
         "a number of bytes above 0",
+    ),
+    "socket": _Setting(
+        "GREENBACK_TRACE_SOCKET",
+        str,
+        lambda value: isinstance(value, str) and value != "",
+        "a path",
+        "a path as a string",
     ),
     "spans": _Setting(
         "GREENBACK_TRACE_SPANS",

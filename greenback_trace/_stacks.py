@@ -50,7 +50,7 @@ def format_task(task: Any) -> str:
     coroutine = work_ahead(coroutine) or getattr(coroutine, "shim", coroutine)
     lines = [f"Stack of {name}{through}, outermost first:\n"]
     frames: Iterator[Optional[types.FrameType]]
-    if _is_running(coroutine):
+    if _runs(coroutine):
         running = _running_frames(_frame_of(coroutine))
         if running is None:
             lines.append("  (it is running where this thread cannot see it)\n")
@@ -68,6 +68,11 @@ def format_task(task: Any) -> str:
     return "".join(lines)
 
 
+def is_running(task: Any) -> bool:
+    """Whether a thread is making a step of *task*, which has not ended, right now."""
+    return _runs(library_of(task).coroutine_of(task))
+
+
 def line_of(frame: types.FrameType) -> str:
     code, number = frame.f_code, frame.f_lineno or frame.f_code.co_firstlineno
     text = f'  File "{code.co_filename}", line {number}, in {code.co_name}\n'
@@ -75,7 +80,7 @@ def line_of(frame: types.FrameType) -> str:
     return f"{text}    {source}\n" if source else text
 
 
-def _is_running(coroutine: Any) -> bool:
+def _runs(coroutine: Any) -> bool:
     return bool(getattr(coroutine, "cr_running", getattr(coroutine, "gi_running", False)))
 
 

@@ -14,6 +14,7 @@ class TestConfig:
         [
             ("mode", "1"),
             ("file", ""),
+            ("socket", ""),
             ("file_limit", 0),
             ("file_limit", True),
             ("spans", "some"),
@@ -46,6 +47,7 @@ class TestFromEnv:
             "GREENBACK_TRACE": "1",
             "GREENBACK_TRACE_FILE": "/tmp/t-{pid}.jsonl",
             "GREENBACK_TRACE_FILE_LIMIT": "20M",
+            "GREENBACK_TRACE_SOCKET": "/run/t-{pid}.sock",
             "GREENBACK_TRACE_SPANS": "suspended",
             "GREENBACK_TRACE_SPAN_RATE": "2.5",
             "GREENBACK_TRACE_SITES": "7",
@@ -55,6 +57,7 @@ class TestFromEnv:
             mode="on",
             file="/tmp/t-{pid}.jsonl",
             file_limit=20 * 1024 * 1024,
+            socket="/run/t-{pid}.sock",
             spans="suspended",
             span_rate=2.5,
             sites=7,
