@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from datetime import datetime
 from typing import Optional, Tuple
 
 try:
@@ -16,8 +19,22 @@ except ImportError as error:
 
 from ._run import NoSuchProgramError
 from ._run import run as run_program
+from .report._choice import SORTS, choose, to_nanoseconds
+from .report._diff import diff as compare_traces
+from .report._diff_table import show_diff
+from .report._export import FORMATS, WEIGHTS
+from .report._export import export as export_trace
 from .report._hotspots import show
-from .report._load import NothingToReportError, load
+from .report._input import Input
+from .report._json import as_dict
+from .report._live import follow
+from .report._load import NothingToReportError, Selection, load, load_from
+from .report._plan import WEIGHTS as PLAN_WEIGHTS
+from .report._plan import make_plan
+from .report._progress import progress_of
+from .report._prometheus import ask_prometheus
+from .report._prometheus_table import show_fleet
+from .report._roadmap import show_plan
 
 
 @click.group()
@@ -25,21 +42,244 @@ def main() -> None:
     """Trace what greenback does, and look at it."""
 
 
+def _moment(context: click.Context, option: click.Parameter, value: Optional[str]) -> Optional[int]:
+    try:
+        return None if value is None else to_nanoseconds(value, datetime.now())
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is no time. Write 2026-11-23T14:30 or 30m, for 30 minutes ago; there are "
+            "s, m, h and d"
+        ) from None
+
+
 @main.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--top", default=20, show_default=True, type=click.IntRange(1), help="Sites to show.")
-def report(files: Tuple[str, ...], top: int) -> None:
+@click.argument("files", nargs=-1, metavar="[FILE...]")
+@click.option(
+    "--sort",
+    default=SORTS[0],
+    show_default=True,
+    type=click.Choice(SORTS),
+    help="What the first sites have most of.",
+)
+@click.option("--top", type=click.IntRange(1), help="Sites to show: 20, or all with --json.")
+@click.option(
+    "--function", "functions", multiple=True, metavar="NAME", help="Only sites in such functions."
+)
+@click.option("--path", "paths", multiple=True, metavar="PATH", help="Only sites in such files.")
+@click.option("--service", metavar="NAME", help="Only processes of this service.")
+@click.option("--since", callback=_moment, metavar="TIME", help="Only what was after that.")
+@click.option("--until", callback=_moment, metavar="TIME", help="Only what was before that.")
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+@click.option("--prometheus", metavar="URL", help="Ask a Prometheus instead of reading files.")
+@click.option(
+    "--window", default="5m", show_default=True, metavar="TIME", help="With --prometheus: of rates."
+)
+def report(
+    files: Tuple[str, ...],
+    sort: str,
+    top: Optional[int],
+    functions: Tuple[str, ...],
+    paths: Tuple[str, ...],
+    service: Optional[str],
+    since: Optional[int],
+    until: Optional[int],
+    as_json: bool,
+    prometheus: Optional[str],
+    window: str,
+) -> None:
     """Show where a program bridged, and what that cost.
 
     FILE is what a program has written that ran with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE
-    set: OTLP JSON lines. Several files are added up.
+    set, or what a Collector has gathered: OTLP JSON lines, also compressed by gzip. It can be a
+    directory, a pattern in quotes, or - for standard input. Several are added up.
+
+    NAME and PATH are a part of what they are to match, or a pattern with * and ?; both can be
+    repeated. TIME is as in 2026-11-23T14:30, or 30m for 30 minutes ago.
+
+    With --prometheus, the numbers are of each calling function, over all instances that it scrapes.
     """
+    if prometheus is not None:
+        if files or paths or service or since or until or sort.startswith("p"):
+            raise click.UsageError(
+                "--prometheus is instead of FILE, and goes with --top, --function, --json, "
+                "--window and --sort other than p50, p95 and p99: metrics have no more than that."
+            )
+        _report_fleet(prometheus, window, functions, sort, top, as_json)
+        return
+    if not files:
+        raise click.UsageError("Missing FILE: name a trace, or a server with --prometheus URL.")
     try:
-        trace = load(list(files))
+        source = Input(files)
+        with progress_of(source) as progress:
+            trace = load_from(source, selection=Selection(service, since, until), progress=progress)
+        sites = choose(trace, functions=functions, paths=paths, sort=sort)
     except NothingToReportError as error:
         click.echo(f"greenback-trace: {error}", err=True)
         sys.exit(2)
-    show(trace, top, Console(highlight=False))
+    if as_json:
+        click.echo(json.dumps(as_dict(trace, sites[:top]), indent=2))
+    else:
+        show(trace, sites, top or 20, sort, Console(highlight=False))
+
+
+def _report_fleet(
+    url: str,
+    window: str,
+    names: Tuple[str, ...],
+    sort: str,
+    top: Optional[int],
+    as_json: bool,
+) -> None:
+    try:
+        fleet = ask_prometheus(url, window)
+        functions = fleet.choose(names, sort)
+    except NothingToReportError as error:
+        click.echo(f"greenback-trace: {error}", err=True)
+        sys.exit(2)
+    if as_json:
+        click.echo(json.dumps(fleet.as_dict(functions[:top]), indent=2))
+    else:
+        show_fleet(fleet, functions, top or 20, sort, Console(highlight=False))
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--format", "kind", required=True, type=click.Choice(FORMATS), help="What to write.")
+@click.option(
+    "-o", "--output", default="-", metavar="PATH", help="Where to; standard output if it is -."
+)
+@click.option(
+    "--weight",
+    default=WEIGHTS[0],
+    show_default=True,
+    type=click.Choice(WEIGHTS),
+    help="What the width of a function in a flame graph stands for.",
+)
+def export(files: Tuple[str, ...], kind: str, output: str, weight: str) -> None:
+    """Write a trace for other tools, or as a page to look at.
+
+    \b
+    speedscope  a flame graph of sync chains, for https://www.speedscope.app
+    perfetto    a timeline of tasks, portals, bridges and steps, for https://ui.perfetto.dev
+    folded      sync chains as folded stacks, for flamegraph.pl and its like
+    html        one page with flame graph, timeline, hot spots and plan, for any browser
+
+    Flame graphs are of exact numbers; a timeline is of the spans that there are.
+    """
+    try:
+        content = export_trace(list(files), kind, weight)
+    except NothingToReportError as error:
+        click.echo(f"greenback-trace: {error}", err=True)
+        sys.exit(2)
+    try:
+        with click.open_file(output, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        click.echo(
+            f"greenback-trace: {output} cannot be written: {error.strerror}. "
+            "Name another file with --output",
+            err=True,
+        )
+        sys.exit(2)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--weight",
+    default=PLAN_WEIGHTS[0],
+    show_default=True,
+    type=click.Choice(PLAN_WEIGHTS),
+    help="What a step is to remove most of. Overhead is estimated from counts.",
+)
+@click.option(
+    "--root",
+    "roots",
+    multiple=True,
+    metavar="PATH",
+    type=click.Path(exists=True),
+    help="Where your own code is; can be repeated. Without it, what is neither in site-packages "
+    "nor of the standard library.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(files: Tuple[str, ...], weight: str, roots: Tuple[str, ...], as_json: bool) -> None:
+    """Say which functions to make async, in what order, and what that removes.
+
+    Each step is the set of functions that removes the most for each function in it. Numbers are
+    from the exact counts of sync chains, not from spans. Where the sources are at hand, each step
+    has its edits.
+    """
+    try:
+        planned = make_plan(load(list(files)), weight, roots)
+    except NothingToReportError as error:
+        click.echo(f"greenback-trace: {error}", err=True)
+        sys.exit(2)
+    if as_json:
+        click.echo(json.dumps(planned.as_dict(), indent=2))
+    else:
+        show_plan(planned, Console(highlight=False))
+
+
+@main.command()
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@click.option(
+    "--top", default=20, show_default=True, type=click.IntRange(1), help="Sites and chains to show."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+def diff(before: str, after: str, top: int, as_json: bool) -> None:
+    """Compare the traces of a program before and after a change.
+
+    A and B are files, directories, or patterns in quotes; one of them can be - for standard input.
+    A site is matched by its function and the name of its file, a sync chain by its functions: lines
+    and directories do not matter.
+
+    \b
+    gone, new      no bridge in B; none in A
+    fewer, more    bridges. If A and B opened different numbers of portals,
+                   bridges per portal, and by a factor of 1.2
+    faster, slower time per bridge by a factor of 1.2 and by 0.1 ms, with 20
+                   bridges in both: less than that is noise
+    """
+    try:
+        made = compare_traces(before, after)
+    except NothingToReportError as error:
+        click.echo(f"greenback-trace: {error}", err=True)
+        sys.exit(2)
+    if as_json:
+        click.echo(json.dumps(made.as_dict(), indent=2))
+    else:
+        show_diff(made, top, Console(highlight=False))
+
+
+@main.command()
+@click.argument("path")
+def top(path: str) -> None:
+    """Show the hot spots of a program while it runs, who holds its event loop, and what is parked.
+
+    PATH is its GREENBACK_TRACE_SOCKET; or what it writes, GREENBACK_TRACE_FILE, which has new
+    numbers every 5 seconds, and nothing of tasks.
+    """
+    # Only here: a second of imports.
+    try:
+        from .report._top import Top
+    except ImportError as error:
+        sys.exit(
+            f"greenback-trace top needs {error.name}, which is not installed; "
+            "run: pip install 'greenback[report]'"
+        )
+    live = follow(path)
+    try:
+        live.read()
+    except NothingToReportError as error:
+        click.echo(f"greenback-trace: {error}", err=True)
+        sys.exit(2)
+    # The terminal knows its size. What says otherwise was true of another one, or of this one until
+    # it was resized: a program with GNU readline, for one, hands these down to all that it starts.
+    # A view that is higher than the terminal loses its first lines or its last.
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+    Top(live).run()
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

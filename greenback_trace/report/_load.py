@@ -1,18 +1,41 @@
-"""OTLP JSON lines -> the totals in them.
+"""OTLP JSON lines -> the totals in them, in one pass.
 
-A counter is written again and again with all that it has counted so far, so the last point of each
-series is what counts. A series is told apart by the process that wrote it (its resource), by when
-it began, and by its attributes.
+What is kept grows with the number of processes, sites and sync chains, not with that of lines.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
-_DELTA = 1
-#: The metrics that a report is made from, as (what it counts, whether per chain).
+from ._input import Input, NothingToReportError
+from ._observed import Calls, Place, SampledChain, Spans
+from ._otlp import MALFORMED, NotOTLPError, decode, fields, plain
+from ._series import Name, SeriesStore, Value
+from ._trace import Numbers, PortalReport, SiteReport, Trace
+
+if TYPE_CHECKING:
+    from ._structs import (
+        Attribute,
+        Integer,
+        Request,
+        Resource,
+        ScopeMetrics,
+        ScopeSpans,
+    )
+
+__all__ = [
+    "NothingToReportError",
+    "Numbers",
+    "PortalReport",
+    "Selection",
+    "SiteReport",
+    "Trace",
+    "load",
+]
+
+_DELTA = (1, "1", "AGGREGATION_TEMPORALITY_DELTA")
+#: The metrics per site that a report is made from, as (what it counts, whether per chain).
 _SITE_METRICS = {
     "greenback.chain.bridges": ("bridges", True),
     "greenback.chain.suspensions": ("suspended", True),
@@ -24,245 +47,350 @@ _SITE_METRICS = {
     "greenback.bridge.time": ("time", False),
     "greenback.bridge.suspended_time": ("suspended_time", False),
 }
-_PORTAL_METRICS = {"greenback.portals": "opened", "greenback.portal.active": "active"}
+_HISTOGRAMS = {
+    "greenback.bridge.duration",
+    "greenback.step.duration",
+    "greenback.portal.duration",
+}
+_WANTED = {
+    *_SITE_METRICS,
+    *_HISTOGRAMS,
+    "greenback.portals",
+    "greenback.portal.active",
+    "greenback.steps",
+    "greenback.step.time",
+    "greenback.slow_steps",
+    "greenback.misuses",
+    "greenback.trace.item.dropped",
+}
+#: Broken lines that are kept; all are counted.
+_BROKEN = 1000
 
-_Attributes = Tuple[Tuple[str, Any], ...]
-
-
-class NothingToReportError(Exception):
-    """The files have nothing in them that could be reported. The message says what to do."""
-
-
-@dataclass
-class Numbers:
-    """What was counted. Times are in seconds."""
-
-    ok: float = 0
-    errors: float = 0
-    cancelled: float = 0
-    suspended: float = 0
-    time: float = 0
-    suspended_time: float = 0
-
-    @property
-    def bridges(self) -> float:
-        return self.ok + self.errors + self.cancelled
-
-    def add(self, other: Numbers) -> None:
-        self.ok += other.ok
-        self.errors += other.errors
-        self.cancelled += other.cancelled
-        self.suspended += other.suspended
-        self.time += other.time
-        self.suspended_time += other.suspended_time
+#: Of a process, of a metric, with attributes and bounds, from when to when, how much, as a delta.
+_Point = Tuple[
+    int, str, List[Tuple[str, Any]], Tuple[float, ...], int, int, Tuple[float, ...], bool
+]
+Progress = Callable[[int], None]
+#: Called with each span of greenback, as OTLP has it, and the attributes of its resource.
+OnSpan = Callable[[Dict[str, Any], Dict[str, Any]], None]
 
 
-@dataclass
-class SiteReport(Numbers):
-    """The bridges of one site, and of each sync chain that led to it."""
-
-    function: str = ""
-    #: Empty, and ``line`` 0, if the trace does not tell.
-    file: str = ""
-    line: int = 0
-    chains: Dict[Tuple[str, ...], Numbers] = field(default_factory=dict)
-
-
-@dataclass
-class PortalReport:
-    """The portals of one kind: how many were opened, and how many were open at the end."""
-
-    opened: float = 0
-    active: float = 0
-
-
-@dataclass
-class Trace:
-    """What the files say.
+@dataclass(frozen=True)
+class Selection:
+    """What to read of the files.
 
     Attributes:
-        sites: By total time, the longest first.
-        portals: By kind.
-        processes: How many processes wrote the files.
-        spans: The spans of greenback that are in them.
-        broken: Lines that are not OTLP JSON, as ``file:line: why``.
+        service: Only processes of this ``service.name``; None for all.
+        since: Only what was counted after this, in nanoseconds since 1970.
+        until: And up to this.
     """
 
-    sites: List[SiteReport] = field(default_factory=list)
-    portals: Dict[str, PortalReport] = field(default_factory=dict)
-    processes: int = 0
-    spans: int = 0
-    broken: List[str] = field(default_factory=list)
+    service: Optional[str] = None
+    since: Optional[int] = None
+    until: Optional[int] = None
 
 
-class _Series:
-    """The points of one series of one metric, added up or replaced as they come."""
-
-    def __init__(self) -> None:
-        # By start time: a process that starts its counters again begins another run of points.
-        self._runs: Dict[int, Tuple[int, float]] = {}
-        self._sum = 0.0
-
-    def add(self, point: Dict[str, Any], is_delta: bool) -> None:
-        value = float(point["asInt"] if "asInt" in point else point.get("asDouble", 0))
-        if is_delta:
-            self._sum += value
-            return
-        start, time = int(point.get("startTimeUnixNano", 0)), int(point.get("timeUnixNano", 0))
-        if time >= self._runs.get(start, (0, 0.0))[0]:
-            self._runs[start] = time, value
-
-    def total(self) -> float:
-        return self._sum + sum(value for _, value in self._runs.values())
-
-    def latest(self) -> float:
-        return max(self._runs.values(), default=(0, self._sum))[1]
+_ALL = Selection()
 
 
-_Points = Dict[Tuple[_Attributes, str, _Attributes], _Series]
+def load(
+    paths: Sequence[str],
+    *,
+    selection: Selection = _ALL,
+    on_span: Optional[OnSpan] = None,
+    progress: Optional[Progress] = None,
+) -> Trace:
+    """Read OTLP JSON lines, as ``GREENBACK_TRACE_FILE`` or a Collector writes them.
 
-
-def load(paths: List[str]) -> Trace:
-    """Read files of OTLP JSON lines, as ``GREENBACK_TRACE_FILE`` or a Collector writes them.
+    Args:
+        paths: Files, directories, patterns, ``-`` for standard input.
+        selection: What to count.
+        on_span: Is passed the spans, which are not kept.
+        progress: Is told how many bytes are read, now and then.
 
     Raises:
-        NothingToReportError: A file cannot be read, or none has metrics of greenback in it.
+        NothingToReportError: A file cannot be read, or none has anything of greenback in it.
     """
-    trace = Trace()
-    points: _Points = {}
-    lines = 0
-    for path in paths:
+    return load_from(Input(paths), selection=selection, on_span=on_span, progress=progress)
+
+
+def load_from(
+    source: Input,
+    *,
+    selection: Selection = _ALL,
+    on_span: Optional[OnSpan] = None,
+    progress: Optional[Progress] = None,
+) -> Trace:
+    """`load`, for whoever wants to know the size before."""
+    loader = _Loader(selection, on_span)
+    for name, number, line in source.lines(progress):
         try:
-            with open(path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        lines += 1
-                        why = _read_line(line, points, trace)
-                        if why is not None:
-                            trace.broken.append(f"{path}:{number}: {why}")
-        except OSError as error:
-            raise NothingToReportError(
-                f"{path} cannot be read: {error.strerror}. Name the file that a program has "
-                "written with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE set"
-            ) from None
-    _collect(points, trace)
-    if not trace.sites and not trace.portals:
-        raise NothingToReportError(_why_nothing(paths, lines, trace))
+            if isinstance(line, str):
+                raise NotOTLPError(line)
+            request = decode(line)
+            if request is not None:
+                loader.add(request)
+        except NotOTLPError as error:
+            loader.count_broken(name, number, str(error))
+        except MALFORMED as error:
+            why = f"not a request of OTLP ({type(error).__name__}: {error})"
+            loader.count_broken(name, number, why)
+    trace = loader.finish()
+    if not trace.processes or not (trace.sites or trace.portals):
+        raise NothingToReportError(_why_nothing(source, loader))
     return trace
 
 
-def _why_nothing(paths: List[str], lines: int, trace: Trace) -> str:
-    names = ", ".join(paths)
-    advice = (
-        "run the program with GREENBACK_TRACE=1 GREENBACK_TRACE_FILE=trace.jsonl, let it "
-        "open a portal, and give it 5 seconds or a normal exit to write"
-    )
-    if not lines:
-        return f"{names}: empty. To have something in it, {advice}"
-    if len(trace.broken) == lines:
-        return f"{names}: no line is OTLP JSON ({trace.broken[0]}). To get a trace, {advice}"
-    return f"{names}: no metrics of greenback in {lines} lines. To get some, {advice}"
+class _Loader:
+    """Adds requests up to a trace."""
 
+    def __init__(self, selection: Selection, on_span: Optional[OnSpan]) -> None:
+        self.trace = Trace()
+        self.selection = selection
+        self._on_span = on_span
+        #: Those that are OTLP, and whether some have processes or times that are not selected.
+        self.lines = 0
+        self.other_services: Set[str] = set()
+        self.has_other_times = False
+        self._spans = Spans()
+        self._series = SeriesStore(selection.since, selection.until)
+        #: By what tells a process from others: its number, and its service.
+        self._processes: Dict[Tuple[Any, ...], int] = {}
+        self._services: List[str] = []
+        self._seen: Set[int] = set()
+        #: Processes that have metrics, and those that have some per chain.
+        self._counted: Set[int] = set()
+        self._with_chains: Set[int] = set()
+        self._begin: Optional[int] = None
+        self._end: Optional[int] = None
 
-def _read_line(line: bytes, points: _Points, trace: Trace) -> Optional[str]:
-    """Add what a line says, or return what is wrong with it."""
-    try:
-        request = json.loads(line)
-    except ValueError as error:
-        return f"not JSON ({error})"
-    if not isinstance(request, dict) or not any(
-        isinstance(request.get(name), list)
-        for name in ("resourceMetrics", "resourceSpans", "resourceLogs")
-    ):
-        return "JSON, but not a request of OTLP"
-    try:
-        found = list(_points(request))
-        trace.spans += sum(
-            len(scope.get("spans", ()))
-            for resource in request.get("resourceSpans", ())
-            for scope in resource.get("scopeSpans", ())
-            if scope.get("scope", {}).get("name") == "greenback"
-        )
-        for key, point, is_delta in found:
-            points.setdefault(key, _Series()).add(point, is_delta)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return f"not a request of OTLP ({type(error).__name__}: {error})"
-    return None
+    def add(self, request: Request) -> None:
+        """Add a line.
 
+        Raises:
+            MALFORMED: It is no OTLP. None of its metrics are counted.
+        """
+        points: List[_Point] = []
+        for resource_metrics in request.resourceMetrics or ():
+            for scope_metrics in resource_metrics.scopeMetrics:
+                if _is_ours(scope_metrics):
+                    process = self._process(resource_metrics.resource)
+                    if process is not None:
+                        points += _points(process, scope_metrics)
+        for resource_spans in request.resourceSpans or ():
+            for scope_spans in resource_spans.scopeSpans:
+                if _is_ours(scope_spans):
+                    process = self._process(resource_spans.resource)
+                    if process is not None:
+                        self._add_spans(process, resource_spans.resource, scope_spans)
+        self._add_points(points)
+        self.lines += 1
 
-def _points(
-    request: Dict[str, Any],
-) -> Iterator[Tuple[Tuple[_Attributes, str, _Attributes], Dict[str, Any], bool]]:
-    for resource in request.get("resourceMetrics", ()):
-        process = _attributes(resource.get("resource", {}))
-        for scope in resource.get("scopeMetrics", ()):
-            if scope.get("scope", {}).get("name") != "greenback":
+    def count_broken(self, name: str, number: int, why: str) -> None:
+        trace = self.trace
+        trace.broken_lines += 1
+        if len(trace.broken) < _BROKEN:
+            trace.broken.append(f"{name}:{number}: {why}")
+
+    def finish(self) -> Trace:
+        spans, trace = self._spans, self.trace
+        spans.finish()
+        trace.spans = spans.count
+        sites: Dict[Place, SiteReport] = {}
+        for process, name, total, last in self._series.totals():
+            if not total:
                 continue
-            for metric in scope.get("metrics", ()):
-                name = metric["name"]
-                if name not in _SITE_METRICS and name not in _PORTAL_METRICS:
-                    continue
-                data = metric.get("sum", {})
-                is_delta = data.get("aggregationTemporality") == _DELTA
-                for point in data.get("dataPoints", ()):
-                    yield (process, name, _attributes(point)), point, is_delta
-
-
-def _attributes(fields: Dict[str, Any]) -> _Attributes:
-    return tuple(
-        sorted(
-            (attribute["key"], _value(attribute.get("value", {})))
-            for attribute in fields.get("attributes", ())
-        )
-    )
-
-
-def _value(value: Dict[str, Any]) -> Any:
-    for kind, content in value.items():
-        if kind == "intValue":
-            return int(content)
-        if kind == "arrayValue":
-            return tuple(_value(item) for item in content.get("values", ()))
-        return content if isinstance(content, (str, int, float)) else json.dumps(content)
-    return ""
-
-
-def _collect(points: _Points, trace: Trace) -> None:
-    with_chains = {
-        process for process, name, _ in points if _SITE_METRICS.get(name, ("", False))[1]
-    }
-    sites: Dict[Tuple[str, str, int], SiteReport] = {}
-    for (process, name, attributes), series in points.items():
-        values = dict(attributes)
-        if name in _PORTAL_METRICS:
-            kind = str(values.get("greenback.portal.kind", "?"))
-            portals = trace.portals.setdefault(kind, PortalReport())
-            if _PORTAL_METRICS[name] == "opened":
-                portals.opened += series.total()
+            if name.metric in _SITE_METRICS:
+                is_per_chain = _SITE_METRICS[name.metric][1]
+                # Where there are both, one says again what the other has said.
+                if is_per_chain == (process in self._with_chains):
+                    _add_to_site(sites, name, total[0])
             else:
-                portals.active += series.latest()
+                self._add_rest(name, total, last)
+        for sample in spans.samples.values():
+            trace.is_sampled = trace.is_sampled or bool(sample.chains)
+            for (place, calls), sampled in sample.chains.items():
+                _add_sampled(sites, place, calls, sampled)
+            for kind, observed in sample.portals.items():
+                portals = self._portals(kind)
+                portals.opened += observed.spans
+                portals.lifetimes.update(observed.durations)
+        for kind, observed in spans.portals.items():
+            portals = self._portals(kind)
+            portals.spans = observed.spans
+            portals.slow_steps = observed.slow_steps
+        _attach(spans.sites, sites)
+        # A part of the time may have nothing of what there is in another part.
+        trace.portals = {
+            kind: portals
+            for kind, portals in trace.portals.items()
+            if portals.opened or portals.active or portals.lifetimes.count or portals.spans
+        }
+        trace.sites = sorted(
+            (site for site in sites.values() if site.bridges),
+            key=lambda site: (-site.time, -site.bridges, site.function),
+        )
+        trace.processes = len(self._seen)
+        for process in self._seen:
+            service = self._services[process]
+            trace.services[service] = trace.services.get(service, 0) + 1
+        trace.begin, trace.end = self._begin, self._end
+        return trace
+
+    def _process(self, resource: Optional[Resource]) -> Optional[int]:
+        """The number of a process; None if it is not selected."""
+        attributes = [] if resource is None else _pairs(resource.attributes)
+        values = dict(attributes)
+        # Its traces and its metrics may differ in the rest, if a Collector has added something.
+        instance = values.get("service.instance.id")
+        identity: Tuple[Any, ...] = tuple(sorted(attributes, key=lambda item: item[0]))
+        if instance is not None:
+            identity = values.get("service.namespace"), values.get("service.name"), instance
+        process = self._processes.setdefault(identity, len(self._services))
+        if process == len(self._services):
+            self._services.append(str(values.get("service.name", "?")))
+        service = self._services[process]
+        if self.selection.service is not None and self.selection.service != service:
+            self.other_services.add(service)
+            return None
+        return process
+
+    def _add_points(self, points: List[_Point]) -> None:
+        series = self._series
+        covered: Tuple[int, int] = (-1, -1)
+        for process, metric, attributes, bounds, start, time, value, is_delta in points:
+            if covered != (process, time):  # neighbours have the same
+                covered = process, time
+                self._cover(process, start or time, time)
+            if process not in self._counted:
+                self._counted.add(process)
+                self._spans.forget(process)
+            if metric in _SITE_METRICS and _SITE_METRICS[metric][1]:
+                self._with_chains.add(process)
+            number = series.number(metric, attributes, bounds)
+            series.add(process, number, start, time, value, is_delta)
+
+    def _add_spans(
+        self, process: int, resource: Optional[Resource], scope_spans: ScopeSpans
+    ) -> None:
+        is_counted = process in self._counted
+        spans = self._spans
+        on_span = self._on_span
+        about = {} if resource is None or on_span is None else dict(_pairs(resource.attributes))
+        for span in scope_spans.spans:
+            begin, end = int(span.startTimeUnixNano), int(span.endTimeUnixNano)
+            if self._cover(process, begin, end):
+                spans.add(span, end - begin, process, is_counted)
+                if on_span is not None:
+                    on_span(fields(span), about)
+
+    def _cover(self, process: int, begin: int, end: int) -> bool:
+        """Note the times that the files tell of, and say whether the end is within the window."""
+        since, until = self.selection.since, self.selection.until
+        if (since is not None and end <= since) or (until is not None and end > until):
+            self.has_other_times = True
+            return False
+        if since is not None:
+            begin = max(begin, since)
+        if self._begin is None or begin < self._begin:
+            self._begin = begin
+        if self._end is None or end > self._end:
+            self._end = end
+        self._seen.add(process)
+        return True
+
+    def _add_rest(self, name: Name, total: Value, last: float) -> None:
+        trace, metric, values = self.trace, name.metric, name.attributes
+        function = str(values.get("code.function.name", "?"))
+        kind = str(values.get("greenback.portal.kind", "?"))
+        if metric == "greenback.portal.duration":
+            self._portals(kind).lifetimes.add_histogram(name.bounds, total)
+        elif metric == "greenback.bridge.duration":
+            trace.bridge_durations.add_histogram(name.bounds, total)
+        elif metric == "greenback.step.duration":
+            trace.step_durations.add_histogram(name.bounds, total)
+        elif metric == "greenback.portals":
+            self._portals(kind).opened += total[0]
+        elif metric == "greenback.portal.active":
+            self._portals(kind).active += last
+        elif metric == "greenback.steps":
+            trace.steps += total[0]
+        elif metric == "greenback.step.time":
+            trace.step_time += total[0]
+        elif not total[0]:
+            return
+        elif metric == "greenback.slow_steps":
+            trace.slow_steps[function] = trace.slow_steps.get(function, 0) + total[0]
+        elif metric == "greenback.misuses":
+            misuse = str(values.get("greenback.misuse.kind", "?")), function
+            trace.misuses[misuse] = trace.misuses.get(misuse, 0) + total[0]
+        else:
+            item = (
+                str(values.get("greenback.trace.item", "?")),
+                str(values.get("greenback.trace.drop.reason", "?")),
+            )
+            trace.dropped[item] = trace.dropped.get(item, 0) + total[0]
+
+    def _portals(self, kind: str) -> PortalReport:
+        return self.trace.portals.setdefault(kind, PortalReport())
+
+
+def _points(process: int, scope_metrics: ScopeMetrics) -> List[_Point]:
+    found: List[_Point] = []
+    # Neighbours have the same times: one object for all, since it is kept.
+    start: Tuple[Integer, int] = ("", 0)
+    time: Tuple[Integer, int] = ("", 0)
+    for metric in scope_metrics.metrics:
+        name = metric.name
+        if name not in _WANTED:
             continue
-        what, is_per_chain = _SITE_METRICS[name]
-        if is_per_chain != (process in with_chains):
-            continue  # said twice
-        key = (
+        is_histogram = name in _HISTOGRAMS
+        data = metric.histogram if is_histogram else metric.sum or metric.gauge
+        if data is None:
+            continue
+        is_delta = data.aggregationTemporality in _DELTA
+        bounds: Tuple[float, ...] = ()
+        for point in data.dataPoints:
+            if start[0] != point.startTimeUnixNano:
+                start = point.startTimeUnixNano, int(point.startTimeUnixNano)
+            if time[0] != point.timeUnixNano:
+                time = point.timeUnixNano, int(point.timeUnixNano)
+            if is_histogram:
+                bounds = tuple([float(each) for each in point.explicitBounds])
+                value = tuple([float(each) for each in point.bucketCounts])
+            else:
+                value = (float(point.asDouble or 0 if point.asInt is None else point.asInt),)
+            attributes = _pairs(point.attributes)
+            found.append((process, name, attributes, bounds, start[1], time[1], value, is_delta))
+    return found
+
+
+def _is_ours(scope: Any) -> bool:
+    return scope.scope is not None and scope.scope.name == "greenback"
+
+
+def _pairs(attributes: Sequence[Attribute]) -> List[Tuple[str, Any]]:
+    return [(each.key, plain(each.value)) for each in attributes]
+
+
+def _site(sites: Dict[Place, SiteReport], place: Place) -> SiteReport:
+    site = sites.get(place)
+    if site is None:
+        site = sites[place] = SiteReport(function=place[0], file=place[1], line=place[2])
+    return site
+
+
+def _add_to_site(sites: Dict[Place, SiteReport], name: Name, value: float) -> None:
+    what, is_per_chain = _SITE_METRICS[name.metric]
+    values = name.attributes
+    site = _site(
+        sites,
+        (
             str(values.get("code.function.name", "?")),
             str(values.get("code.file.path", "")),
             int(values.get("code.line.number", 0)),
-        )
-        site = sites.setdefault(key, SiteReport(function=key[0], file=key[1], line=key[2]))
-        numbers = _numbers(what, values, series.total())
-        site.add(numbers)
-        if is_per_chain:
-            chain = values.get("greenback.sync_chain", ())
-            site.chains.setdefault(chain, Numbers()).add(numbers)
-    trace.processes = len({process for process, _, _ in points})
-    trace.sites = sorted(
-        sites.values(), key=lambda site: (-site.time, -site.bridges, site.function)
+        ),
     )
-
-
-def _numbers(what: str, values: Dict[str, Any], value: float) -> Numbers:
     numbers = Numbers()
     if what != "bridges":
         setattr(numbers, what, value)
@@ -272,4 +400,60 @@ def _numbers(what: str, values: Dict[str, Any], value: float) -> Numbers:
         numbers.cancelled = value
     else:
         numbers.ok = value
-    return numbers
+    site.add(numbers)
+    if is_per_chain:
+        calls = values.get("greenback.sync_chain", ())
+        site.chains.setdefault(calls, Numbers()).add(numbers)
+
+
+def _add_sampled(
+    sites: Dict[Place, SiteReport], place: Place, calls: Calls, sampled: SampledChain
+) -> None:
+    numbers = Numbers(
+        ok=sampled.ok,
+        errors=sampled.errors,
+        suspended=sampled.suspended,
+        time=sampled.time_ns / 1e9,
+        suspended_time=sampled.suspended_time,
+    )
+    site = _site(sites, place)
+    site.add(numbers)
+    site.chains.setdefault(calls, Numbers()).add(numbers)
+
+
+def _attach(observed: Dict[Place, Any], sites: Dict[Place, SiteReport]) -> None:
+    """Add what spans say to the sites: to that of the function, where metrics have no place."""
+    places: Dict[str, Set[Place]] = {}
+    for place, each in observed.items():
+        site = sites.get(place)
+        if site is None:
+            site = sites.get((place[0], "", 0))
+            places.setdefault(place[0], set()).add(place)
+        if site is not None:
+            site.observed.update(each)
+    for function, found in places.items():
+        site = sites.get((function, "", 0))
+        if site is not None and len(found) == 1:
+            _, site.file, site.line = next(iter(found))
+
+
+def _why_nothing(source: Input, loader: _Loader) -> str:
+    files, trace = source.files, loader.trace
+    names = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    advice = (
+        "run the program with GREENBACK_TRACE=1 GREENBACK_TRACE_FILE=trace.jsonl, let it "
+        "open a portal, and give it 5 seconds or a normal exit to write"
+    )
+    if not loader.lines and not trace.broken_lines:
+        return f"{names}: empty. To have something in it, {advice}"
+    if not loader.lines:
+        return f"{names}: no line is OTLP JSON ({trace.broken[0]}). To get a trace, {advice}"
+    lines = f"{loader.lines} {'line' if loader.lines == 1 else 'lines'}"
+    if loader.has_other_times:
+        return f"{names}: nothing of greenback at that time in {lines}. Change --since or --until"
+    if loader.other_services:
+        return (
+            f"{names}: nothing of greenback from {loader.selection.service} in {lines}, but from "
+            f"{', '.join(sorted(loader.other_services))}. Pass one of these as --service"
+        )
+    return f"{names}: no metrics and no spans of greenback in {lines}. To get some, {advice}"

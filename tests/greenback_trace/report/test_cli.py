@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -14,6 +19,9 @@ pytest.importorskip("rich", reason="the report needs greenback[report]")
 from click.testing import CliRunner, Result
 
 from greenback_trace.cli import main
+from greenback_trace.report._choice import to_nanoseconds
+
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def report(*arguments: Any, columns: int = 200) -> Result:
@@ -90,72 +98,209 @@ def path(tmp_path: Path) -> Path:
 
 
 class TestNumbers:
-    def headline(self, *paths: Path) -> str:
-        result = report(*paths)
+    def test_terminal(self, shop: Path) -> None:
+        """Each site has its numbers, what it awaits and in which tasks; then come its chains."""
+        output = report(shop).stdout
+        assert "111 bridges from 6 sites: 49 suspended" in output
+        assert "1 process of shop; " in output
+        lines = [line.split() for line in output.splitlines()]
+        sites = {line[1]: line[2:] for line in lines if len(line) > 10 and line[0].isdigit()}
+        assert sites["__main__.Prices.__getitem__"][:5] == ["fetch", "45", "100%", "0", "0"]
+        assert sites["__main__.stock"][:5] == ["refuse", "15", "0%", "15", "0"]
+        assert sites["__main__.wait"][:5] == ["sleep", "2", "100%", "0", "2"]
+        assert "order *" in output
+        assert "     __main__.bill  " in output
+        assert "called directly from an async function: a plain await would do" in output
+
+    def test_the_rest(self, shop: Path) -> None:
+        """Portals, durations, what held the loop, and misuse have a table each."""
+        output = report(shop).stdout
+        lines = [line.split() for line in output.splitlines()]
+        assert ["task", "17", "0"] in [line[:3] for line in lines]
+        assert ["run_sync", "4", "0"] in [line[:3] for line in lines]
+        assert ["a", "bridge", "111"] in [line[:3] for line in lines]
+        assert ["async_caller", "advice", "__main__.day", "2"] in lines
+        assert "Slow steps" in output
+        assert "Left out" not in output
+
+    def test_a_sample(self, sampled: Path) -> None:
+        """It is said where spans are a sample, and what tracing has left out."""
+        output = report(sampled).stdout
+        assert "111 bridges" in output
+        assert "a sample with more slow and failed bridges than there are" in output
+        assert "spans (rate_limit)" in output
+
+    def test_no_spans(self, shop: Path, path: Path) -> None:
+        """Without spans there are no percentiles, and without chains no tree; both are said."""
+        path.write_text(
+            request(
+                (
+                    "greenback.bridges",
+                    [point(4, code__function__name="shop.a", greenback__outcome="error")],
+                )
+            )
+        )
+        output = report(path).stdout
+        assert "4 bridges from 1 site" in output
+        assert "No spans" in output
+        assert "No sync chains" in output
+
+    def test_a_fleet(self, shop: Path, till: Path) -> None:
+        """Services are named with their processes; --service leaves the others out."""
+        assert "2 processes of shop (1), till (1); " in report(shop, till).stdout
+        output = report(shop, till, "--service", "till").stdout
+        assert "1 process of till; " in output
+        assert "111 bridges" in output
+
+    def test_standard_input(self, shop: Path) -> None:
+        """A hyphen stands for standard input."""
+        result = CliRunner().invoke(main, ["report", "-"], input=shop.read_bytes())
+        assert result.exit_code == 0
+        assert "111 bridges" in result.stdout
+
+
+class TestSelection:
+    def functions(self, *arguments: Any) -> List[str]:
+        result = report(*arguments, "--json")
         assert result.exit_code == 0, result.output
-        return result.stdout.splitlines()[0]
+        sites = json.loads(result.stdout)["sites"]
+        return [site["function"].replace("__main__.", "") for site in sites]
 
-    def test_the_last_point_counts(self, path: Path) -> None:
-        """A counter that was written many times is counted once, as it was last."""
-        path.write_text(
-            "\n".join(
-                [
-                    request(*chain("shop.a", 5, 1.0, time=1)),
-                    request(*chain("shop.a", 9, 2.0, time=2)),
-                ]
-            )
-        )
-        assert self.headline(path).startswith("9 bridges from 1 site: 0 suspended, 2.0 s in total")
+    @pytest.mark.parametrize(
+        ("sort", "first"),
+        [
+            ("holding", "total"),
+            ("bridges", "Prices."),
+            ("suspended", "Prices.__getitem__"),
+            ("errors", "stock"),
+            ("p50", "total"),
+        ],
+    )
+    def test_sort(self, shop: Path, sort: str, first: str) -> None:
+        """What --sort names is what the first site has most of."""
+        assert self.functions(shop, "--sort", sort)[0].startswith(first)
 
-    def test_processes_are_added_up(self, path: Path, tmp_path: Path) -> None:
-        """Several processes, in one file or in several, are added up."""
-        other = tmp_path / "other.jsonl"
-        path.write_text(
-            "\n".join(
-                [
-                    request(*chain("shop.a", 5, 1.0)),
-                    request(*chain("shop.a", 6, 1.0), process="2"),
-                ]
-            )
-        )
-        other.write_text(request(*chain("shop.a", 7, 1.0), process="3"))
-        assert self.headline(path, other).startswith("18 bridges from 1 site")
-        assert "3 processes" in self.headline(path, other)
+    def test_function(self, shop: Path) -> None:
+        """Of --function, a part is enough; a pattern has to match all; several add up."""
+        known, item = "Prices.known", "Prices.__getitem__"
+        assert sorted(self.functions(shop, "--function", "Prices")) == [item, known]
+        assert self.functions(shop, "--function", "*.known") == [known]
+        both = self.functions(shop, "--function", "known", "--function", "stock")
+        assert sorted(both) == [known, "stock"]
 
-    def test_deltas_are_added_up(self, path: Path) -> None:
-        """Points that say what was added since the last one are added up."""
-        path.write_text(
-            "\n".join(
-                [
-                    request(*chain("shop.a", 5, 1.0, time=1), temporality=1),
-                    request(*chain("shop.a", 9, 2.0, time=2), temporality=1),
-                ]
-            )
-        )
-        assert self.headline(path).startswith("14 bridges")
+    def test_path(self, shop: Path) -> None:
+        """--path is a part of the path of the file, or a pattern."""
+        assert len(self.functions(shop, "--path", "shop.py")) == 6
+        assert len(self.functions(shop, "--path", "*/shop.py")) == 6
+        result = report(shop, "--path", "till.py")
+        assert result.exit_code == 2
+        assert "none of 6 sites" in result.output
+        assert "Change --function or --path" in result.output
 
-    def test_metrics_of_any_sdk(self, path: Path) -> None:
-        """Without numbers per chain, those per function are shown; with them, none is doubled."""
-        plain = (
-            "greenback.bridges",
-            [point(4, code__function__name="shop.a", greenback__outcome="error")],
-        )
-        path.write_text(request(plain))
-        assert self.headline(path).startswith("4 bridges from 1 site")
-        path.write_text(request(plain, *chain("shop.a", 4, 1.0)))
-        assert self.headline(path).startswith("4 bridges from 1 site")
+    def test_only_sites(self, shop: Path) -> None:
+        """With some of the sites, only these are shown."""
+        output = report(shop, "--function", "stock").stdout
+        assert "15 bridges from 1 of 6 sites" in output
+        assert "Portals" not in output
 
-    def test_other_scopes_are_left_out(self, path: Path) -> None:
-        """Metrics of the application itself do not count."""
-        path.write_text(
-            "\n".join(
-                [
-                    request(*chain("shop.a", 5, 1.0)),
-                    request(*chain("shop.b", 5, 1.0), scope="shop"),
-                ]
-            )
+    def test_time(self, shop: Path) -> None:
+        """--since and --until take times of ISO 8601, or how long ago."""
+        whole = json.loads(report(shop, "--json").stdout)
+        metrics = next(line for line in shop.read_text().splitlines() if "resourceMetrics" in line)
+        written = re.search('"timeUnixNano":"([0-9]*)"', metrics)
+        assert written is not None
+        moment = datetime.fromtimestamp(int(written[1]) / 1e9 + 1e-5)
+        parts = [
+            json.loads(report(shop, option, moment.isoformat(), "--json").stdout)["total"]
+            for option in ("--since", "--until")
+        ]
+        assert sum(part["bridges"] for part in parts) == whole["total"]["bridges"]
+        assert all(part["bridges"] for part in parts)
+        assert report(shop, "--since", "1d").exit_code == 0
+        nothing = report(shop, "--until", "1 d")
+        assert nothing.exit_code == 2
+        assert "Change --since or --until" in nothing.output
+        wrong = report(shop, "--since", "yesterday")
+        assert wrong.exit_code == 2
+        assert "30m, for 30 minutes ago" in " ".join(wrong.output.split())
+
+
+class TestTime:
+    def test_zones(self) -> None:
+        """Without a zone a time is that of the clock on the wall; Z is UTC."""
+        now = datetime(2026, 5, 1, 12, 0, tzinfo=timezone.utc)
+        noon = int(now.timestamp()) * 10**9
+        assert to_nanoseconds("2026-05-01T12:00Z", now) == noon
+        assert to_nanoseconds("2026-05-01 14:00:00.000001+02:00", now) == noon + 1000
+        local = now.astimezone().replace(tzinfo=None)
+        assert to_nanoseconds(local.isoformat(), now) == noon
+        assert to_nanoseconds("1.5h", now) == noon - 5400 * 10**9
+
+
+class TestJSON:
+    def test_fields(self, shop: Path) -> None:
+        """--json prints all that the tables have, and all sites."""
+        content = json.loads(report(shop, "--json").stdout)
+        assert content["total"]["bridges"] == 111
+        assert content["services"] == {"shop": 1}
+        sites = {site["function"]: site for site in content["sites"]}
+        stock = sites["__main__.stock"]
+        assert stock["errors"] == stock["bridges"] == stock["spans"] == 15
+        assert stock["error_types"] == {"LookupError": 15}
+        assert stock["awaitables"] == {"refuse": 15}
+        assert stock["tasks"] == {"order *": 15}
+        assert stock["duration"]["p50"] <= stock["duration"]["p95"] <= stock["duration"]["p99"]
+        [chain] = stock["chains"]
+        assert chain["bridges"] == 15
+        assert chain["chain"][0].startswith("__main__.stock (")
+        assert content["portals"]["task"]["opened"] == 17
+        assert content["misuses"] == [
+            {"kind": "async_caller", "function": "__main__.day", "count": 2}
+        ]
+        begin, end = (datetime.fromisoformat(content[name]) for name in ("begin", "end"))
+        assert begin < end
+
+    def test_top(self, shop: Path) -> None:
+        """--top says how many sites there are to be."""
+        assert len(json.loads(report(shop, "--json", "--top", 2).stdout)["sites"]) == 2
+
+
+class TestProgress:
+    def run(self, tmp_path: Path, shop: Path, size: int) -> str:
+        """What a terminal gets to see of a report of a pipe, whose size nobody knows."""
+        pty = pytest.importorskip("pty", reason="a terminal is needed")
+        file = tmp_path / "large.jsonl"
+        file.write_bytes(shop.read_bytes() * (size // shop.stat().st_size + 1))
+        controller, terminal = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "greenback_trace", "report", str(file), "--json"],
+            stdout=subprocess.DEVNULL,
+            stderr=terminal,
+            env={**os.environ, "TERM": "xterm", "PYTHONPATH": str(REPOSITORY)},
         )
-        assert self.headline(path).startswith("5 bridges from 1 site")
+        os.close(terminal)
+        seen = b""
+        while True:
+            try:
+                part = os.read(controller, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            seen += part
+        os.close(controller)
+        assert process.wait(60) == 0
+        return seen.decode()
+
+    def test_large(self, tmp_path: Path, shop: Path) -> None:
+        """Whoever waits at a terminal sees how far it is."""
+        seen = self.run(tmp_path, shop, 20_000_000)
+        assert "Reading" in seen
+        assert "MB" in seen
+
+    def test_small(self, tmp_path: Path, shop: Path) -> None:
+        """What is read at once has no bar."""
+        assert self.run(tmp_path, shop, 1_000) == ""
 
 
 class TestLayout:
@@ -168,6 +313,28 @@ class TestLayout:
         assert output.index("shop.f29") < output.index("shop.f28")
         assert "shop.f27" not in output
         assert "and 28 more sites with 28 bridges: --top 30 shows all" in output
+
+    @pytest.mark.parametrize("columns", [80, 120, 200])
+    def test_real(self, shop: Path, columns: int) -> None:
+        """Nothing is wider than the terminal, and at 80 and at 200 columns nothing is cut off."""
+        output = report(shop, columns=columns).stdout
+        assert max(map(len, output.splitlines())) <= columns
+        assert "…" not in output
+        assert "__main__.Prices.__getitem__" in output
+
+    def test_bar(self, shop: Path) -> None:
+        """A bar says how long a site took, and whether it waited or held the loop."""
+        output = report(shop).stdout
+        [line, *_] = [each for each in output.splitlines() if "__main__.total  " in each]
+        assert "████" in line
+        assert "░" not in line
+
+    def test_ascii(self, shop: Path) -> None:
+        """A terminal that knows no more than ASCII gets no more."""
+        result = CliRunner(charset="ascii").invoke(main, ["report", str(shop)])
+        assert result.exit_code == 0
+        assert result.stdout.isascii()
+        assert "####" in result.stdout
 
     @pytest.mark.parametrize("columns", [80, 200])
     def test_fits(self, path: Path, columns: int) -> None:
@@ -203,7 +370,7 @@ class TestBadInput:
         [
             ("", "empty"),
             ("nonsense\n", "no line is OTLP JSON"),
-            ('{"resourceSpans": []}\n', "no metrics of greenback in 1 lines"),
+            ('{"resourceSpans": []}\n', "no metrics and no spans of greenback in 1 line"),
         ],
     )
     def test_nothing_in_it(self, path: Path, content: str, says: str) -> None:

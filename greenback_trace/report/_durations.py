@@ -1,0 +1,63 @@
+"""Durations -> percentiles, in memory that does not grow with their number."""
+
+from __future__ import annotations
+
+from math import ceil, log
+from typing import Dict, List, Optional, Sequence, Tuple
+
+#: Durations that differ by less are counted as one, so that a percentile is off by 2.5 % at most.
+_WIDTH = 1.05
+_LOG_WIDTH = log(_WIDTH)
+
+
+class Durations:
+    """How many there were of which length."""
+
+    __slots__ = ("_exponents", "_ranges", "count")
+
+    def __init__(self) -> None:
+        self.count = 0.0
+        #: By the exponent of `_WIDTH`, of nanoseconds.
+        self._exponents: Dict[int, int] = {}
+        #: By lower and upper bound, in seconds.
+        self._ranges: Dict[Tuple[float, float], float] = {}
+
+    def add(self, nanoseconds: int) -> None:
+        exponent = ceil(log(nanoseconds) / _LOG_WIDTH) if nanoseconds > 1 else 0
+        self._exponents[exponent] = self._exponents.get(exponent, 0) + 1
+        self.count += 1
+
+    def add_histogram(self, bounds: Sequence[float], counts: Sequence[float]) -> None:
+        """Add the buckets of a histogram: one more than there are bounds, which are in seconds."""
+        for low, high, count in zip((0.0, *bounds), (*bounds, float("inf")), counts):
+            if count:
+                self._ranges[low, high] = self._ranges.get((low, high), 0) + count
+                self.count += count
+
+    def update(self, other: Durations) -> None:
+        for exponent, count in other._exponents.items():
+            self._exponents[exponent] = self._exponents.get(exponent, 0) + count
+        for bounds, number in other._ranges.items():
+            self._ranges[bounds] = self._ranges.get(bounds, 0) + number
+        self.count += other.count
+
+    def quantile(self, share: float) -> Optional[float]:
+        """The seconds that *share* of the durations are within. None if there are none.
+
+        Of a histogram, it is what evenly filled buckets would have, and its last bound if the
+        duration was longer than that.
+        """
+        left = share * self.count
+        for low, high, count in self._sorted():
+            if left <= count:
+                return low if high == float("inf") else low + (high - low) * left / count
+            left -= count
+        return None
+
+    def _sorted(self) -> List[Tuple[float, float, float]]:
+        ranges = [(low, high, count) for (low, high), count in self._ranges.items()]
+        ranges += [
+            (_WIDTH ** (exponent - 1) / 1e9, _WIDTH**exponent / 1e9, count)
+            for exponent, count in self._exponents.items()
+        ]
+        return sorted(ranges)

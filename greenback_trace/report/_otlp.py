@@ -1,0 +1,106 @@
+"""A line of OTLP JSON -> its request, as far as a report is made from it."""
+
+# ruff: noqa: N815  (the names are those of OTLP)
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type, cast
+
+if TYPE_CHECKING:
+    from ._structs import Request, Value
+
+_fast: Optional[Callable[[bytes], Request]] = None
+_REFUSED: Tuple[Type[Exception], ...] = (ValueError, RecursionError)
+try:
+    from . import _structs
+
+    _fast, _REFUSED = _structs.decode, (*_REFUSED, _structs.Error)
+except ImportError:  # PyPy, or it is not installed
+    pass
+
+#: What decoding and reading a request raise that is none.
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+class NotOTLPError(Exception):
+    """A line is no request of OTLP. The message says why."""
+
+
+def decode(line: bytes) -> Optional[Request]:
+    """What a line says; None if there is nothing in it.
+
+    Raises:
+        NotOTLPError: It is not JSON, or not a request.
+    """
+    if not line.strip():
+        return None
+    request = None
+    if _fast is not None:
+        try:
+            request = _fast(line)
+        except _REFUSED:
+            pass  # it is strict: about null, NaN, a byte order mark
+    if request is None:
+        request = _decode(line)
+    if (
+        request.resourceSpans is None
+        and request.resourceMetrics is None
+        and request.resourceLogs is None
+    ):
+        raise NotOTLPError("JSON, but not a request of OTLP")
+    return request
+
+
+def plain(value: Value) -> Any:
+    """The value of an attribute: a string, a number, a boolean, or a tuple of these."""
+    if value.stringValue is not None:
+        return value.stringValue
+    if value.intValue is not None:
+        return int(value.intValue)
+    if value.arrayValue is not None:
+        return tuple([plain(each) for each in value.arrayValue.values or ()])
+    if value.boolValue is not None:
+        return value.boolValue
+    return "" if value.doubleValue is None else float(value.doubleValue)
+
+
+def fields(part: Any) -> Any:
+    """A part of a request as OTLP has it."""
+    if isinstance(part, list):
+        return [fields(each) for each in part]
+    if isinstance(part, _Object):
+        return {name: fields(each) for name, each in vars(part).items()}
+    return part if isinstance(part, (str, int, float)) else _structs.fields(part)
+
+
+class _Object:
+    """A JSON object with its fields as attributes: what is read of it is there, perhaps as None.
+
+    The defaults are those of the classes in `_structs`.
+    """
+
+    stringValue = intValue = doubleValue = boolValue = arrayValue = None
+    scope = resource = sum = gauge = histogram = asInt = asDouble = None
+    resourceSpans = resourceMetrics = resourceLogs = None
+    attributes = links = spans = scopeSpans = metrics = scopeMetrics = values = ()
+    dataPoints = bucketCounts = explicitBounds = ()
+    startTimeUnixNano = timeUnixNano = aggregationTemporality = 0
+    name = spanId = ""
+
+    def __init__(self, fields: Dict[str, Any]) -> None:
+        if None in fields.values():  # a field that is null is as good as none
+            fields = {name: value for name, value in fields.items() if value is not None}
+        self.__dict__ = fields
+
+
+def _decode(line: bytes) -> Request:
+    try:
+        found = json.loads(line, object_hook=_Object)
+    except (ValueError, RecursionError) as error:
+        raise NotOTLPError(f"not JSON ({error})") from None
+    if not isinstance(found, _Object):
+        raise NotOTLPError("JSON, but not a request of OTLP")
+    for signal in ("resourceSpans", "resourceMetrics", "resourceLogs"):
+        if not isinstance(getattr(found, signal), (list, type(None))):
+            raise NotOTLPError("JSON, but not a request of OTLP")
+    return cast("Request", found)
