@@ -1,0 +1,154 @@
+"""A plan -> text for a terminal."""
+
+from __future__ import annotations
+
+import os
+from typing import Dict, List, Set
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ._classify import AWAIT, CONSTRUCT, CONVERTIBLE, THIRD_PARTY, UNKNOWN, Frame
+from ._edits import Edit
+from ._hotspots import _count, _place, _plural, _seconds
+from ._plan import Plan, Step
+
+_BAR = 20
+_BLOCKED = 20
+#: What is shown for a step of what may be another function of that name.
+_GUESSES = 20
+#: The callers that stay sync that are shown for a step.
+_MOVES = 10
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print the steps with their edits, and what stays."""
+    total = plan.total
+    _print(
+        console,
+        f"{_count(total.bridges)} {_plural(total.bridges, 'bridge')} through {len(plan.chains)} "
+        f"sync {_plural(len(plan.chains), 'chain')}, {_seconds(total.time)}. "
+        f"Ordered by {plan.weight}.",
+        style="bold",
+    )
+    _print(console, kinds(plan))
+    if plan.changed:
+        _print(console, changed(plan), style="yellow")
+    shown: Set[str] = set()
+    for number, step in enumerate(plan.steps, 1):
+        console.print()
+        _show_step(number, step, shown, console)
+    if plan.blocked:
+        console.print()
+        _show_blocked(plan, console)
+
+
+def _print(console: Console, text: str, indent: int = 0, style: str = "") -> None:
+    grid = Table.grid()
+    grid.add_column(width=indent)
+    grid.add_column(overflow="fold")
+    grid.add_row("", Text(text, style=style))
+    console.print(grid)
+
+
+def kinds(plan: Plan) -> str:
+    """How many bridges can be helped, and what is in the way of the others."""
+
+    def bridges(*kinds: str) -> float:
+        return sum(chain.numbers.bridges for chain in plan.chains if chain.verdict.kind in kinds)
+
+    third_party, construct = bridges(THIRD_PARTY), bridges(CONSTRUCT)
+    text = (
+        f"A plain await would do for {_count(bridges(AWAIT))}, {_count(bridges(CONVERTIBLE))} can "
+        f"be converted, {_count(third_party)} {_is(third_party)} blocked by third-party code and "
+        f"{_count(construct)} by a construct that cannot await."
+    )
+    unknown = bridges(UNKNOWN)
+    if unknown:
+        text += f" Of {_count(unknown)}, the trace does not have the whole chain."
+    return text
+
+
+def changed(plan: Plan) -> str:
+    """Which sources are newer than the trace."""
+    files = [os.path.basename(file) for file in plan.changed]
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return (
+        f"Written after the trace: {', '.join(files[:3])}{more}. What is said of their lines may "
+        "be wrong: trace again."
+    )
+
+
+def _is(count: float) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _show_step(number: int, step: Step, shown: Set[str], console: Console) -> None:
+    names = len(step.functions)
+    title = f"make {names} {_plural(names, 'function')} async" if names else "plain awaits"
+    _print(console, f"Step {number}: {title}", style="bold")
+    filled = round(_BAR * step.share)
+    _print(
+        console,
+        f"{'█' * filled}{'░' * (_BAR - filled)} {step.share:.1%} removed so far; this step removes "
+        f"{_count(step.removed.bridges)} {_plural(step.removed.bridges, 'bridge')} and "
+        f"{_seconds(step.removed.time)}; about {_count(step.bridges_left)} are left",
+        2,
+    )
+    _show_edits(step.edits, console)
+    lines = [line for line in moves(step) if line not in shown]
+    shown.update(lines)
+    for line in lines[:_MOVES]:
+        _print(console, line, 4, "dim")
+    if len(lines) > _MOVES:
+        _print(console, f"and {len(lines) - _MOVES} more callers: --json has all", 4, "dim")
+    if step.breaks:
+        _print(console, "Callers outside the trace that would get a coroutine:", 2, "yellow")
+        _show_edits(step.breaks, console)
+
+
+def moves(step: Step) -> List[str]:
+    """Where bridges have moved to: one line for each caller, whoever called that."""
+    callers: Dict[Frame, List[float]] = {}
+    for move in step.moved:
+        counts = callers.setdefault(move.frame, [0, 0])
+        counts[0] += move.before
+        counts[1] += move.after
+    return [
+        f"{frame.function} ({_place(frame.file, frame.line)}) stays sync and bridges itself: "
+        f"about {_count(after)} for {_count(before)} below it today"
+        for frame, (before, after) in callers.items()
+    ]
+
+
+def _show_edits(edits: List[Edit], console: Console) -> None:
+    guesses = 0
+    shown: Set[str] = set()
+    for edit in edits:
+        guess = "" if edit.certain else " (by name only: look whether it is this one)"
+        line = f"{_place(edit.file, edit.line)}  {edit.what}{guess}"
+        guesses += not edit.certain
+        if line not in shown and (edit.certain or guesses <= _GUESSES):
+            shown.add(line)
+            _print(console, line, 4)
+    if guesses > _GUESSES:
+        _print(console, f"and more by name only: --json has all {guesses}", 4, "dim")
+
+
+def _show_blocked(plan: Plan, console: Console) -> None:
+    stays: List[float] = [chain.numbers.bridges for chain in plan.blocked]
+    _print(console, f"What stays: {_count(sum(stays))} bridges", style="bold")
+    for chain in plan.blocked[:_BLOCKED]:
+        frame = chain.verdict.frame
+        where = "" if frame is None else f"{frame.function} ({_place(frame.file, frame.line)})"
+        _print(
+            console,
+            f"{_count(chain.numbers.bridges)} {_plural(chain.numbers.bridges, 'bridge')}, "
+            f"{_seconds(chain.numbers.time)}: {chain.verdict.by} at {where}",
+            2,
+        )
+        _print(console, chain.verdict.idiom, 4, "dim")
+    left = len(plan.blocked) - _BLOCKED
+    if left > 0:
+        _print(console, f"and {left} more {_plural(left, 'chain')}: --json has all", 2, "dim")

@@ -1,0 +1,372 @@
+"""A function -> where the user's sources use it, whether the trace has been there or not.
+
+Python does not say what ``x.get()`` calls. What ``x`` is follows from the sources where it is made
+or annotated in plain sight; where it is not, a use is a guess.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from dataclasses import dataclass
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+
+from ._classify import Function, Sources, name_of, own_nodes, real
+
+#: Directories whose sources are nobody's callers.
+_NOT_SOURCES = ("__pycache__", "site-packages", "dist-packages", "node_modules")
+_LITERALS = (
+    ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.SetComp, ast.Tuple, ast.Constant,
+    ast.JoinedStr,
+)  # fmt: skip
+#: What something is that is of no class of the user's.
+_FOREIGN = ""
+
+Scope = Union[Function, ast.Lambda, ast.GeneratorExp]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an expression is: the functions around it, and the class that these are in."""
+
+    scopes: Tuple[Scope, ...] = ()
+    owner: Optional[ast.ClassDef] = None
+
+    @property
+    def scope(self) -> Optional[Scope]:
+        return self.scopes[-1] if self.scopes else None
+
+
+class Use(NamedTuple):
+    """A call of a function, or an expression that passes it on, in which case there is no call.
+
+    Attributes:
+        given_to: The call that it is an argument of, if it is passed on to one.
+        certain: Whether it can be no other function.
+    """
+
+    file: str
+    node: ast.expr
+    call: Optional[ast.Call]
+    given_to: Optional[ast.Call]
+    place: Place
+    certain: bool
+
+
+class _Found(NamedTuple):
+    node: ast.expr
+    call: Optional[ast.Call]
+    given_to: Optional[ast.Call]
+    place: Place
+
+
+class _File:
+    """What is needed of one source file."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.tree = tree
+        #: By the last name, what may be a use of a function.
+        self.found: Dict[str, List[_Found]] = {}
+        self.functions: Dict[Function, Place] = {}
+        #: By name in this file, the module's last name and the name in it; none of a module.
+        self.imported: Dict[str, Tuple[str, str]] = {}
+        self.imports_all: Set[str] = set()
+        self._collect(tree, Place(), None)
+
+    def _collect(self, node: ast.AST, place: Place, given_to: Optional[ast.Call]) -> None:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.asname or alias.name.partition(".")[0]
+                self.imported[name] = alias.name.rpartition(".")[2] if alias.asname else name, ""
+        elif isinstance(node, ast.ImportFrom):
+            module = (node.module or "").rpartition(".")[2]
+            for alias in node.names:
+                if alias.name == "*":
+                    self.imports_all.add(module)
+                else:
+                    self.imported[alias.asname or alias.name] = module, alias.name
+        elif isinstance(node, ast.ClassDef):
+            for child in (*node.bases, *node.decorator_list, *node.keywords):
+                self._collect(child, place, None)
+            for statement in node.body:
+                self._collect(statement, Place(place.scopes, node), None)
+            return
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            self.functions[node] = place
+            for child in (*node.decorator_list, node.args):
+                self._collect(child, place, None)
+            for statement in node.body:
+                self._collect(statement, Place((*place.scopes, node), place.owner), None)
+            return
+        elif isinstance(node, ast.Lambda):
+            place = Place((*place.scopes, node), place.owner)
+        elif isinstance(node, ast.GeneratorExp):
+            first = node.generators[0].iter
+            self._collect(first, place, None)
+            place = Place((*place.scopes, node), place.owner)
+            for child in (node.elt, *node.generators[0].ifs, *node.generators[1:]):
+                self._collect(child, place, None)
+            return
+        elif isinstance(node, ast.Call):
+            name = name_of(node.func)
+            if name:
+                self.found.setdefault(name, []).append(_Found(node.func, node, None, place))
+            if isinstance(node.func, ast.Attribute):
+                self._collect(node.func.value, place, None)
+            elif not isinstance(node.func, ast.Name):
+                self._collect(node.func, place, None)
+            for argument in node.args:
+                self._collect(argument, place, node)
+            for keyword in node.keywords:
+                self._collect(keyword.value, place, node)
+            return
+        elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):
+            found = _Found(node, None, given_to, place)
+            self.found.setdefault(name_of(node), []).append(found)
+        for child in ast.iter_child_nodes(node):
+            self._collect(child, place, None)
+
+
+class Uses:
+    """Finds uses in all sources below *tops*: directories and files."""
+
+    def __init__(self, sources: Sources, tops: Sequence[str]) -> None:
+        self._sources = sources
+        self._paths = sorted({real(file) for file in _below(tops)})
+        self._files: Dict[str, _File] = {}
+        for path in self._paths:
+            tree = sources.tree(path)
+            if tree is not None:
+                self._files[path] = _File(tree)
+        self._bases: Dict[str, Set[str]] = {}
+        self._classes: List[Tuple[str, ast.ClassDef]] = []
+        for path, file in self._files.items():
+            for node in ast.walk(file.tree):
+                if isinstance(node, ast.ClassDef):
+                    self._classes.append((path, node))
+                    bases = self._bases.setdefault(node.name, set())
+                    bases.update(name_of(base) for base in node.bases)
+
+    def of(self, path: str, function: Function) -> Iterator[Use]:
+        """The uses of the function that is defined by a node in a file."""
+        home = real(path)
+        if home not in self._files:
+            return
+        around = self._place(home, function)
+        for other, file in self._files.items():
+            if around.scopes and other != home:
+                continue
+            names = [function.name]
+            names += [
+                alias
+                for alias, (_, name) in file.imported.items()
+                if name == function.name and alias != name
+            ]
+            for found in (each for name in names for each in file.found.get(name, ())):
+                if _is_method(function, around):
+                    certain = self._is_of_class(file, found, around.owner)
+                else:
+                    certain = _is_of_module(home, other == home, file, found, function, around)
+                if certain is not None:
+                    yield Use(other, found.node, found.call, found.given_to, found.place, certain)
+
+    def overrides(self, path: str, function: Function) -> Iterator[Tuple[str, str, Function]]:
+        """The methods that are called in the place of one: file, class, definition."""
+        around = self._place(real(path), function)
+        if not _is_method(function, around) or around.owner is None:
+            return
+        for file, owner in self._classes:
+            if owner is not around.owner and self._is_related(owner.name, around.owner.name):
+                for node in owner.body:
+                    if isinstance(node, ast.FunctionDef) and node.name == function.name:
+                        yield file, owner.name, node
+
+    def decorated(self, path: str, function: Function) -> Iterator[Tuple[str, Function]]:
+        """The functions that one is put in the place of, since it is what a decorator returns."""
+        around = self._place(real(path), function)
+        names = {each.name for each in around.scopes if isinstance(each, ast.FunctionDef)}
+        for file, content in self._files.items() if names else ():
+            for node in content.functions:
+                for decorator in node.decorator_list:
+                    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+                    if name_of(called) in names:
+                        yield file, node
+
+    def _place(self, path: str, function: Function) -> Place:
+        file = self._files.get(path)
+        return Place() if file is None else file.functions.get(function, Place())
+
+    def _is_of_class(
+        self, file: _File, found: _Found, owner: Optional[ast.ClassDef]
+    ) -> Optional[bool]:
+        """Whether it is certain that a use is that of a class's method; None if it is not."""
+        if not isinstance(found.node, ast.Attribute) or owner is None:
+            return None
+        value = found.node.value
+        made = self._class_of(file, value, found.place)
+        if made is not None:
+            return True if self._is_related(made, owner.name) else None
+        if isinstance(value, ast.Name) and value.id in file.imported:
+            _, name = file.imported[value.id]
+            return name == owner.name if name else None
+        # What is only passed on by a name is too often something else: x.get = 1.
+        return False if found.call is not None else None
+
+    def _class_of(self, file: _File, value: ast.expr, place: Place) -> Optional[str]:
+        """The name of the class that an expression is of; None if that cannot be seen."""
+        if isinstance(value, _LITERALS):
+            return _FOREIGN
+        if isinstance(value, ast.Call):
+            name = name_of(value.func)
+            if name == "super" and place.owner is not None:
+                return place.owner.name
+            return name if name in self._bases else None
+        if isinstance(value, ast.Name):
+            if value.id in ("self", "cls") and place.owner is not None:
+                return place.owner.name
+            if value.id in self._bases:
+                return value.id
+            scopes: List[ast.AST] = [*reversed(place.scopes), file.tree]
+            for scope in scopes:
+                found = self._bound(scope, value.id)
+                if found is not None:
+                    return found
+        elif isinstance(value, ast.Attribute) and name_of(value.value) == "self":
+            return self._attribute(value.attr, place.owner)
+        return None
+
+    def _bound(self, scope: ast.AST, name: str) -> Optional[str]:
+        if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for argument in (*scope.args.args, *scope.args.kwonlyargs):
+                if argument.arg == name and argument.annotation is not None:
+                    return self._annotated(argument.annotation)
+        for node in own_nodes(scope):
+            if isinstance(node, ast.Assign):
+                if any(isinstance(each, ast.Name) and each.id == name for each in node.targets):
+                    return self._made(node.value)
+            elif isinstance(node, ast.AnnAssign):
+                if name_of(node.target) == name:
+                    return self._annotated(node.annotation)
+            elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+                if name_of(node.optional_vars) != name:
+                    continue
+                return self._made(node.context_expr)
+        return None
+
+    def _attribute(self, name: str, owner: Optional[ast.ClassDef]) -> Optional[str]:
+        for node in owner.body if owner is not None else ():
+            if isinstance(node, ast.AnnAssign) and name_of(node.target) == name:
+                return self._annotated(node.annotation)
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            for each in own_nodes(node):
+                if not isinstance(each, (ast.Assign, ast.AnnAssign)):
+                    continue
+                targets = each.targets if isinstance(each, ast.Assign) else [each.target]
+                if not any(
+                    isinstance(target, ast.Attribute)
+                    and target.attr == name
+                    and name_of(target.value) == "self"
+                    for target in targets
+                ):
+                    continue
+                if isinstance(each, ast.AnnAssign):
+                    return self._annotated(each.annotation)
+                if isinstance(each.value, ast.Name):
+                    return self._bound(node, each.value.id)
+                return self._made(each.value)
+        return None
+
+    def _made(self, value: ast.expr) -> Optional[str]:
+        if isinstance(value, _LITERALS):
+            return _FOREIGN
+        name = name_of(value.func) if isinstance(value, ast.Call) else ""
+        return name if name in self._bases else None
+
+    def _annotated(self, annotation: ast.expr) -> Optional[str]:
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            name = annotation.value.rpartition(".")[2]
+        else:
+            name = name_of(annotation)
+        return name if name in self._bases else None
+
+    def _is_related(self, one: str, other: str) -> bool:
+        return bool(self._ancestors(one) & self._ancestors(other))
+
+    def _ancestors(self, name: str) -> Set[str]:
+        found: Set[str] = set()
+        waiting = [name]
+        while waiting:
+            each = waiting.pop()
+            if each in self._bases and each not in found:
+                found.add(each)
+                waiting += self._bases[each]
+        return found
+
+
+def _is_method(function: Function, around: Place) -> bool:
+    return around.owner is not None and function in around.owner.body
+
+
+def _is_of_module(
+    home: str, is_home: bool, file: _File, found: _Found, function: Function, around: Place
+) -> Optional[bool]:
+    """Whether it is certain that a use is that of a function; None if it is not one."""
+    if around.scopes:
+        # A function within a function has its name in there.
+        is_inside = found.place.scopes[: len(around.scopes)] == around.scopes
+        return True if is_inside and isinstance(found.node, ast.Name) else None
+    module = os.path.splitext(os.path.basename(home))[0]
+    parts = home.split(os.sep)[:-1]
+    if module == "__init__":
+        module = parts[-1]
+    if isinstance(found.node, ast.Name):
+        if is_home:
+            return None if _hides(found.place, function) else True
+        if found.node.id in file.imported:
+            origin, name = file.imported[found.node.id]
+            if name == function.name:
+                return origin == module
+            return None
+        return False if module in file.imports_all else None
+    if is_home or not isinstance(found.node, ast.Attribute):
+        return None
+    name = name_of(found.node.value)
+    origin, inside = file.imported.get(name, ("", ""))
+    names = {name, inside or origin}
+    if module in names:
+        return True
+    # A package can have it from one of its modules.
+    return False if names & set(parts[-3:]) and name in file.imported else None
+
+
+def _hides(place: Place, function: Function) -> bool:
+    """Whether a name is that of something in a function around it."""
+    for scope in place.scopes:
+        arguments = getattr(scope, "args", None)
+        if isinstance(arguments, ast.arguments) and any(
+            each.arg == function.name
+            for each in (*arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
+            if each is not None
+        ):
+            return True
+        if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for node in own_nodes(scope):
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    bound = node.name
+                else:
+                    bound = name_of(node) if isinstance(getattr(node, "ctx", 0), ast.Store) else ""
+                if bound == function.name and not isinstance(node, ast.Attribute):
+                    return True
+    return False
+
+
+def _below(tops: Sequence[str]) -> Iterator[str]:
+    for top in tops:
+        if os.path.isfile(top):
+            yield top
+        for directory, names, files in os.walk(top):
+            names[:] = [
+                name for name in names if name not in _NOT_SOURCES and not name.startswith(".")
+            ]
+            yield from (os.path.join(directory, file) for file in files if file.endswith(".py"))
