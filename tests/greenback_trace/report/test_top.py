@@ -1,0 +1,589 @@
+"""The command ``greenback-trace top``: a program's file, its socket, and a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+import pytest
+
+pytest.importorskip("click", reason="the report needs greenback[report]")
+pytest.importorskip("rich", reason="the report needs greenback[report]")
+pytest.importorskip("opentelemetry.sdk", reason="the report needs greenback[report]")
+
+from click.testing import CliRunner
+
+from greenback_trace.cli import main
+from greenback_trace.report import _live
+from greenback_trace.report._input import NothingToReportError
+from greenback_trace.report._live import LiveFile, LiveSocket, Now, SiteNow, follow
+
+# For each line that it reads, a loop of its own: what is traced is written when one is closed.
+# "park" is a loop with a task that waits until the next line comes; until then sync code holds it.
+PROGRAM = """
+import asyncio
+import sys
+import time
+
+import greenback
+from greenback import await_
+
+
+def ask():
+    await_(asyncio.sleep(0.001))
+
+
+def hold():
+    time.sleep(0.06)
+    try:
+        await_(asyncio.wait_for(asyncio.sleep(60), 0.1))
+    except asyncio.TimeoutError:
+        pass
+
+
+def answer():
+    for _ in range(5):
+        ask()
+    hold()
+
+
+def wait_for(event):
+    await_(event.wait())
+
+
+def read():
+    print("done", flush=True)
+    sys.stdin.readline()
+
+
+async def park():
+    event = asyncio.Event()
+    waiting = asyncio.create_task(greenback.with_portal_run_sync(wait_for, event), name="waits")
+    await asyncio.sleep(0)
+    await greenback.with_portal_run_sync(read)
+    event.set()
+    await waiting
+
+
+for line in sys.stdin:
+    asyncio.run(park() if line == "park\\n" else greenback.with_portal_run_sync(answer))
+    print("done", flush=True)
+"""
+
+
+class Service:
+    """The program, which does its work once for each call."""
+
+    def __init__(self, directory: Path, **variables: str) -> None:
+        program = directory / "service.py"
+        program.write_text(PROGRAM)
+        environ = {
+            name: value for name, value in os.environ.items() if not name.startswith("GREENBACK_")
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(program)],
+            env={
+                **environ,
+                "GREENBACK_TRACE": "1",
+                "GREENBACK_TRACE_SLOW": "0.05",
+                **variables,
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def answer(self, command: str = "") -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "done\n"
+
+    def end(self) -> None:
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    return tmp_path / "trace.jsonl"
+
+
+@pytest.fixture
+def service(tmp_path: Path, trace: Path) -> Iterator[Service]:
+    service = Service(tmp_path, GREENBACK_TRACE_FILE=str(trace))
+    yield service
+    service.end()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "top.sock"
+
+
+@pytest.fixture
+def served(tmp_path: Path, path: Path) -> Iterator[Service]:
+    """A program with a socket, which has had its first portal."""
+    if not hasattr(socket, "AF_UNIX"):
+        pytest.skip("there are no Unix sockets on this system")
+    service = Service(tmp_path, GREENBACK_TRACE_SOCKET=str(path))
+    service.answer()
+    wait_until(path.exists)
+    yield service
+    service.end()
+
+
+def wait_until(is_so: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def live(trace: Path) -> Iterator[LiveFile]:
+    live = LiveFile(str(trace))
+    yield live
+    live.close()
+
+
+def site(now: Now, function: str) -> SiteNow:
+    (found,) = [site for site in now.sites if site.function == function]
+    return found
+
+
+class TestLiveFile:
+    def test_totals(self, service: Service, live: LiveFile) -> None:
+        """The numbers are those of all the program has done, and grow with it."""
+        for times in (1, 2, 3):
+            service.answer()
+            assert live.read()
+            now = live.now()
+            assert (site(now, "__main__.ask").bridges, site(now, "__main__.ask").suspended) == (
+                5 * times,
+                5 * times,
+            )
+            assert site(now, "__main__.hold").errors == times
+            assert now.portals == {"run_sync": (0, times)}
+            assert now.slow_steps["__main__.hold"][0] == times
+            assert (now.processes, now.under_way) == (1, 0)
+
+    def test_nothing_new(self, service: Service, live: LiveFile) -> None:
+        """As long as the file does not grow, there is nothing to read."""
+        service.answer()
+        service.end()
+        assert live.read()
+        assert not live.read()
+        assert site(live.now(), "__main__.ask").bridges == 5
+
+    def test_rates(self, trace: Path, service: Service) -> None:
+        """Rates are of the last two times that the program has written."""
+        clock = Clock()
+        live = LiveFile(str(trace), clock)
+        service.answer()
+        service.answer()
+        service.end()
+        live.read()
+        now = live.now()
+        assert now.bridges_rate == pytest.approx(
+            sum(site.bridges_rate for site in now.sites), rel=1e-9
+        )
+        # Six bridges in less than a second or so, but never in none; slow steps of 60 ms.
+        assert (
+            0
+            < site(now, "__main__.ask").bridges_rate
+            == pytest.approx(5 * site(now, "__main__.hold").bridges_rate)
+        )
+        assert 0 < now.held <= 1
+        assert now.slow_steps["__main__.hold"][1] > 0
+        clock.now += 3600
+        now = live.now()
+        assert now.is_idle
+        assert (now.bridges_rate, now.held, now.slow_steps["__main__.hold"]) == (0, 0, (2, 0))
+        assert site(now, "__main__.ask").bridges == 10
+        live.close()
+
+    def test_a_line_in_parts(self, trace: Path, tmp_path: Path, service: Service) -> None:
+        """A line counts when it is complete."""
+        service.answer()
+        service.end()
+        content = trace.read_bytes()
+        copy = tmp_path / "copy.jsonl"
+        copy.write_bytes(content[:-10])
+        live = LiveFile(str(copy))
+        live.read()
+        before = live.now().sites
+        with copy.open("ab") as file:
+            file.write(content[-10:])
+        live.read()
+        assert before == []
+        assert site(live.now(), "__main__.ask").bridges == 5
+        live.close()
+
+    @pytest.mark.parametrize("how", ["truncated", "replaced"])
+    def test_another_file(self, trace: Path, service: Service, live: LiveFile, how: str) -> None:
+        """A file that is emptied or replaced is read from its beginning, and only that counts."""
+        service.answer()
+        service.answer()
+        service.end()
+        live.read()
+        assert site(live.now(), "__main__.ask").bridges == 10
+        lines = trace.read_bytes().splitlines(keepends=True)
+        first = next(
+            number for number, line in enumerate(lines) if line.startswith(b'{"resourceMetrics"')
+        )
+        if how == "replaced":
+            trace.rename(trace.with_name("old.jsonl"))
+        trace.write_bytes(b"".join(lines[: first + 1]))
+        assert live.read()
+        assert site(live.now(), "__main__.ask").bridges == 5
+
+    def test_emptied_while_it_grows(self, trace: Path, service: Service, live: LiveFile) -> None:
+        """A file that is rotated by copying it: the program goes on in it, and so do the rates."""
+        service.answer()
+        live.read()
+        before = times(trace)[-1]
+        os.truncate(trace, 0)
+        assert live.read() is False
+        service.answer()
+        assert live.read()
+        ask = site(live.now(), "__main__.ask")
+        assert ask.bridges == 10
+        assert ask.bridges_rate == pytest.approx(5 / (times(trace)[0] - before))
+
+    def test_rotated(self, trace: Path, service: Service, live: LiveFile) -> None:
+        """What was added to a file just before it was renamed is taken in."""
+        service.answer()
+        live.read()
+        service.answer()
+        assert live.read()
+        service.answer()
+        service.end()
+        trace.rename(trace.with_name("old.jsonl"))
+        with pytest.raises(NothingToReportError):
+            live.read()
+        assert site(live.now(), "__main__.ask").bridges == 15
+
+    def test_large(self, trace: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a large file that is there already, the end is read, from its first whole line on."""
+        service.answer()
+        service.answer()
+        service.end()
+        lines = trace.read_bytes().splitlines(keepends=True)
+        last = next(line for line in reversed(lines) if b'"resourceMetrics"' in line)
+        trace.write_bytes(b"".join(lines) + last)
+        monkeypatch.setattr(_live, "_TAIL", len(last) + 10)
+        monkeypatch.setattr(_live, "_PART", 100)
+        live = LiveFile(str(trace))
+        taken: List[Dict[str, Any]] = []
+        monkeypatch.setattr(live, "_take", taken.append)
+        assert live.read()
+        assert taken == [json.loads(last)]
+        live.close()
+
+    def test_no_tasks(self, service: Service, live: LiveFile) -> None:
+        """A file has nothing of who holds the loop, nor of parked tasks."""
+        service.answer()
+        live.read()
+        now = live.now()
+        assert now.holding is now.parked is None
+
+    def test_broken_lines(self, trace: Path, service: Service, live: LiveFile) -> None:
+        """Lines that are no OTLP JSON are left out."""
+        trace.write_text('nonsense\n{"resourceMetrics": [3]}\n')
+        service.answer()
+        live.read()
+        assert site(live.now(), "__main__.ask").bridges == 5
+
+    def test_missing(self, live: LiveFile) -> None:
+        """A file that is not there is an error that says what to name instead."""
+        with pytest.raises(NothingToReportError, match="GREENBACK_TRACE_FILE"):
+            live.read()
+
+
+def times(trace: Path) -> List[float]:
+    """When the metrics in a file were written, in seconds."""
+    found = []
+    for line in trace.read_text().splitlines():
+        request = json.loads(line)
+        if "resourceMetrics" in request:
+            metrics = request["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]
+            (bridges,) = (each for each in metrics if each["name"] == "greenback.bridges")
+            found.append(int(bridges["sum"]["dataPoints"][0]["timeUnixNano"]) / 1e9)
+    return found
+
+
+class TestLiveSocket:
+    @pytest.fixture
+    def live(self, served: Service, path: Path) -> Iterator[LiveSocket]:
+        live = follow(str(path))
+        assert isinstance(live, LiveSocket)
+        yield live
+        live.close()
+
+    def test_totals(self, served: Service, live: LiveSocket) -> None:
+        """The numbers are those of all the program has done, and it is named."""
+        wait_until(live.read)
+        now = live.now()
+        assert (site(now, "__main__.ask").bridges, site(now, "__main__.ask").suspended) == (5, 5)
+        assert site(now, "__main__.hold").errors == 1
+        assert now.portals == {"run_sync": (0, 1)}
+        assert now.slow_steps["__main__.hold"] == (1, 0)
+        assert (now.processes, now.under_way, now.is_idle) == (1, 0, False)
+        assert now.who == f"service.py ({served.process.pid})"
+        assert now.bridges_rate == now.held == 0  # nothing is known of before
+
+    def test_rates(self, served: Service, live: LiveSocket) -> None:
+        """Rates are of the time between the last two lines."""
+        wait_until(live.read)
+        served.answer()
+        wait_until(lambda: live.read() and live.now().bridges_rate)
+        now = live.now()
+        ask = site(now, "__main__.ask")
+        # A second, or more on a busy machine; the answer may be spread over two.
+        assert 0 < ask.bridges_rate <= 10
+        assert 0 < now.held <= 1
+        assert now.bridges_rate == pytest.approx(sum(each.bridges_rate for each in now.sites))
+
+    def test_tasks(self, served: Service, live: LiveSocket) -> None:
+        """Who holds the loop is known with what it does there, and so is who waits."""
+        served.answer("park")
+        line = PROGRAM.splitlines().index("    sys.stdin.readline()") + 1
+        where = f"read (service.py:{line})"
+
+        def is_held() -> bool:
+            live.read()
+            return [holding.where for holding in live.now().holding or ()] == [where]
+
+        wait_until(is_held)
+        now = live.now()
+        assert now.holding is not None
+        assert now.holding[0].seconds is not None
+        assert now.parked is not None
+        (parked,) = now.parked
+        line = PROGRAM.splitlines().index("    await_(event.wait())") + 1
+        assert (parked.name, parked.where) == ("waits", f"wait_for (service.py:{line})")
+        assert (now.parked_count, now.under_way) == (1, 1)
+        assert "--- bridge" in parked.stack
+        served.answer()
+
+    def test_ends(self, served: Service, live: LiveSocket, tmp_path: Path, path: Path) -> None:
+        """When the program ends its numbers stay, and one started after it is found again."""
+        wait_until(live.read)
+        served.end()
+        wait_until(lambda: live.read() and live.now().is_idle)
+        now = live.now()
+        assert (now.holding, now.parked, now.bridges_rate) == ([], [], 0)
+        assert site(now, "__main__.ask").bridges == 5
+        with pytest.raises(NothingToReportError, match="nobody answers"):
+            live.read()
+        another = Service(tmp_path, GREENBACK_TRACE_SOCKET=str(path))
+        another.answer()
+        another.answer()
+        wait_until(path.exists)
+        wait_until(live.read)
+        now = live.now()
+        assert not now.is_idle
+        assert now.who == f"service.py ({another.process.pid})"
+        assert site(now, "__main__.ask").bridges == 10
+        another.end()
+
+    def test_somebody_else(self, path: Path) -> None:
+        """What answers something else is an error that says so."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+            live = follow(str(path))
+            with pytest.raises(NothingToReportError, match="GREENBACK_TRACE_SOCKET"):
+                live.read()  # it does not listen yet, as after a program that was killed
+            listener.listen(1)
+            assert not live.read()
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"220 mail.example.org\n")
+                with pytest.raises(NothingToReportError, match="is no program"):
+                    wait_until(live.read)
+
+
+class Terminal:
+    """A command in a terminal."""
+
+    def __init__(self, socket: Path, columns: int, lines: int, command: List[str]) -> None:
+        self._tmux = ["tmux", "-S", str(socket), "-f", os.devnull]
+        size = ["-x", str(columns), "-y", str(lines)]
+        self.call("new-session", "-d", *size, *command, ";", "set", "remain-on-exit", "on")
+
+    def call(self, *arguments: str) -> str:
+        result = subprocess.run(
+            [*self._tmux, *arguments],
+            # As if it was started by a program in a terminal of another size.
+            env={**os.environ, "COLUMNS": "70", "LINES": "40"},
+            check=True,
+            timeout=30,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return result.stdout
+
+    def screen(self) -> str:
+        return self.call("capture-pane", "-p")
+
+    def wait(self, is_right: Callable[[str], bool]) -> str:
+        """The screen as soon as it is right."""
+        end = time.monotonic() + 60
+        while True:
+            screen = self.screen()
+            if is_right(screen):
+                return screen
+            assert time.monotonic() < end, screen
+            time.sleep(0.05)
+
+    def status(self) -> Optional[str]:
+        """The exit status, once there is one."""
+        is_dead, status = self.call("display", "-p", "#{pane_dead} #{pane_dead_status}").split(" ")
+        return status.strip() if is_dead == "1" else None
+
+
+def rows(screen: str) -> Dict[str, List[str]]:
+    """By function, from the top: what is in the columns between the rate and the function."""
+    words = [line.split() for line in screen.splitlines()]
+    return {
+        line[-1]: line[1:-1] for line in words if len(line) > 5 and line[-1].startswith("__main__.")
+    }
+
+
+def is_whole(screen: str) -> bool:
+    """Whether all parts are there, from the first line to the last."""
+    lines = screen.splitlines()
+    parts = ("bridges/s", "portals: ", "", "slow steps: ", "function")
+    return (
+        all(part in line for part, line in zip(parts, lines))
+        and any("parked for" in line for line in lines)
+        and "q Quit" in lines[-1]
+    )
+
+
+class TestTop:
+    @pytest.fixture
+    def terminal(self, tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+        """A terminal that shows what is at a path."""
+        if shutil.which("tmux") is None:
+            pytest.skip("tmux is not installed")
+        pytest.importorskip("textual", reason="the live view needs greenback[report]")
+        terminals: List[Terminal] = []
+
+        def show(path: Path, columns: int = 80, lines: int = 24) -> Terminal:
+            command = [sys.executable, "-m", "greenback_trace", "top", str(path)]
+            terminals.append(Terminal(tmp_path / "tmux", columns, lines, command))
+            return terminals[0]
+
+        yield show
+        for each in terminals:
+            each.call("kill-server")
+
+    def test_file(self, terminal: Callable[..., Terminal], trace: Path, service: Service) -> None:
+        """What a program does appears while it runs, and q ends the view."""
+        trace.touch()
+        shown = terminal(trace, 120, 30)
+        service.answer()
+
+        def is_right(screen: str, times: int) -> bool:
+            found = rows(screen)
+            # Under way, bridges, those that suspended, errors.
+            return (
+                is_whole(screen)
+                and "1 process " in screen
+                and f"portals: run_sync 0 open of {times}" in screen
+                and f"slow steps: __main__.hold {times}" in screen
+                and found.get("__main__.ask", [])[1:4] == [str(5 * times), str(5 * times), "0"]
+                and found.get("__main__.hold", [])[1:4] == [str(times)] * 3
+            )
+
+        screen = shown.wait(lambda screen: is_right(screen, 1))
+        assert "GREENBACK_TRACE_SOCKET tells" in screen
+        service.answer()
+        shown.wait(lambda screen: is_right(screen, 2))
+        shown.call("send-keys", "q")
+        shown.wait(lambda _: shown.status() is not None)
+        assert shown.status() == "0"
+
+    def test_stays_whole(
+        self, terminal: Callable[..., Terminal], path: Path, served: Service
+    ) -> None:
+        """Nothing vanishes when numbers change, tables get rows, or the terminal is resized."""
+        shown = terminal(path)
+        shown.wait(lambda screen: is_whole(screen) and "run_sync 0 open of 1" in screen)
+        for columns, lines in ((200, 50), (80, 16), (100, 20)):
+            shown.call("resize-window", "-x", str(columns), "-y", str(lines))
+            served.answer("park")
+            # With the columns there is room for.
+            shown.wait(
+                lambda screen, wide=columns >= 110: (
+                    is_whole(screen)
+                    and ("susp." in screen) == wide
+                    and "__main__.ask" in screen
+                    and "waits" in screen
+                )
+            )
+            served.answer()
+        shown.wait(lambda screen: is_whole(screen) and "run_sync 0 open of 7" in screen)
+
+    def test_tasks(self, terminal: Callable[..., Terminal], path: Path, served: Service) -> None:
+        """Who holds the loop is named, and where; Enter shows the stack of one that is parked."""
+        shown = terminal(path)
+        served.answer("park")
+        shown.wait(lambda screen: "holds the loop for " in screen and "read (service.py:" in screen)
+        shown.wait(lambda screen: "wait_for (service.py:" in screen)
+        shown.call("send-keys", "p", "Enter")
+        screen = shown.wait(lambda screen: "--- bridge: greenback.await_ ---" in screen)
+        assert "Stack of asyncio task 'waits', with a portal (run_sync)" in screen
+        assert "await_(event.wait())" in screen
+        shown.call("send-keys", "Escape")
+        shown.wait(is_whole)
+        served.answer()
+        shown.wait(lambda screen: "right now no portal holds the loop" in screen)
+
+    def test_order(self, terminal: Callable[..., Terminal], path: Path, served: Service) -> None:
+        """Keys say what functions are ordered by; when the program has ended, its numbers stay."""
+        shown = terminal(path)
+        shown.wait(lambda screen: list(rows(screen)) == ["__main__.hold", "__main__.ask"])
+        served.answer()
+        shown.call("send-keys", "r")
+        shown.wait(lambda screen: list(rows(screen)) == ["__main__.ask", "__main__.hold"])
+        shown.call("send-keys", "t")
+        shown.wait(lambda screen: list(rows(screen)) == ["__main__.hold", "__main__.ask"])
+        served.end()
+        screen = shown.wait(lambda screen: is_whole(screen) and "the program has ended" in screen)
+        assert rows(screen)["__main__.ask"][0] == "10"
+
+
+class TestBadInput:
+    def test_missing(self, trace: Path) -> None:
+        """Without the file there is no view, but an error that says what to name."""
+        result: Any = CliRunner().invoke(main, ["top", str(trace)])
+        assert result.exit_code == 2
+        assert f"{trace} cannot be read: No such file or directory" in result.output
+
+    def test_nobody_answers(self, path: Path) -> None:
+        """Nor is there one at the socket of a program that was killed."""
+        if not hasattr(socket, "AF_UNIX"):
+            pytest.skip("there are no Unix sockets on this system")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+        result: Any = CliRunner().invoke(main, ["top", str(path)])
+        assert result.exit_code == 2
+        assert f"nobody answers at {path}: Connection refused" in result.output
