@@ -1,0 +1,1 @@
+"""What an operator imports: Grafana dashboards, Prometheus rules, a Collector's configuration."""

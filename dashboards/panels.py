@@ -1,0 +1,255 @@
+"""The kinds of panel, variable and link that both dashboards are made of."""
+
+from __future__ import annotations
+
+import json
+from typing import Mapping, Sequence, Union
+from urllib.parse import quote
+
+from grafana_foundation_sdk.builders import common as common_builders
+from grafana_foundation_sdk.builders import dashboard as dashboard_builders
+from grafana_foundation_sdk.builders import heatmap, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.models import common
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+Panel = Union[stat.Panel, timeseries.Panel, heatmap.Panel, table.Panel]
+
+#: The variable that holds the data source, so that a dashboard can be imported anywhere.
+PROMETHEUS = models.DataSourceRef(type_val="prometheus", uid="${prometheus}")
+FUNCTION = "code_function_name"
+
+_GOOD, _BAD = "green", "red"
+
+
+def number(title: str, description: str, expr: str, *, unit: str = "short") -> stat.Panel:
+    """One number, which should be 0. A counter that never counted has no series: that is 0, too."""
+    steps = [models.Threshold(None, _GOOD), models.Threshold(1e-9, _BAD)]
+    return (
+        stat.Panel()
+        .title(title)
+        .description(description)
+        .datasource(PROMETHEUS)
+        .unit(unit)
+        .decimals(0)
+        .no_value("0")
+        .thresholds(dashboard_builders.ThresholdsConfig().steps(steps))
+        .color_mode(common.BigValueColorMode.BACKGROUND)
+        .graph_mode(common.BigValueGraphMode.NONE)
+        .span(4)
+        .height(4)
+        .with_target(_query(expr).instant())
+    )
+
+
+def lines(
+    title: str,
+    description: str,
+    queries: Mapping[str, str],
+    *,
+    unit: str,
+    span: int = 8,
+    stacked: bool = False,
+    links: Sequence[tuple[str, str]] = (),
+    over: str = "",
+) -> timeseries.Panel:
+    """Lines over time; *queries* are by legend. *over* is a range that the picker does not change.
+
+    Panels over days have bars, one a day.
+    """
+    panel = (
+        timeseries.Panel()
+        .title(title)
+        .description(description)
+        .datasource(PROMETHEUS)
+        .unit(unit)
+        .min(0)
+        .line_width(1)
+        .fill_opacity(30 if stacked else 8)
+        .show_points(common.VisibilityMode.NEVER)
+        .tooltip(
+            common_builders.VizTooltipOptions()
+            .mode(common.TooltipDisplayMode.MULTI)
+            .sort(common.SortOrder.DESCENDING)
+        )
+        .legend(
+            common_builders.VizLegendOptions()
+            .display_mode(common.LegendDisplayMode.LIST)
+            .placement(common.LegendPlacement.BOTTOM)
+            .show_legend(True)
+        )
+        .span(span)
+        .height(8)
+    )
+    if stacked:
+        panel.stacking(common_builders.StackingConfig().mode(common.StackingMode.NORMAL))
+    if over:
+        panel.time_from(over).interval("1d").draw_style(common.GraphDrawStyle.BARS)
+    if links:
+        panel.data_links([_link(*link) for link in links])
+    for reference, (legend, expr) in zip("ABCDEFGH", queries.items()):
+        panel.with_target(_query(expr, reference).range().legend_format(legend))
+    return panel
+
+
+def heat(title: str, description: str, expr: str) -> heatmap.Panel:
+    """The buckets of a histogram over time, whose counts *expr* gives by ``le``."""
+    return (
+        heatmap.Panel()
+        .title(title)
+        .description(description)
+        .datasource(PROMETHEUS)
+        .calculate(False)
+        .color(
+            heatmap.HeatmapColorOptions()
+            .mode(HeatmapColorMode.SCHEME)
+            .scheme("Oranges")
+            .exponent(0.5)
+            .steps(64)
+        )
+        .y_axis(heatmap.YAxisConfig().unit("s"))
+        .span(8)
+        .height(8)
+        .with_target(_query(expr).range().format(PromQueryFormat.HEATMAP).legend_format("{{le}}"))
+    )
+
+
+def listing(
+    title: str,
+    description: str,
+    key: Mapping[str, str],
+    columns: Mapping[str, tuple[str, str]],
+    *,
+    links: Sequence[tuple[str, str]],
+    span: int = 24,
+) -> table.Panel:
+    """A row for each value of the labels *key*, whose columns are instant queries.
+
+    Args:
+        key: Labels, and the names of their columns. The links are those of the first.
+        columns: By name, query and unit. The table is sorted by the first.
+    """
+    panel = (
+        table.Panel()
+        .title(title)
+        .description(description)
+        .datasource(PROMETHEUS)
+        .no_value("-")
+        .span(span)
+        .height(10)
+    )
+    names = dict(key)
+    for reference, (name, (expr, unit)) in zip("ABCDEFGH", columns.items()):
+        panel.with_target(_query(expr, reference).instant().format(PromQueryFormat.TABLE))
+        # What Grafana calls the value of a query when it merges several into one table.
+        names[f"Value #{reference}" if len(columns) > 1 else "Value"] = name
+        panel.override_by_name(name, [models.DynamicConfigValue("unit", unit)])
+    panel.override_by_name(
+        next(iter(key.values())),
+        [
+            models.DynamicConfigValue(
+                "links", [{"title": each, "url": url} for each, url in links]
+            ),
+            models.DynamicConfigValue("custom.width", 420),
+        ],
+    )
+    order = {name: position for position, name in enumerate(names)}
+    return (
+        panel.with_transformation(models.DataTransformerConfig("merge", options={}))
+        .with_transformation(
+            models.DataTransformerConfig(
+                "organize",
+                options={
+                    "excludeByName": {"Time": True},
+                    "indexByName": order,
+                    "renameByName": names,
+                },
+            )
+        )
+        .sort_by(
+            [common_builders.TableSortByFieldState().display_name(next(iter(columns))).desc(True)]
+        )
+    )
+
+
+def data_source(name: str, label: str, kind: str) -> dashboard_builders.DatasourceVariable:
+    return dashboard_builders.DatasourceVariable(name).label(label).type(kind)
+
+
+def label_values(
+    name: str, label: str, metric: str, of: str, *, many: bool = True
+) -> dashboard_builders.QueryVariable:
+    """The values of the label *of* at *metric*. *many*: any number of them, or all."""
+    variable = (
+        dashboard_builders.QueryVariable(name)
+        .label(label)
+        .datasource(PROMETHEUS)
+        .query({"query": f"label_values({metric}, {of})", "refId": name})
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(models.VariableSort.ALPHABETICAL_ASC)
+    )
+    if many:
+        everything = models.VariableOption(text=["All"], value=["$__all"])
+        variable.multi(True).include_all(True).all_value(".*").current(everything)
+    return variable
+
+
+def deployments(selector: str) -> dashboard_builders.AnnotationQuery:
+    """A mark where a version of a service is seen for the first time in ten minutes."""
+    return (
+        dashboard_builders.AnnotationQuery()
+        .name("Deployments")
+        .datasource(PROMETHEUS)
+        .enable(True)
+        .icon_color("blue")
+        .expr(
+            f"group by (job, service_version) (target_info{selector}) "
+            f"unless group by (job, service_version) (target_info{selector} offset 10m)"
+        )
+    )
+
+
+def to_service(title: str, **variables: str) -> tuple[str, str]:
+    """A link to the dashboard of a service, with the time and these variables set."""
+    given = "".join(f"&var-{name}={value}" for name, value in variables.items())
+    kept = ["prometheus", "tempo", "jaeger"]
+    if "service" not in variables:
+        kept += ["service", "instance", "library"]
+    given = "".join(f"&${{{name}:queryparam}}" for name in kept) + given
+    return title, f"/d/greenback-service?${{__url_time_range}}{given}"
+
+
+def to_traces(service: str, function: str = "") -> list[tuple[str, str]]:
+    """Links that search a service's spans, or those of one function, in Tempo and in Jaeger."""
+    conditions = [f'resource.service.name="{service}"', 'instrumentation:name="greenback"']
+    jaeger = {"queryType": "search", "service": service}
+    if function:
+        conditions.append(f'span.code.function.name="{function}"')
+        jaeger["tags"] = f"code.function.name={function}"
+    tempo = {"queryType": "traceql", "query": "{" + " && ".join(conditions) + "}"}
+    return [
+        ("Traces in Tempo", _explore("tempo", tempo)),
+        ("Traces in Jaeger", _explore("jaeger", jaeger)),
+    ]
+
+
+def _explore(source: str, query: Mapping[str, str]) -> str:
+    pane = {
+        "datasource": f"${{{source}}}",
+        "queries": [
+            {"refId": "A", "datasource": {"type": source, "uid": f"${{{source}}}"}, **query}
+        ],
+        "range": {"from": "${__from}", "to": "${__to}"},
+    }
+    # Grafana fills its variables in before it takes the address apart: those stay readable.
+    panes = quote(json.dumps({"traces": pane}, separators=(",", ":")), safe="${}:,[]_.")
+    return f"/explore?schemaVersion=1&orgId=1&panes={panes}"
+
+
+def _query(expr: str, reference: str = "A") -> prometheus.Dataquery:
+    return prometheus.Dataquery().datasource(PROMETHEUS).expr(expr).ref_id(reference)
+
+
+def _link(title: str, url: str) -> dashboard_builders.DashboardLink:
+    return dashboard_builders.DashboardLink(title).url(url)
