@@ -1,0 +1,95 @@
+"""The demo's web site, traced, with readers that do not stop: something for the dashboards to show.
+
+    OTEL_METRICS_EXPORTER=prometheus OTEL_TRACES_EXPORTER=none python dashboards/load.py asyncio
+
+The site is started by opentelemetry-instrument; the variables ``OTEL_...`` say where its telemetry
+goes. It ends when standard input is closed, or by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+sys.path.insert(0, str(DEMO))
+
+from contents import fill  # noqa: E402
+from run import Readers, TemplateServer, expectations  # noqa: E402
+
+
+def read_for_ever(readers: Readers, names: list[str], pause: float, ended: threading.Event) -> None:
+    for name in itertools.cycle(names):
+        if ended.wait(pause):
+            break
+        readers.read(name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("library", choices=["asyncio", "trio"])
+    parser.add_argument("--readers", type=int, default=4)
+    parser.add_argument("--pause", type=float, default=0.05, help="seconds, of each reader")
+    options = parser.parse_args()
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(signal.SIGINT, lambda *_: ended.set())
+    templates = TemplateServer()
+    with tempfile.TemporaryDirectory(prefix="greenback-load-") as directory:
+        contents, database = Path(directory, "contents.sqlite"), Path(directory, "site.sqlite")
+        fill(str(contents))
+        shutil.copyfile(contents, database)
+        expected = expectations(database)
+        instrument = Path(sys.executable).parent / "opentelemetry-instrument"
+        site = subprocess.Popen(
+            [
+                str(instrument),
+                sys.executable,
+                str(DEMO / "web.py"),
+                options.library,
+                str(database),
+                templates.url,
+            ],
+            env={"GREENBACK_TRACE": "1", **os.environ},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert site.stdin is not None
+            assert site.stdout is not None
+            port = json.loads(site.stdout.readline())["port"]
+            print(json.dumps({"port": port}), flush=True)
+            readers = Readers(port, expected)
+            threads = [
+                threading.Thread(
+                    target=read_for_ever, args=(readers, list(expected), options.pause, ended)
+                )
+                for _ in range(options.readers)
+            ]
+            for thread in threads:
+                thread.start()
+            if not sys.stdin.isatty():
+                threading.Thread(
+                    target=lambda: (sys.stdin.buffer.read(), ended.set()), daemon=True
+                ).start()
+            ended.wait()
+            for thread in threads:
+                thread.join()
+            site.stdin.close()
+            return site.wait(30)
+        finally:
+            site.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
