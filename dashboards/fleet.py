@@ -17,6 +17,7 @@ from .panels import (
     label_values,
     lines,
     listing,
+    migration,
     number,
     to_service,
     to_traces,
@@ -26,11 +27,10 @@ from .promql import percentile, selector, share
 _SERVICES = 'job=~"$service"'
 ALL = selector(_SERVICES)
 _RANKS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-_DAY = 86400
 
 
-def rule(name: str, *matchers: str) -> str:
-    return name + selector(_SERVICES, *matchers)
+def rule(name: str) -> str:
+    return name + ALL
 
 
 def by_job(name: str) -> str:
@@ -41,8 +41,6 @@ BRIDGES = by_job("job_outcome:greenback_bridges:rate5m")
 TIME = by_job("job:greenback_bridge_time_seconds:rate5m")
 WAITING = by_job("job:greenback_bridge_suspended_time_seconds:rate5m")
 SUSPENSIONS = by_job("job:greenback_bridge_suspensions:rate5m")
-#: Per day, from a rate per second that was recorded all day long.
-DAILY = f"{_DAY} * avg_over_time({{}}[1d])"
 
 
 def health() -> list[Panel]:
@@ -90,6 +88,7 @@ def services() -> list[Panel]:
             {"job": "Service"},
             {
                 "Time per second": (TIME, "s"),
+                "Waiting per second": (WAITING, "s"),
                 "Bridges per second": (BRIDGES, "ops"),
                 "Suspended": (share(SUSPENSIONS, BRIDGES), "percentunit"),
                 "Mean": (rule("job:greenback_bridge_time_seconds:mean5m"), "s"),
@@ -293,36 +292,6 @@ def loop_holding() -> list[Panel]:
     ]
 
 
-def migration() -> list[Panel]:
-    total = DAILY.format("job:greenback_bridges:rate5m" + ALL)
-    functions = DAILY.format("job_function:greenback_bridges:rate5m" + ALL)
-    return [
-        lines(
-            "Bridges per day by service",
-            "Twelve weeks. Deployments are the annotations: is it going down?",
-            {"{{job}}": total},
-            unit="short",
-            stacked=True,
-            over="12w",
-        ),
-        lines(
-            "Functions that bridge, by service",
-            "How many functions called await_ on each day. At zero, the portal can go.",
-            {"{{job}}": f"count by (job) ({functions} > 0)"},
-            unit="short",
-            over="12w",
-        ),
-        lines(
-            "Bridges per day by function",
-            "The ten with the most, of all services.",
-            {f"{{{{job}}}} {{{{{FUNCTION}}}}}": f"topk(10, {functions})"},
-            unit="short",
-            stacked=True,
-            over="12w",
-        ),
-    ]
-
-
 def dashboard() -> models.Dashboard:
     builder = (
         builders.Dashboard("greenback: all services")
@@ -347,7 +316,7 @@ def dashboard() -> models.Dashboard:
         ("Portals", portals()),
         ("Switches", switches()),
         ("Loop holding", loop_holding()),
-        ("Migration", migration()),
+        ("Migration", migration(ALL)),
     ):
         builder.with_row(builders.Row(title))
         for panel in panels:

@@ -78,10 +78,9 @@ def main() -> int:
             ]
             for thread in threads:
                 thread.start()
-            if not sys.stdin.isatty():
-                threading.Thread(
-                    target=lambda: (sys.stdin.buffer.read(), ended.set()), daemon=True
-                ).start()
+            threading.Thread(
+                target=lambda: (sys.stdin.buffer.read(), ended.set()), daemon=True
+            ).start()
             ended.wait()
             for thread in threads:
                 thread.join()

@@ -1,4 +1,4 @@
-"""The dashboard of one service. It needs no recording rules: import it, and look."""
+"""The dashboard of one service. Only its last row needs recording rules."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .panels import (
     label_values,
     lines,
     listing,
+    migration,
     number,
     to_service,
     to_traces,
@@ -299,35 +300,6 @@ def loop_holding() -> list[Panel]:
     ]
 
 
-def migration() -> list[Panel]:
-    daily = f"sum by ({FUNCTION}) (increase(greenback_bridges_total{SITES}[1d]))"
-    return [
-        lines(
-            "Bridges per day",
-            "Twelve weeks. Deployments are the annotations: does a release take bridges away?",
-            {"bridges": f"sum(increase(greenback_bridges_total{SITES}[1d]))"},
-            unit="short",
-            over="12w",
-        ),
-        lines(
-            "Functions that bridge",
-            "How many functions called await_ on each day. At zero, the portal can go.",
-            {"functions": f"count({daily} > 0)"},
-            unit="short",
-            over="12w",
-        ),
-        lines(
-            "Bridges per day by function",
-            "The ten with the most.",
-            {f"{{{{{FUNCTION}}}}}": f"topk(10, {daily})"},
-            unit="short",
-            stacked=True,
-            over="12w",
-            links=[to_service("Only this function", function=f"${{__field.labels.{FUNCTION}}}")],
-        ),
-    ]
-
-
 def dashboard() -> models.Dashboard:
     # `greenback_switches_total` has its series from the first moment on.
     everything = "greenback_switches_total" + selector(_SERVICE)
@@ -373,7 +345,7 @@ def dashboard() -> models.Dashboard:
         ("Portals", portals()),
         ("Switches", switches()),
         ("Loop holding", loop_holding()),
-        ("Migration", migration()),
+        ("Migration", migration(selector(_SERVICE, f'{FUNCTION}=~"$function"'))),
     ):
         builder.with_row(builders.Row(title))
         for panel in panels:

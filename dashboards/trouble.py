@@ -23,7 +23,7 @@ class Cart:
 
 
 async def compute() -> None:
-    time.sleep(0.03)  # noqa: ASYNC251 - the trouble
+    time.sleep(0.03)  # the trouble
 
 
 def bill() -> None:

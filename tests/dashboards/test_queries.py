@@ -20,16 +20,16 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Tuple
 
 import pytest
+from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = ROOT / "dashboards"
 NEEDED = [
-    *("docutils", "httpx", "hypercorn", "jinja2", "markdown-it-py", "trio", "typing_extensions"),
+    *("docutils", "httpx", "hypercorn", "jinja2", "markdown-it-py", "trio"),
     *("opentelemetry-distro", "opentelemetry-exporter-otlp-proto-http"),
     *("opentelemetry-exporter-prometheus",),
 ]
@@ -118,7 +118,7 @@ def faster(rules: str) -> str:
         minutes = int(match[2]) * {"m": 1, "h": 60, "d": 1440}[match[3]]
         return f"{match[1]}{minutes * 500}ms"
 
-    text, count = re.subn(r"(\[|offset |for: )(\d+)([mhd])\b", scale, rules)
+    text, count = re.subn(r"(\[|offset |for: |interval: )(\d+)([mhd])\b", scale, rules)
     assert count > 3
     return text
 
@@ -156,8 +156,14 @@ class Prometheus:
         ]
 
 
+class Program(NamedTuple):
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
 class Stage(NamedTuple):
     prometheus: Prometheus
+    programs: List[Program]
     deadline: float
 
     def eventually(self, check: Callable[[], Any]) -> None:
@@ -166,6 +172,8 @@ class Stage(NamedTuple):
             wrong = check()
             if not wrong:
                 return
+            for program in self.programs:
+                assert program.process.poll() is None, program.log.read_text(errors="replace")
             assert time.monotonic() < self.deadline, wrong
             time.sleep(0.25)  # between two questions to another process
 
@@ -215,24 +223,46 @@ def by_exporter(service: str, port: int, **variables: str) -> Dict[str, str]:
     )
 
 
-def start(
-    stack: ExitStack, command: List[str], log: Path, environ: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=dict(environ), stdin=subprocess.PIPE, stdout=output, stderr=output
-        )
+def by_otlp(service: str, address: str) -> Dict[str, str]:
+    return environment(
+        service,
+        OTEL_METRICS_EXPORTER="otlp",
+        OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{address}",
+        OTEL_METRIC_EXPORT_INTERVAL="500",
+    )
 
-    def stop() -> None:
-        process.stdin.close()  # type: ignore[union-attr]
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
-    stack.callback(stop)
-    return process
+class Programs:
+    """A context manager: ends what it has started, by closing its standard input."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.running: List[Program] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def start(self, name: str, command: List[str], environ: Mapping[str, str]) -> None:
+        log = self._folder / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, env=dict(environ), stdin=subprocess.PIPE, stdout=output, stderr=output
+            )
+        self.running.append(Program(process, log))
+
+    def __exit__(self, *failure: object) -> None:
+        for process, log in self.running:
+            assert process.stdin is not None
+            process.stdin.close()
+            if log.stem == "prometheus":
+                process.terminate()
+        for process, _ in self.running:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -242,35 +272,19 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
     folder = tmp_path_factory.mktemp("prometheus")
     deadline = time.monotonic() + PATIENCE
-    with ExitStack() as stack:
-        collector = stack.enter_context(Collector())
+    with Collector() as collector, Programs(folder) as programs:
         on_asyncio, on_trio, trouble, web = (free_port() for _ in range(4))
-        load = [sys.executable, str(DASHBOARDS / "load.py")]
-        gentle = ["--readers", "2", "--pause", "0.2"]
-        start(
-            stack,
-            [*load, "asyncio", *gentle],
-            folder / "asyncio.log",
-            by_exporter("site", on_asyncio),
-        )
-        start(stack, [*load, "trio", *gentle], folder / "trio.log", by_exporter("site", on_trio))
-        start(
-            stack,
-            [*load, "asyncio", *gentle],
-            folder / "otlp.log",
-            environment(
-                "site-otlp",
-                OTEL_METRICS_EXPORTER="otlp",
-                OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
-                OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}",
-                OTEL_METRIC_EXPORT_INTERVAL="500",
-            ),
-        )
+        for name, library, environ in (
+            ("asyncio", "asyncio", by_exporter("site", on_asyncio)),
+            ("trio", "trio", by_exporter("site", on_trio)),
+            ("otlp", "asyncio", by_otlp("site-otlp", collector.address)),
+        ):
+            load = [sys.executable, str(DASHBOARDS / "load.py"), library]
+            programs.start(name, [*load, "--readers", "2", "--pause", "0.2"], environ)
         instrument = str(Path(sys.executable).parent / "opentelemetry-instrument")
-        start(
-            stack,
+        programs.start(
+            "trouble",
             [instrument, sys.executable, str(DASHBOARDS / "trouble.py")],
-            folder / "trouble.log",
             by_exporter(
                 "trouble",
                 trouble,
@@ -279,22 +293,21 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
                 GREENBACK_TRACE_SITES="2",
             ),
         )
+        jobs = {
+            "site": [f"127.0.0.1:{on_asyncio}", f"127.0.0.1:{on_trio}"],
+            "trouble": [f"127.0.0.1:{trouble}"],
+            "collector": [collector.address],
+        }
         configuration = {
             "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
             "rule_files": ["rules.yaml", "alerts.yaml"],
             "scrape_configs": [
                 {
-                    "job_name": "site",
-                    "static_configs": [
-                        {"targets": [f"127.0.0.1:{on_asyncio}", f"127.0.0.1:{on_trio}"]}
-                    ],
-                },
-                {"job_name": "trouble", "static_configs": [{"targets": [f"127.0.0.1:{trouble}"]}]},
-                {
-                    "job_name": "collector",
-                    "honor_labels": True,
-                    "static_configs": [{"targets": [collector.address]}],
-                },
+                    "job_name": job,
+                    "honor_labels": job == "collector",
+                    "static_configs": [{"targets": targets}],
+                }
+                for job, targets in jobs.items()
             ],
         }
         # JSON is YAML.
@@ -303,25 +316,19 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             rules = (DASHBOARDS / "prometheus" / name).read_text(encoding="utf-8")
             (folder / name).write_text(faster(rules))
         address = f"127.0.0.1:{web}"
-        server = start(
-            stack,
+        programs.start(
+            "prometheus",
             [
                 "prometheus",
                 f"--config.file={folder / 'prometheus.yaml'}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address={address}",
             ],
-            folder / "prometheus.log",
             os.environ,
         )
-        stack.callback(server.terminate)
-        try:
-            stage = Stage(Prometheus(address), deadline)
-            stage.eventually(lambda: not is_ready(address) and "Prometheus has not started")
-            yield stage
-        finally:
-            for log in sorted(folder.glob("*.log")):
-                print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}")
+        stage = Stage(Prometheus(address), programs.running, deadline)
+        stage.eventually(lambda: not is_ready(address) and "Prometheus has not started")
+        yield stage
 
 
 def is_ready(address: str) -> bool:
