@@ -3,9 +3,9 @@
     python benchmarks/scale.py process     series, bytes and time of a scrape, by number of sites
     python benchmarks/scale.py fleet       a thousand processes: rules and queries of the dashboards
 
-``fleet`` needs the prometheus and promtool of the machine, 2 GB of memory and of disk and, as it is,
-ten minutes. Its processes are one HTTP server, which answers for each of them with the metrics of a
-real one: Prometheus does not know. What the rules would have recorded before is written for it.
+``fleet`` needs prometheus and promtool on the PATH, 4 GB of memory, 2 GB of disk and ten minutes.
+Its processes are one HTTP server, which answers for each of them with the metrics of a real one:
+Prometheus does not know. What the rules would have recorded before is written for it.
 """
 
 from __future__ import annotations

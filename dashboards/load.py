@@ -34,6 +34,11 @@ def read_for_ever(readers: Readers, names: list[str], pause: float, ended: threa
         readers.read(name)
 
 
+def wait_for_the_end(ended: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    ended.set()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("library", choices=["asyncio", "trio"])
@@ -78,9 +83,7 @@ def main() -> int:
             ]
             for thread in threads:
                 thread.start()
-            threading.Thread(
-                target=lambda: (sys.stdin.buffer.read(), ended.set()), daemon=True
-            ).start()
+            threading.Thread(target=wait_for_the_end, args=(ended,), daemon=True).start()
             ended.wait()
             for thread in threads:
                 thread.join()
