@@ -25,6 +25,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 
 GRAFANA = Path(__file__).resolve().parent / "grafana"
 #: Inches of one unit of Grafana's grid.
@@ -65,13 +66,12 @@ def unit_of(panel: dict[str, Any]) -> str:
     return unit
 
 
-def draw_lines(axes: Axes, panel: dict[str, Any], ask: Ask) -> None:
+def draw_lines(axes: Axes, panel: dict[str, Any], ask: Ask, now: float) -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     for target in panel["targets"]:
         for series in ask(target["expr"], True):
             points = [(float(at), float(value)) for at, value in series["values"]]
             found[legend_of(target, series["metric"])] = points
-    now = max((at for points in found.values() for at, _ in points), default=0)
     custom = panel["fieldConfig"]["defaults"].get("custom", {})
     if custom.get("stacking", {}).get("mode") == "normal":
         times = sorted({at for points in found.values() for at, _ in points})
@@ -98,7 +98,7 @@ def draw_lines(axes: Axes, panel: dict[str, Any], ask: Ask) -> None:
         _say(axes, "No data")
 
 
-def draw_heat(axes: Axes, panel: dict[str, Any], ask: Ask) -> None:
+def draw_heat(axes: Axes, panel: dict[str, Any], ask: Ask, now: float) -> None:
     cumulative = {
         float(series["metric"]["le"]): {float(at): float(n) for at, n in series["values"]}
         for series in ask(panel["targets"][0]["expr"], True)
@@ -116,14 +116,14 @@ def draw_heat(axes: Axes, panel: dict[str, Any], ask: Ask) -> None:
         below = {at: counts.get(at, below[at]) for at in times}
     used = [number for number, row in enumerate(rows) if any(row)] or [0]
     low, high = used[0], used[-1] + 1
-    x = [(at - times[-1]) / 60 for at in times]
+    x = [(at - now) / 60 for at in times]
     y = range(low, high)
     axes.pcolormesh(x, y, [rows[number] for number in y], cmap="Oranges", shading="nearest")
     labels = ["more" if math.isinf(bounds[number]) else seconds(bounds[number]) for number in y]
     axes.set_yticks(list(y), labels)
 
 
-def draw_number(axes: Axes, panel: dict[str, Any], ask: Ask) -> None:
+def draw_number(axes: Axes, panel: dict[str, Any], ask: Ask, now: float) -> None:
     found = ask(panel["targets"][0]["expr"], False)
     value = float(found[0]["value"][1]) if found else 0.0
     axes.set_facecolor(BAD if value else GOOD)
@@ -141,7 +141,7 @@ def draw_number(axes: Axes, panel: dict[str, Any], ask: Ask) -> None:
     axes.set_yticks([])
 
 
-def draw_table(axes: Axes, panel: dict[str, Any], ask: Ask) -> None:
+def draw_table(axes: Axes, panel: dict[str, Any], ask: Ask, now: float) -> None:
     transformations = {each["id"]: each["options"] for each in panel["transformations"]}
     names: dict[str, str] = transformations["organize"]["renameByName"]
     keys = [name for name in names if not name.startswith("Value")]
@@ -197,7 +197,9 @@ DRAW = {
 }
 
 
-def draw(dashboard: dict[str, Any], ask: Ask, rows: Sequence[str], path: str) -> None:
+def draw(
+    dashboard: dict[str, Any], ask: Ask, now: float, span: float, rows: Sequence[str], path: str
+) -> None:
     shown: list[dict[str, Any]] = []
     row, moved, top = "", 0, 0
     for panel in dashboard["panels"]:
@@ -209,6 +211,13 @@ def draw(dashboard: dict[str, Any], ask: Ask, rows: Sequence[str], path: str) ->
             panel["gridPos"]["y"] -= moved
             top = max(top, panel["gridPos"]["y"] + panel["gridPos"]["h"])
             shown.append(panel)
+    seen = [
+        float(series["values"][0][0])
+        for annotation in dashboard["annotations"]["list"]
+        for series in ask(annotation["expr"], True)
+    ]
+    # What was there already when the picture begins was deployed before.
+    marks = [at for at in seen if at > now - span + 15]
     figure = plt.figure(figsize=(24 * WIDTH, top * HEIGHT), dpi=72)
     plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
     for panel in shown:
@@ -230,9 +239,22 @@ def draw(dashboard: dict[str, Any], ask: Ask, rows: Sequence[str], path: str) ->
         )
         axes.tick_params(labelsize=7)
         axes.set_title(panel["title"], fontsize=9, loc="left")
-        DRAW[panel["type"]](axes, panel, ask)
-    figure.text(0.5, 0.1 / top, "Time is in minutes before now.", fontsize=7, ha="center")
+        DRAW[panel["type"]](axes, panel, ask, now)
+        if not is_wide:
+            for mark in marks:
+                axes.axvline((mark - now) / 60, color="#2b6cb0", linestyle=":", linewidth=1)
+    figure.text(
+        0.5,
+        0.1 / top,
+        "Time is in minutes before now. A dotted line is a deployment.",
+        fontsize=7,
+        ha="center",
+    )
     figure.savefig(path)
+    # A picture with so few colours is a third of the size.
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(64)
+    small.save(path, optimize=True)
 
 
 def main() -> None:
@@ -271,7 +293,7 @@ def main() -> None:
     dashboard = json.loads(text)
     titles = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
     rows = options.rows.split(",") if options.rows else titles
-    draw(dashboard, ask, rows, options.path)
+    draw(dashboard, ask, now, options.minutes * 60, rows, options.path)
 
 
 if __name__ == "__main__":
