@@ -36,6 +36,15 @@ DAY = 86400
 #: Sites, and how many outcomes each has: most only ever succeed.
 SITES = [0, 10, 50, 100, 250, 500, 1000]
 OUTCOMES = [1, 3]
+#: Rules that are recorded too seldom to be seen in minutes, by one that has the same labels.
+HALF_HOURLY = {
+    "job_function:greenback_bridges:rate5m": ["job_function:greenback_bridges:increase30m"],
+    "job:greenback_bridges:rate5m": [
+        "job:greenback_bridges:increase30m",
+        "job:greenback_functions:count1d",
+    ],
+}
+SELDOM = re.compile("30m$|1d$")
 BARE = re.compile(r"^(\w+)\{", re.MULTILINE)
 
 
@@ -245,9 +254,9 @@ def history(recorded: List[Dict[str, Any]], until: float) -> Iterator[str]:
     by_name: Dict[str, List[Dict[str, str]]] = {}
     for series in recorded:
         by_name.setdefault(series["metric"].pop("__name__"), []).append(series["metric"])
+    for_weeks = {name for names in HALF_HOURLY.values() for name in names}
     for name, label_sets in by_name.items():
-        span, step = (84 * DAY, 1800) if "30m" in name else (DAY // 4, 60)
-        # Colons are for rules; promtool wants a name that is typed.
+        span, step = (84 * DAY, 1800) if name in for_weeks else (DAY // 4, 60)
         yield f"# TYPE {name} gauge\n"
         for labels in label_sets:
             text = ",".join(f'{key}="{value}"' for key, value in labels.items())
@@ -310,22 +319,13 @@ def show_fleet(processes: int, services: int, sites: int, every: str, minutes: f
         with closing(Prometheus(folder, fleet, processes, services, every)) as prometheus:
             # The rules look back over five minutes.
             time.sleep(minutes * 60)
-            recorded = prometheus.get("query", query='{__name__=~"job.*:greenback.*"}')["result"]
-            if not any("30m" in each["metric"]["__name__"] for each in recorded):
-                each_function = [
-                    each
-                    for each in recorded
-                    if each["metric"]["__name__"] == "job_function:greenback_bridges:rate5m"
-                ]
-                recorded += [
-                    {
-                        "metric": {
-                            **each["metric"],
-                            "__name__": "job_function:greenback_bridges:increase30m",
-                        }
-                    }
-                    for each in each_function
-                ]
+            by_rules = prometheus.get("query", query='{__name__=~"job.*:greenback.*"}')["result"]
+            recorded = [each for each in by_rules if not SELDOM.search(each["metric"]["__name__"])]
+            recorded += [
+                {"metric": {**series["metric"], "__name__": name}}
+                for series in recorded
+                for name in HALF_HOURLY.get(series["metric"]["__name__"], ())
+            ]
             in_all = len(recorded)
         text = folder / "history.txt"
         with text.open("w") as file:

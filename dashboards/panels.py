@@ -20,7 +20,6 @@ Panel = Union[stat.Panel, timeseries.Panel, heatmap.Panel, table.Panel]
 PROMETHEUS = models.DataSourceRef(type_val="prometheus", uid="${prometheus}")
 FUNCTION = "code_function_name"
 
-_HALF_HOURLY = "job_function:greenback_bridges:increase30m"
 _GOOD, _BAD = "green", "red"
 
 
@@ -172,45 +171,6 @@ def listing(
             [common_builders.TableSortByFieldState().display_name(next(iter(columns))).desc(True)]
         )
     )
-
-
-def migration(which: str) -> list[Panel]:
-    """Twelve weeks of bridges per day, from the one rule that is recorded twice an hour."""
-    daily = f"sum by (job, {FUNCTION}) (sum_over_time({_HALF_HOURLY}{which}[1d]))"
-    links = [
-        to_service(
-            "Only this function",
-            service="${__field.labels.job}",
-            function=f"${{__field.labels.{FUNCTION}}}",
-        )
-    ]
-    recorded = "From a recording rule, whose first value takes half an hour."
-    return [
-        lines(
-            "Bridges per day",
-            f"Twelve weeks. Deployments are the annotations: is it going down? {recorded}",
-            {"{{job}}": f"sum by (job) ({daily})"},
-            unit="short",
-            stacked=True,
-            over="12w",
-        ),
-        lines(
-            "Functions that bridge",
-            f"How many called await_ on each day. At zero, the portal can go. {recorded}",
-            {"{{job}}": f"count by (job) ({daily} > 0)"},
-            unit="short",
-            over="12w",
-        ),
-        lines(
-            "Bridges per day by function",
-            f"The ten with the most. {recorded}",
-            {f"{{{{job}}}} {{{{{FUNCTION}}}}}": f"topk(10, {daily})"},
-            unit="short",
-            stacked=True,
-            over="12w",
-            links=links,
-        ),
-    ]
 
 
 def data_source(name: str, label: str, kind: str) -> dashboard_builders.DatasourceVariable:

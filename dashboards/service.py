@@ -14,7 +14,6 @@ from .panels import (
     label_values,
     lines,
     listing,
-    migration,
     number,
     to_service,
     to_traces,
@@ -300,6 +299,40 @@ def loop_holding() -> list[Panel]:
     ]
 
 
+def migration() -> list[Panel]:
+    recorded = selector(_SERVICE, f'{FUNCTION}=~"$function"')
+    daily = (
+        f"sum by ({FUNCTION}) "
+        f"(sum_over_time(job_function:greenback_bridges:increase30m{recorded}[1d]))"
+    )
+    rule = "From a recording rule, whose first value takes half an hour; for all instances."
+    return [
+        lines(
+            "Bridges per day",
+            f"Twelve weeks. Deployments are the annotations: is it going down? {rule}",
+            {"bridges": f"sum({daily})"},
+            unit="short",
+            over="12w",
+        ),
+        lines(
+            "Functions that bridge",
+            f"How many called await_ on each day. At zero, the portal can go. {rule}",
+            {"functions": f"count({daily} > 0)"},
+            unit="short",
+            over="12w",
+        ),
+        lines(
+            "Bridges per day by function",
+            f"The ten with the most. {rule}",
+            {f"{{{{{FUNCTION}}}}}": f"topk(10, {daily})"},
+            unit="short",
+            stacked=True,
+            over="12w",
+            links=[to_service("Only this function", function=f"${{__field.labels.{FUNCTION}}}")],
+        ),
+    ]
+
+
 def dashboard() -> models.Dashboard:
     # `greenback_switches_total` has its series from the first moment on.
     everything = "greenback_switches_total" + selector(_SERVICE)
@@ -345,7 +378,7 @@ def dashboard() -> models.Dashboard:
         ("Portals", portals()),
         ("Switches", switches()),
         ("Loop holding", loop_holding()),
-        ("Migration", migration(selector(_SERVICE, f'{FUNCTION}=~"$function"'))),
+        ("Migration", migration()),
     ):
         builder.with_row(builders.Row(title))
         for panel in panels:

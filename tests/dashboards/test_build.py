@@ -23,7 +23,7 @@ ROWS = {
     "Portals": ["Open portals", "Portals opened per second"],
     "Switches": ["Switches per second"],
     "Loop holding": ["Share of time that portal tasks hold the loop", "Slow steps by function"],
-    "Migration": ["Bridges per day by function"],
+    "Migration": ["Bridges per day", "Functions that bridge"],
 }
 
 

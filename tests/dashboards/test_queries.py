@@ -33,8 +33,9 @@ NEEDED = [
     *("opentelemetry-distro", "opentelemetry-exporter-otlp-proto-http"),
     *("opentelemetry-exporter-prometheus",),
 ]
-#: Seconds until everything must have been seen.
-PATIENCE = 85
+#: Seconds until everything must have been seen. It takes 45 on a machine that does nothing else; in
+#: the time that the leak takes, all else happens.
+PATIENCE = 150
 #: What a service that is well has nothing of.
 RARE = re.compile("misuses|slow_steps|item_dropped")
 
@@ -49,10 +50,13 @@ def missing() -> List[str]:
     return found
 
 
-pytestmark = pytest.mark.skipif(
-    bool(missing()),
-    reason=f"needs Prometheus and the dependency groups dashboards and demo: no {missing()}",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        bool(missing()),
+        reason=f"needs Prometheus and the dependency groups dashboards and demo: no {missing()}",
+    ),
+    pytest.mark.timeout(PATIENCE + 60),
+]
 
 
 class Query(NamedTuple):
