@@ -28,10 +28,13 @@ from run import Readers, TemplateServer, expectations  # noqa: E402
 
 
 def read_for_ever(readers: Readers, names: list[str], pause: float, ended: threading.Event) -> None:
-    for name in itertools.cycle(names):
-        if ended.wait(pause):
-            break
-        readers.read(name)
+    try:
+        for name in itertools.cycle(names):
+            if ended.wait(pause):
+                break
+            readers.read(name)
+    finally:
+        ended.set()  # also for the others, if a page was wrong or the site is gone
 
 
 def wait_for_the_end(ended: threading.Event) -> None:
@@ -72,9 +75,10 @@ def main() -> int:
         try:
             assert site.stdin is not None
             assert site.stdout is not None
-            port = json.loads(site.stdout.readline())["port"]
-            print(json.dumps({"port": port}), flush=True)
-            readers = Readers(port, expected)
+            ready = site.stdout.readline()
+            if not ready:
+                raise SystemExit(f"load: the site has not started: exit status {site.wait(30)}")
+            readers = Readers(json.loads(ready)["port"], expected)
             threads = [
                 threading.Thread(
                     target=read_for_ever, args=(readers, list(expected), options.pause, ended)
