@@ -453,9 +453,9 @@ class Terminal:
             time.sleep(0.05)
 
     def status(self) -> Optional[str]:
-        """The exit status, once there is one."""
-        is_dead, status = self.call("display", "-p", "#{pane_dead} #{pane_dead_status}").split(" ")
-        return status.strip() if is_dead == "1" else None
+        """The exit status, once there is one: tmux sees the end of the output before."""
+        status = self.call("display", "-p", "#{pane_dead_status}").strip()
+        return status or None
 
 
 def rows(screen: str) -> Dict[str, List[str]]:
