@@ -150,8 +150,10 @@ class Settings(NamedTuple):
     sustained_rounds: int
 
 
-FULL = Settings(rounds=12, repetitions=12, seconds=0.002, sustained_rounds=3)
-QUICK = Settings(rounds=4, repetitions=10, seconds=0.001, sustained_rounds=1)
+# Long enough for what a process finds cold, after the others and a collection of garbage, not to
+# count: that grows with the code that a setup runs.
+FULL = Settings(rounds=9, repetitions=9, seconds=0.01, sustained_rounds=4)
+QUICK = Settings(rounds=4, repetitions=5, seconds=0.005, sustained_rounds=1)
 
 
 class Costs:
@@ -264,9 +266,12 @@ class _Workers:
         step = BURST if work != name else 10
         n = self._calls.get((setup, name))
         if n is None:
-            worker.ask(work, max(step, 100), setup.depth)  # warms up
-            estimate = worker.ask(work, max(step, 100), setup.depth)["seconds"]
-            n = self._calls[setup, name] = int(seconds / estimate) // step * step + step
+            n = max(step, 100)
+            for at_most in (0.001, seconds):  # the first ones are slower
+                worker.ask(work, n, setup.depth)
+                estimate = worker.ask(work, n, setup.depth)["seconds"]
+                n = int(at_most / estimate) // step * step + step
+            self._calls[setup, name] = n
         if setup.sustained is None:
             return float(worker.ask(work, n, setup.depth)["seconds"])
         # Until what adapts itself each second has done so, and what may be saved for a burst has
