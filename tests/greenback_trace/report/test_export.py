@@ -794,7 +794,7 @@ class TestBadInput:
             trace.write_text(content)
         result = export("--format", kind, "-o", output, trace)
         assert result.exit_code == 2
-        assert "GREENBACK_TRACE=1" in result.stderr
+        assert "GREENBACK_TRACE=1" in result.output
         assert not output.exists()
 
     def metrics_only(self, path: Path, tmp_path: Path, left_out: str) -> Path:
@@ -816,14 +816,14 @@ class TestBadInput:
         """Numbers per function alone make no flame graph, and the command says so."""
         result = export("--format", kind, self.metrics_only(path, tmp_path, ".chain."))
         assert result.exit_code == 2
-        assert "no sync chains" in result.stderr
+        assert "no sync chains" in result.output
 
     def test_no_spans(self, path: Path, tmp_path: Path) -> None:
         """Without spans there is no timeline, and the command says so."""
         file = self.metrics_only(path, tmp_path, "nothing")
         result = export("--format", "perfetto", file)
         assert result.exit_code == 2
-        assert "no spans" in result.stderr
+        assert "no spans" in result.output
         assert b"no spans" in exported("--format", "html", file)
 
     def test_cannot_be_written(self, path: Path, tmp_path: Path) -> None:
@@ -831,7 +831,7 @@ class TestBadInput:
         output = tmp_path / "missing" / "page.html"
         result = export("--format", "folded", "-o", output, path)
         assert result.exit_code == 2
-        assert f"{output} cannot be written: No such file or directory" in result.stderr
+        assert f"{output} cannot be written: No such file or directory" in result.output
 
 
 class TestStacks:

@@ -477,6 +477,9 @@ def is_whole(screen: str) -> bool:
     )
 
 
+@pytest.mark.skipif(
+    sys.implementation.name == "pypy", reason="a busy PyPy takes a minute to import Textual"
+)
 class TestTop:
     @pytest.fixture
     def terminal(self, tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
