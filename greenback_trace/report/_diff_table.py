@@ -22,8 +22,8 @@ from ._diff import (
     Diff,
     per_bridge,
 )
-from ._hotspots import _count, _plural, _seconds
 from ._trace import Numbers
+from ._wording import digits, duration, plural
 
 _WIDE = 120
 _STYLES = {
@@ -108,7 +108,7 @@ def _legend(diff: Diff) -> str:
     parts: List[str] = []
     if verdicts & {SLOWER, FASTER}:
         parts.append(
-            f"slower, faster: each takes {RATIO} times as long, and {_seconds(LEAST_SECONDS)} "
+            f"slower, faster: each takes {RATIO} times as long, and {duration(LEAST_SECONDS)} "
             f"longer, in the one trace as in the other; {LEAST_BRIDGES} bridges or more in both"
         )
     if verdicts & {FEWER, MORE} and _differ(diff):
@@ -121,11 +121,11 @@ def _headline(diff: Diff) -> Text:
     change = (
         "as many as before"
         if before == after
-        else f"{_count(abs(after - before))} {'fewer' if after < before else 'more'}"
+        else f"{digits(abs(after - before))} {'fewer' if after < before else 'more'}"
     )
     share = f" ({after / before - 1:+.1%})" if before and before != after else ""
     return Text(
-        f"{_count(after)} {_plural(after, 'bridge')} after {_count(before)}: {change}{share}.",
+        f"{digits(after)} {plural(after, 'bridge')} after {digits(before)}: {change}{share}.",
         style="bold",
     )
 
@@ -138,13 +138,13 @@ def _totals(diff: Diff) -> Table:
     for name in ["", *names]:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     portals = diff.portals
-    table.add_row("portals", _count(portals[0]), _count(portals[1]), _percent(*portals))
+    table.add_row("portals", digits(portals[0]), digits(portals[1]), _percent(*portals))
     for name, text, attribute in (
         ("bridges", _few, "bridges"),
         ("suspended", _few, "suspended"),
         ("errors", _few, "errors"),
-        ("time", _seconds, "time"),
-        ("waiting", _seconds, "suspended_time"),
+        ("time", duration, "time"),
+        ("waiting", duration, "suspended_time"),
     ):
         values = getattr(diff.before, attribute), getattr(diff.after, attribute)
         row = [*map(text, values), _percent(*values)]
@@ -194,12 +194,12 @@ def _side(numbers: Optional[Numbers], portals: float, diff: Diff) -> List[str]:
     if numbers is None:
         return ["-"] * len(_compared(diff))
     each = [_few(numbers.bridges / portals)] if _differ(diff) else []
-    return [_count(numbers.bridges), *each, _seconds(per_bridge(numbers))]
+    return [digits(numbers.bridges), *each, duration(per_bridge(numbers))]
 
 
 def _few(value: float) -> str:
     """A number that may be smaller than one."""
-    return _count(value) if value >= 100 or value == round(value) else f"{value:.3g}"
+    return digits(value) if value >= 100 or value == round(value) else f"{value:.3g}"
 
 
 def _percent(before: float, after: float) -> str:

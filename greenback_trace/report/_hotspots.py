@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import datetime
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
@@ -16,6 +15,7 @@ from rich.text import Text
 from ..misuse._finding import SEVERITY
 from ._durations import Durations
 from ._trace import Numbers, SiteReport, Trace
+from ._wording import digits, duration, place_of, plural
 
 #: From so many columns on, a site has one line for all numbers.
 _WIDE = 160
@@ -68,9 +68,9 @@ def _headline(trace: Trace, sites: Sequence[SiteReport]) -> Text:
         total.add(site)
     whole = "" if len(sites) == len(trace.sites) else f" of {len(trace.sites)}"
     numbers = (
-        f"{_count(total.bridges)} {_plural(total.bridges, 'bridge')} from {len(sites)}{whole} "
-        f"{_plural(len(trace.sites), 'site')}: {_count(total.suspended)} suspended, "
-        f"{_seconds(total.time)} in total, {_seconds(total.suspended_time)} of it waiting."
+        f"{digits(total.bridges)} {plural(total.bridges, 'bridge')} from {len(sites)}{whole} "
+        f"{plural(len(trace.sites), 'site')}: {digits(total.suspended)} suspended, "
+        f"{duration(total.time)} in total, {duration(total.suspended_time)} of it waiting."
     )
     services = ", ".join(
         name if len(trace.services) == 1 else f"{name} ({count})"
@@ -78,7 +78,7 @@ def _headline(trace: Trace, sites: Sequence[SiteReport]) -> Text:
     )
     source = (
         f"{trace.processes} {'process' if trace.processes == 1 else 'processes'} of {services}; "
-        f"{_count(trace.spans)} {_plural(trace.spans, 'span')}{_when(trace)}."
+        f"{digits(trace.spans)} {plural(trace.spans, 'span')}{_when(trace)}."
     )
     return Text.assemble((numbers, "bold"), "\n", source)
 
@@ -137,16 +137,16 @@ def _wide_site_table(sites: Sequence[SiteReport], title: str, bar: _Bar, console
     for number, site in enumerate(sites, 1):
         cells: List[RenderableType] = [
             str(number),
-            _lines(site.function, (_place(site.file, site.line), "dim")),
+            _lines(site.function, (place_of(site.file, site.line), "dim")),
             _lines(_names(site.observed.awaitables), (_names(site.observed.tasks), "dim")),
-            _count(site.bridges),
+            digits(site.bridges),
             _share(site),
-            Text(_count(site.errors), style="red" if site.errors else ""),
+            Text(digits(site.errors), style="red" if site.errors else ""),
         ]
         if has_cancelled:
-            cells.append(_count(site.cancelled))
-        cells += [_seconds(site.time), _seconds(site.suspended_time), _seconds(site.holding_time)]
-        cells += [bar(site, _WIDE_BAR), _seconds(site.time / site.bridges)]
+            cells.append(digits(site.cancelled))
+        cells += [duration(site.time), duration(site.suspended_time), duration(site.holding_time)]
+        cells += [bar(site, _WIDE_BAR), duration(site.time / site.bridges)]
         table.add_row(*cells, *_quantiles(site.observed.durations))
     return table
 
@@ -170,17 +170,17 @@ def _narrow_site_table(
             str(number),
             Group(
                 Text(site.function),
-                Text(_place(site.file, site.line), style="dim"),
+                Text(place_of(site.file, site.line), style="dim"),
                 *([Text(f"{awaits}, in {tasks}" if tasks else awaits)] if awaits else []),
                 bar(site, _BAR),
             ),
             _lines(
-                _count(site.bridges),
+                digits(site.bridges),
                 _share(site),
-                (_count(site.errors) if site.errors else "", "red"),
+                (digits(site.errors) if site.errors else "", "red"),
             ),
-            _lines(_seconds(site.time), _seconds(site.suspended_time), _seconds(site.holding_time)),
-            _lines(_seconds(site.time / site.bridges), *_quantiles(site.observed.durations)),
+            _lines(duration(site.time), duration(site.suspended_time), duration(site.holding_time)),
+            _lines(duration(site.time / site.bridges), *_quantiles(site.observed.durations)),
         )
     return table
 
@@ -237,7 +237,7 @@ def _quantiles(durations: Durations) -> List[str]:
 
 
 def _optional_seconds(value: Optional[float]) -> str:
-    return "-" if value is None else _seconds(value)
+    return "-" if value is None else duration(value)
 
 
 def _site_notes(trace: Trace, sites: Sequence[SiteReport], top: int) -> List[str]:
@@ -246,8 +246,8 @@ def _site_notes(trace: Trace, sites: Sequence[SiteReport], top: int) -> List[str
     if left:
         bridges = sum(site.bridges for site in left)
         notes.append(
-            f"and {len(left)} more {_plural(len(left), 'site')} with {_count(bridges)} "
-            f"{_plural(bridges, 'bridge')}: --top {len(sites)} shows all"
+            f"and {len(left)} more {plural(len(left), 'site')} with {digits(bridges)} "
+            f"{plural(bridges, 'bridge')}: --top {len(sites)} shows all"
         )
     bridges = sum(site.bridges for site in sites)
     spans = sum(site.observed.spans for site in sites)
@@ -262,7 +262,7 @@ def _site_notes(trace: Trace, sites: Sequence[SiteReport], top: int) -> List[str
         )
     elif spans < bridges:
         notes.append(
-            f"Percentiles, awaitables and tasks are those of {_count(spans)} spans, a sample with "
+            f"Percentiles, awaitables and tasks are those of {digits(spans)} spans, a sample with "
             "more slow and failed bridges than there are. The other numbers are exact."
         )
     return notes
@@ -310,8 +310,8 @@ def _site_chains(number: int, site: SiteReport) -> RenderableType:
         parts.append(
             _indented(
                 3,
-                f"and {len(left)} more {_plural(len(left), 'chain')} with {_count(bridges)} "
-                f"{_plural(bridges, 'bridge')}",
+                f"and {len(left)} more {plural(len(left), 'chain')} with {digits(bridges)} "
+                f"{plural(bridges, 'bridge')}",
             )
         )
     return Group(*parts)
@@ -323,15 +323,15 @@ def _indented(columns: int, *parts: Union[str, Tuple[str, str]]) -> Padding:
 
 def _summary(numbers: Numbers) -> str:
     parts = [
-        f"{_count(numbers.bridges)} {_plural(numbers.bridges, 'bridge')}",
-        f"{_count(numbers.suspended)} suspended",
-        f"{_seconds(numbers.time)} in total",
-        f"{_seconds(numbers.suspended_time)} waiting",
+        f"{digits(numbers.bridges)} {plural(numbers.bridges, 'bridge')}",
+        f"{digits(numbers.suspended)} suspended",
+        f"{duration(numbers.time)} in total",
+        f"{duration(numbers.suspended_time)} waiting",
     ]
     if numbers.errors:
-        parts.append(f"{_count(numbers.errors)} {_plural(numbers.errors, 'error')}")
+        parts.append(f"{digits(numbers.errors)} {plural(numbers.errors, 'error')}")
     if numbers.cancelled:
-        parts.append(f"{_count(numbers.cancelled)} cancelled")
+        parts.append(f"{digits(numbers.cancelled)} cancelled")
     return ", ".join(parts)
 
 
@@ -345,10 +345,10 @@ def _portal_table(trace: Trace) -> Optional[Table]:
     for kind, portals in sorted(trace.portals.items(), key=lambda item: -item[1].opened):
         table.add_row(
             Text(kind),
-            _count(portals.opened),
-            _count(portals.active),
+            digits(portals.opened),
+            digits(portals.active),
             *_quantiles(portals.lifetimes),
-            _count(portals.slow_steps) if portals.spans else "-",
+            digits(portals.slow_steps) if portals.spans else "-",
         )
     return table
 
@@ -365,7 +365,7 @@ def _duration_table(trace: Trace) -> Optional[Table]:
         ("a step, which holds the loop", trace.step_durations),
     ):
         if durations.count:
-            table.add_row(name, _count(durations.count), *_quantiles(durations))
+            table.add_row(name, digits(durations.count), *_quantiles(durations))
     return table
 
 
@@ -377,11 +377,11 @@ def _slow_step_table(trace: Trace) -> Optional[Table]:
     table.add_column("steps", justify="right")
     most = sorted(trace.slow_steps.items(), key=lambda item: (-item[1], item[0]))
     for function, count in most[:_SLOW_STEPS]:
-        table.add_row(Text(function), _count(count))
+        table.add_row(Text(function), digits(count))
     left = most[_SLOW_STEPS:]
     if left:
         count = sum(count for _, count in left)
-        table.add_row(Text(f"{len(left)} more", style="dim"), Text(_count(count), style="dim"))
+        table.add_row(Text(f"{len(left)} more", style="dim"), Text(digits(count), style="dim"))
     return table
 
 
@@ -402,14 +402,14 @@ def _misuse_table(trace: Trace) -> Optional[Table]:
     for (kind, function), count in sorted(trace.misuses.items(), key=order):
         severity = SEVERITY.get(kind, "?")
         style = _SEVERITY_STYLES.get(severity, "")
-        table.add_row(Text(kind), Text(severity, style=style), Text(function), _count(count))
+        table.add_row(Text(kind), Text(severity, style=style), Text(function), digits(count))
     return table
 
 
 def _dropped(trace: Trace) -> Text:
     lines = ["Left out by tracing; counts and times are exact nevertheless:"]
     lines += [
-        f"  {_count(count)} {_plural(count, item)} ({reason})"
+        f"  {digits(count)} {plural(count, item)} ({reason})"
         for (item, reason), count in sorted(trace.dropped.items(), key=lambda each: -each[1])
     ]
     return Text("\n".join(lines), style="yellow")
@@ -417,10 +417,10 @@ def _dropped(trace: Trace) -> Text:
 
 def _broken_lines(trace: Trace) -> Text:
     count = trace.broken_lines
-    lines = [f"{_count(count)} {_plural(count, 'line')} could not be read and left out:"]
+    lines = [f"{digits(count)} {plural(count, 'line')} could not be read and left out:"]
     lines += [f"  {line}" for line in trace.broken[:_BROKEN_LINES]]
     if count > _BROKEN_LINES:
-        lines.append(f"  and {_count(count - _BROKEN_LINES)} more")
+        lines.append(f"  and {digits(count - _BROKEN_LINES)} more")
     return Text("\n".join(lines), style="yellow")
 
 
@@ -428,34 +428,4 @@ def _split(caller: str) -> Tuple[str, str]:
     match = _CALLER.fullmatch(caller)
     if match is None:
         return caller, ""
-    return match["function"], _place(match["file"], int(match["line"]))
-
-
-def _place(file: str, line: int) -> str:
-    """``file:line``, relative to the current directory or to where packages are installed."""
-    if not file:
-        return ""
-    here = os.getcwd().rstrip(os.sep) + os.sep
-    if file.startswith(here):
-        file = file[len(here) :]
-    _, installed, inside = file.rpartition(f"{os.sep}site-packages{os.sep}")
-    if installed:
-        file = inside
-    return f"{file}:{line}"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _plural(count: float, word: str) -> str:
-    return word if count == 1 else f"{word}s"
-
-
-def _seconds(value: float) -> str:
-    if not value:
-        return "0"
-    for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms")):
-        if value < limit:
-            return f"{value * factor:.1f} {unit}"
-    return f"{value:,.1f} s"
+    return match["function"], place_of(match["file"], int(match["line"]))

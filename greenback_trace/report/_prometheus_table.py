@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ._hotspots import _count, _plural, _seconds
 from ._prometheus import Fleet, FunctionReport
 from ._trace import Numbers
+from ._wording import digits, duration, plural
 
 _WIDE = 120
 
@@ -26,10 +26,10 @@ def show_fleet(
     whole = "" if len(functions) == len(fleet.functions) else f" of {len(fleet.functions)}"
     console.print(
         Text(
-            f"{_count(total.bridges)} {_plural(total.bridges, 'bridge')} from {len(functions)}"
-            f"{whole} {_plural(len(fleet.functions), 'function')} in {fleet.instances} "
-            f"{_plural(fleet.instances, 'instance')}: {_share(total)} suspended, "
-            f"{_seconds(total.time)} in total, {_seconds(total.suspended_time)} of it waiting.",
+            f"{digits(total.bridges)} {plural(total.bridges, 'bridge')} from {len(functions)}"
+            f"{whole} {plural(len(fleet.functions), 'function')} in {fleet.instances} "
+            f"{plural(fleet.instances, 'instance')}: {_share(total)} suspended, "
+            f"{duration(total.time)} in total, {duration(total.suspended_time)} of it waiting.",
             style="bold",
         )
     )
@@ -44,8 +44,8 @@ def show_fleet(
         bridges = sum(function.bridges for function in left)
         console.print(
             Text(
-                f"and {len(left)} more {_plural(len(left), 'function')} with {_count(bridges)} "
-                f"{_plural(bridges, 'bridge')}: --top {len(functions)} shows all",
+                f"and {len(left)} more {plural(len(left), 'function')} with {digits(bridges)} "
+                f"{plural(bridges, 'bridge')}: --top {len(functions)} shows all",
                 style="dim",
             )
         )
@@ -79,19 +79,19 @@ def _table(functions: Sequence[FunctionReport], sort: str, is_wide: bool) -> Tab
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for number, function in enumerate(functions, 1):
-        cells = [_count(function.bridges), _rate(function), _share(function)]
-        cells.append(_seconds(function.time))
+        cells = [digits(function.bridges), _rate(function), _share(function)]
+        cells.append(duration(function.time))
         if is_wide:
-            cells.append(_seconds(function.suspended_time))
-        cells.append(_count(function.errors))
+            cells.append(duration(function.suspended_time))
+        cells.append(digits(function.errors))
         if is_wide:
-            cells.append(_count(function.cancelled))
+            cells.append(digits(function.cancelled))
         table.add_row(str(number), Text(function.function), *cells, str(function.instances))
     return table
 
 
 def _rate(function: FunctionReport) -> str:
-    return _count(function.rate) if function.rate >= 100 else f"{function.rate:.3g}"
+    return digits(function.rate) if function.rate >= 100 else f"{function.rate:.3g}"
 
 
 def _share(numbers: Numbers) -> str:

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from ._classify import AWAIT, CONSTRUCT, CONVERTIBLE, THIRD_PARTY, UNKNOWN, Frame
 from ._edits import Edit
-from ._hotspots import _count, _place, _plural, _seconds
 from ._plan import Plan, Step
+from ._wording import digits, duration, place_of, plural
 
 _BAR = 20
 _BLOCKED = 20
@@ -27,8 +27,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     total = plan.total
     _print(
         console,
-        f"{_count(total.bridges)} {_plural(total.bridges, 'bridge')} through {len(plan.chains)} "
-        f"sync {_plural(len(plan.chains), 'chain')}, {_seconds(total.time)}. "
+        f"{digits(total.bridges)} {plural(total.bridges, 'bridge')} through {len(plan.chains)} "
+        f"sync {plural(len(plan.chains), 'chain')}, {duration(total.time)}. "
         f"Ordered by {plan.weight}.",
         style="bold",
     )
@@ -60,13 +60,13 @@ def kinds(plan: Plan) -> str:
 
     third_party, construct = bridges(THIRD_PARTY), bridges(CONSTRUCT)
     text = (
-        f"A plain await would do for {_count(bridges(AWAIT))}, {_count(bridges(CONVERTIBLE))} can "
-        f"be converted, {_count(third_party)} {_is(third_party)} blocked by third-party code and "
-        f"{_count(construct)} by a construct that cannot await."
+        f"A plain await would do for {digits(bridges(AWAIT))}, {digits(bridges(CONVERTIBLE))} can "
+        f"be converted, {digits(third_party)} {_is(third_party)} blocked by third-party code and "
+        f"{digits(construct)} by a construct that cannot await."
     )
     unknown = bridges(UNKNOWN)
     if unknown:
-        text += f" Of {_count(unknown)}, the trace does not have the whole chain."
+        text += f" Of {digits(unknown)}, the trace does not have the whole chain."
     return text
 
 
@@ -86,14 +86,14 @@ def _is(count: float) -> str:
 
 def _show_step(number: int, step: Step, shown: Set[str], console: Console) -> None:
     names = len(step.functions)
-    title = f"make {names} {_plural(names, 'function')} async" if names else "plain awaits"
+    title = f"make {names} {plural(names, 'function')} async" if names else "plain awaits"
     _print(console, f"Step {number}: {title}", style="bold")
     filled = round(_BAR * step.share)
     _print(
         console,
         f"{'█' * filled}{'░' * (_BAR - filled)} {step.share:.1%} removed so far; this step removes "
-        f"{_count(step.removed.bridges)} {_plural(step.removed.bridges, 'bridge')} and "
-        f"{_seconds(step.removed.time)}; about {_count(step.bridges_left)} are left",
+        f"{digits(step.removed.bridges)} {plural(step.removed.bridges, 'bridge')} and "
+        f"{duration(step.removed.time)}; about {digits(step.bridges_left)} are left",
         2,
     )
     _show_edits(step.edits, console)
@@ -116,8 +116,8 @@ def moves(step: Step) -> List[str]:
         counts[0] += move.before
         counts[1] += move.after
     return [
-        f"{frame.function} ({_place(frame.file, frame.line)}) stays sync and bridges itself: "
-        f"about {_count(after)} for {_count(before)} below it today"
+        f"{frame.function} ({place_of(frame.file, frame.line)}) stays sync and bridges itself: "
+        f"about {digits(after)} for {digits(before)} below it today"
         for frame, (before, after) in callers.items()
     ]
 
@@ -127,7 +127,7 @@ def _show_edits(edits: List[Edit], console: Console) -> None:
     shown: Set[str] = set()
     for edit in edits:
         guess = "" if edit.certain else " (by name only: look whether it is this one)"
-        line = f"{_place(edit.file, edit.line)}  {edit.what}{guess}"
+        line = f"{place_of(edit.file, edit.line)}  {edit.what}{guess}"
         guesses += not edit.certain
         if line not in shown and (edit.certain or guesses <= _GUESSES):
             shown.add(line)
@@ -138,17 +138,17 @@ def _show_edits(edits: List[Edit], console: Console) -> None:
 
 def _show_blocked(plan: Plan, console: Console) -> None:
     stays: List[float] = [chain.numbers.bridges for chain in plan.blocked]
-    _print(console, f"What stays: {_count(sum(stays))} bridges", style="bold")
+    _print(console, f"What stays: {digits(sum(stays))} bridges", style="bold")
     for chain in plan.blocked[:_BLOCKED]:
         frame = chain.verdict.frame
-        where = "" if frame is None else f"{frame.function} ({_place(frame.file, frame.line)})"
+        where = "" if frame is None else f"{frame.function} ({place_of(frame.file, frame.line)})"
         _print(
             console,
-            f"{_count(chain.numbers.bridges)} {_plural(chain.numbers.bridges, 'bridge')}, "
-            f"{_seconds(chain.numbers.time)}: {chain.verdict.by} at {where}",
+            f"{digits(chain.numbers.bridges)} {plural(chain.numbers.bridges, 'bridge')}, "
+            f"{duration(chain.numbers.time)}: {chain.verdict.by} at {where}",
             2,
         )
         _print(console, chain.verdict.idiom, 4, "dim")
     left = len(plan.blocked) - _BLOCKED
     if left > 0:
-        _print(console, f"and {left} more {_plural(left, 'chain')}: --json has all", 2, "dim")
+        _print(console, f"and {left} more {plural(left, 'chain')}: --json has all", 2, "dim")

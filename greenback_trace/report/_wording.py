@@ -1,0 +1,38 @@
+"""Numbers and places, as the tables for a terminal show them."""
+
+from __future__ import annotations
+
+import os
+
+
+def place_of(file: str, line: int) -> str:
+    """``file:line``, relative to the current directory or to where packages are installed."""
+    if not file:
+        return ""
+    here = os.getcwd().rstrip(os.sep) + os.sep
+    if file.startswith(here):
+        file = file[len(here) :]
+    _, installed, inside = file.rpartition(f"{os.sep}site-packages{os.sep}")
+    if installed:
+        file = inside
+    return f"{file}:{line}"
+
+
+def digits(value: float) -> str:
+    """A whole number, with commas."""
+    return f"{value:,.0f}"
+
+
+def plural(count: float, word: str) -> str:
+    """*word*, in the plural unless it is one."""
+    return word if count == 1 else f"{word}s"
+
+
+def duration(value: float) -> str:
+    """Seconds, in the unit that makes them readable."""
+    if not value:
+        return "0"
+    for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms")):
+        if value < limit:
+            return f"{value * factor:.1f} {unit}"
+    return f"{value:,.1f} s"
