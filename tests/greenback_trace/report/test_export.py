@@ -103,8 +103,8 @@ async def main():
 
 asyncio.run(main())
 """
-#: PyPy does not say where a generator expression is.
-GENEXPR = "<genexpr>" if sys.implementation.name == "pypy" else "bill.<locals>.<genexpr>"
+#: Code objects have known since 3.11 what they are in.
+GENEXPR = "bill.<locals>.<genexpr>" if sys.version_info >= (3, 11) else "<genexpr>"
 #: What the program does: four bills, for three, three, one and one items.
 BRIDGES = {
     "__main__.bill": 8,
