@@ -425,7 +425,10 @@ class Terminal:
     def __init__(self, socket: Path, columns: int, lines: int, command: List[str]) -> None:
         self._tmux = ["tmux", "-S", str(socket), "-f", os.devnull]
         size = ["-x", str(columns), "-y", str(lines)]
-        self.call("new-session", "-d", *size, *command, ";", "set", "remain-on-exit", "on")
+        # tmux 3.3 itself forgets the exit status now and then.
+        self._status = socket.with_suffix(".status")
+        in_shell = ["sh", "-c", '"$@"; echo $? > "$0"', str(self._status), *command]
+        self.call("new-session", "-d", *size, *in_shell, ";", "set", "remain-on-exit", "on")
 
     def call(self, *arguments: str) -> str:
         result = subprocess.run(
@@ -453,9 +456,8 @@ class Terminal:
             time.sleep(0.05)
 
     def status(self) -> Optional[str]:
-        """The exit status, once there is one: tmux sees the end of the output before."""
-        status = self.call("display", "-p", "#{pane_dead_status}").strip()
-        return status or None
+        """The exit status, once there is one."""
+        return (self._status.read_text().strip() or None) if self._status.exists() else None
 
 
 def rows(screen: str) -> Dict[str, List[str]]:
