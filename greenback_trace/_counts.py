@@ -210,6 +210,7 @@ class PortalTally(Tally):
     __slots__ = (
         "closed",
         "counts",
+        "is_bare",
         "kind",
         "last",
         "library",
@@ -245,6 +246,8 @@ class PortalTally(Tally):
         self.last: Optional[Node] = None
         #: Those of bridges that are over, to be used again: as many as were ever nested.
         self.spares: List[Running] = []
+        #: Whether nothing around it is in a ``with`` block. For debug mode; None if not known yet.
+        self.is_bare: Optional[bool] = None
         self.step_max_ns = 0
         self.slow_steps = 0
         #: The length of the step that the waiting bridge has ended, if that was a slow one.

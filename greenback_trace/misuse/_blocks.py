@@ -78,18 +78,21 @@ class _Looked:
 _looked: Dict[int, _Looked] = {}
 
 
-def with_blocks(frame: FrameType) -> List[FrameType]:
+def with_blocks(frame: Optional[FrameType], is_bare: bool = False) -> List[FrameType]:
     """Those of *frame* and its callers in the task that have a ``with`` block, innermost first.
 
     These are all frames of the portal and, around it, the task's async functions.
 
     Args:
-        frame: A frame of the greenlet that is running now.
+        frame: A frame of the greenlet that is running now; None for those of the others alone.
+        is_bare: Nothing around the portal has such a block, so that it need not be looked at: what
+            is there waits for the portal, and stays the same for as long as that lives. Looking at
+            the frames of another greenlet takes as long as all the rest.
     """
     # Asked at every suspension in debug mode, hence one loop and not one for each thing.
     found: List[FrameType] = []
     here: Any = getcurrent()
-    outer: Optional[FrameType] = frame
+    outer = frame
     is_around = False
     while True:
         while outer is not None:
@@ -101,6 +104,8 @@ def with_blocks(frame: FrameType) -> List[FrameType]:
                 found.append(outer)
             outer = outer.f_back
         is_around = is_around or type(here) is Worker
+        if is_around and is_bare:
+            return found
         here = here.parent
         if here is None:
             return found

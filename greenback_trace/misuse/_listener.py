@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from functools import partial
+from itertools import repeat
 from time import perf_counter_ns
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, NoReturn, Optional, Tuple
@@ -15,7 +16,7 @@ from .._log import slow_step
 from .._sdk import unwatch_collections, watch_collections
 from .._sites import Site, outside_adapters
 from . import _locks
-from ._blocks import are_without
+from ._blocks import are_without, with_blocks
 from ._detect import are_known, at_start
 from ._finding import Finding
 from ._record import Misuses
@@ -58,14 +59,13 @@ class _Known:
 
     def first(self, bridge: Running, frame: FrameType) -> FrameType:
         """The first caller to look at. *frame* is what called `greenback.await_`."""
-        found = frame
+        found: Any = frame
         # Elsewhere, functions of greenback's adapters are in between.
         if bridge.tally.root.code is frame.f_code:
-            for _ in range(self._counts.get(bridge.node, 0)):
-                outer = found.f_back
-                assert outer is not None
-                found = outer
-        return found
+            for _ in repeat(None, self._counts.get(bridge.node, 0)):
+                found = found.f_back
+        first: FrameType = found
+        return first
 
     def learn(self, bridge: Running, frame: FrameType) -> None:
         """Find out, if that is not known yet."""
@@ -210,7 +210,11 @@ class Debug:
             return
         portal = bridge.portal
         try:
-            finding = _locks.held(frame, portal.task, self._withs.first(bridge, frame))
+            tally = bridge.tally
+            if tally.is_bare is None:
+                tally.is_bare = not with_blocks(None)
+            first = self._withs.first(bridge, frame)
+            finding = _locks.held(frame, portal.task, first, tally.is_bare)
             self._withs.learn(bridge, frame)
         except Exception as error:
             self.misuses.tell_failure("looking for held locks", error)

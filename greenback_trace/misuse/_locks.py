@@ -440,7 +440,9 @@ def uninstall() -> None:
 # At a suspension
 
 
-def held(frame: FrameType, task: object, first: Optional[FrameType] = None) -> Optional[Finding]:
+def held(
+    frame: FrameType, task: object, first: Optional[FrameType] = None, is_bare: bool = False
+) -> Optional[Finding]:
     """The lock that *task* holds, innermost first; None if it holds none, or nothing is sure.
 
     Args:
@@ -448,8 +450,9 @@ def held(frame: FrameType, task: object, first: Optional[FrameType] = None) -> O
             functions around the portal.
         task: The task whose bridge is about to suspend: the one that runs.
         first: The innermost one that can be inside of a ``with`` block, if that is not *frame*.
+        is_bare: Nothing around the portal can.
     """
-    for outer in with_blocks(first or frame):
+    for outer in with_blocks(first or frame, is_bare):
         for block in inside(outer):
             found = _by_with(outer, block)
             if found is not None:
