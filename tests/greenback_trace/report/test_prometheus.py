@@ -194,17 +194,18 @@ def scraping(directory: Path, jobs: Dict[str, List[str]], *options: str) -> Iter
 
 
 def listening(log: IO[str]) -> str:
-    """The address that a Prometheus says it is at, once it is ready."""
-    address = ""
+    """The address that a Prometheus says it is at, once it is ready: in either order."""
+    address, is_ready = "", False
     for line in log:
         event = json.loads(line)
         assert "err" not in event, line
         if event.get("msg") == "Listening on":
             address = event["address"]
         if event.get("msg") == "Server is ready to receive web requests.":
-            break
-    assert address
-    return address
+            is_ready = True
+        if address and is_ready:
+            return address
+    raise AssertionError("it has ended")
 
 
 @pytest.fixture(scope="module")
