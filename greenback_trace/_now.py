@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from time import monotonic, perf_counter_ns, time
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 from ._snapshot import take
 from ._stacks import format_task, is_running
@@ -41,7 +41,9 @@ def describe(
                 continue
             if is_running(task):
                 since = portal.entered if portal.entered >= tally.opened_at else 0
-                holding.append((since, _described(portal, since, now)))
+                about = _described(portal, since, now)
+                if about is not None:
+                    holding.append((since, about))
             else:
                 waits = portal.left >= max(portal.entered, tally.opened_at)
                 parked.append((portal.left if waits else now, portal))
@@ -65,14 +67,20 @@ def describe(
     result["parked"] = []
     for since, portal in parked[:_STACKS]:
         try:
-            result["parked"].append(_described(portal, since if since < now else 0, now))
+            about = _described(portal, since if since < now else 0, now)
         except Exception:
             continue
+        if about is not None:
+            result["parked"].append(about)
     result["parked_count"] = len(parked)
     return result
 
 
-def _described(portal: Portal, since: int, now: int) -> Dict[str, Any]:
+def _described(portal: Portal, since: int, now: int) -> Optional[Dict[str, Any]]:
+    """What is told of a task, or None where its end came in between."""
+    stack = format_task(portal.task)
+    if portal.library.is_done(portal.task):
+        return None
     return {
         "task": task_name(portal.task),
         "library": portal.library.name,
@@ -81,5 +89,5 @@ def _described(portal: Portal, since: int, now: int) -> Dict[str, Any]:
         # known.
         "seconds": max(now - since, 0) / 1e9 if since else None,
         "bridges": portal.note.bridges,
-        "stack": format_task(portal.task),
+        "stack": stack,
     }
