@@ -261,8 +261,10 @@ class Running:
 
     __slots__ = (
         "awaitable",
+        "is_clear",
         "node",
         "opened",
+        "outermost",
         "portal",
         "slow_ns",
         "started",
@@ -278,10 +280,14 @@ class Running:
     switches: int
     suspended_ns: int
     slow_ns: int
-    # These three are set, and asked for, by _spans.py alone.
+    # What is set on demand: by _spans.py and debug mode, by _spans.py alone, by debug mode alone.
     portal: Any
     awaitable: Any
     opened: Any
+    #: The frame of the outermost function of the sync chain. Who wants it takes it away at once.
+    outermost: Any
+    #: No caller can be inside of a ``with`` block.
+    is_clear: bool
 
     def __init__(self, tally: PortalTally) -> None:
         self.tally = tally

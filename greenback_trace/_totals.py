@@ -91,6 +91,7 @@ class Totals:
         "_node_limit",
         "_site_limit",
         "_slow_ns",
+        "gives_outermost",
         "late",
         "listener",
         "measurements",
@@ -119,6 +120,8 @@ class Totals:
         #: Told of each portal.
         self.on_opened: Optional[Callable[[Portal], None]] = None
         self.on_closed: Optional[Callable[[Portal, PortalTally], None]] = None
+        #: Whether `Running.outermost` is wanted.
+        self.gives_outermost = False
         #: Who the runtime calls: this, or what is around it.
         self.listener: Any = self
         self.sites = Sites(site_limit)
@@ -166,20 +169,21 @@ class Totals:
                         node = self._new_root(tally.counts, frame)
                 tally.root = node
             while not node.ends:
-                frame = frame.f_back
-                if frame is None:
+                caller = frame.f_back
+                if caller is None:
                     break
-                code = frame.f_code
-                if code is node.outer_code and frame.f_lasti == node.outer_offset:
+                code = caller.f_code
+                if code is node.outer_code and caller.f_lasti == node.outer_offset:
                     outer = node.outer
                 else:
-                    key = id(code) + frame.f_lasti * STRIDE
+                    key = id(code) + caller.f_lasti * STRIDE
                     outer = node.others.get(key)
                     if outer is None:
-                        outer = self._new_caller(tally.counts, node, key, frame)
+                        outer = self._new_caller(tally.counts, node, key, caller)
                 if outer is node:
                     break  # what called it is async, or the portal
                 node = outer
+                frame = caller
             tally.started += 1
             tally.last = node
             bridge: Running
@@ -188,6 +192,8 @@ class Totals:
             except IndexError:
                 bridge = Running(tally)
             bridge.node = node
+            if self.gives_outermost:
+                bridge.outermost = frame
             bridge.switches = bridge.suspended_ns = bridge.slow_ns = 0
             bridge.started = perf_counter_ns()
             return bridge

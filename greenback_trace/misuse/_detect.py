@@ -102,7 +102,7 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
         code = inner.f_code
         if code is _AWAIT:
             break
-        if outer is not None and code not in OUTERMOST:
+        if outer is not None and id(code) not in OUTERMOST:
             also = _also_called_from.get(around + outer.f_lasti * stride, ())
             if called_from is _NOTHING or mine not in also:
                 found = _look(frame, inner, outer, closing)

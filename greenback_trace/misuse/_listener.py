@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 from functools import partial
-from itertools import repeat
 from time import perf_counter_ns
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, NoReturn, Optional, Tuple
@@ -14,7 +13,7 @@ from greenback._bridge import _discard, await_
 
 from .._log import slow_step
 from .._sdk import unwatch_collections, watch_collections
-from .._sites import Site, outside_adapters
+from .._sites import OTHER, Site, outside_adapters
 from . import _locks
 from ._blocks import are_without, with_blocks
 from ._detect import are_known, at_start
@@ -26,7 +25,7 @@ from .report import OFF, Misuse, MisuseError
 if TYPE_CHECKING:
     from greenback.instruments import Listener, Portal
 
-    from .._counts import Node, Running
+    from .._counts import Node, PortalTally, Running
     from .._spans import Spans
     from .._totals import Totals
 
@@ -41,41 +40,32 @@ class _Local(threading.local):
     held: Optional[Held] = None
 
 
-class _Known:
-    """How many callers of a bridge need not be looked at, by its sync chain.
-
-    A chain says which instruction each function is at, so what holds of these is found out once.
+class _Chains:
+    """The sync chains of which something is known to hold, or not to hold: found out once for each.
 
     Args:
         holds: Whether it holds of so many callers of a frame.
     """
 
-    __slots__ = ("_counts", "_holds")
+    __slots__ = ("_found", "_holds")
 
     def __init__(self, holds: Callable[[FrameType, int], bool]) -> None:
         self._holds = holds
         # Written by whichever thread comes first: what two write at once is equal.
-        self._counts: Dict[Node, int] = {}
+        self._found: Dict[Node, bool] = {}
 
-    def first(self, bridge: Running, frame: FrameType) -> FrameType:
-        """The first caller to look at. *frame* is what called `greenback.await_`."""
-        found: Any = frame
-        # Elsewhere, functions of greenback's adapters are in between.
-        if bridge.tally.root.code is frame.f_code:
-            for _ in repeat(None, self._counts.get(bridge.node, 0)):
-                found = found.f_back
-        first: FrameType = found
-        return first
+    def have(self, node: Node) -> Optional[bool]:
+        """Whether it holds of a bridge's chain; None if nobody has looked."""
+        return self._found.get(node)
 
-    def learn(self, bridge: Running, frame: FrameType) -> None:
-        """Find out, if that is not known yet."""
-        node, root = bridge.node, bridge.tally.root
-        if node in self._counts or root.code is not frame.f_code or root is not node.root():
-            return
-        count = len(node.chain()) - 1
-        if len(self._counts) >= _CHAINS_KEPT:
-            self._counts.clear()
-        self._counts[node] = count if self._holds(frame, count) else 0
+    def look(self, node: Node, frame: FrameType) -> bool:
+        """Find out. *frame* is what called `greenback.await_`."""
+        if node.site is OTHER or node.root().code is not frame.f_code:
+            return False  # it stands for many chains, or begins further out
+        if len(self._found) >= _CHAINS_KEPT:
+            self._found.clear()
+        holds = self._found[node] = self._holds(frame, len(node.chain()) - 1)
+        return holds
 
 
 class Debug:
@@ -126,12 +116,13 @@ class Debug:
         self.misuses = misuses
         self._watchdog = Watchdog(slow_seconds)
         self._local = _Local()
-        self._calls = _Known(are_known)
-        self._withs = _Known(are_without)
+        self._calls = _Chains(are_known)
+        self._withs = _Chains(are_without)
         self._inner = inner
         self._totals = totals
         self._spans = spans
         totals.listener = self
+        totals.gives_outermost = True
         totals.on_slow_step = self._tell_slow_step
         totals.what_held = self._what_held
         watch_collections()  # for allow()
@@ -167,14 +158,19 @@ class Debug:
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType) -> Optional[Running]:
         bridge: Optional[Running] = self._start(portal, awaitable, frame)
+        node = outermost = None
+        if bridge is not None:
+            outermost, bridge.outermost = bridge.outermost, None
+            # Elsewhere, functions of greenback's adapters are in between.
+            if bridge.tally.root.code is frame.f_code:
+                node = bridge.node
+            bridge.portal = portal
         if self._looks_at_start:
             try:
-                if bridge is None:
-                    finding = at_start(frame)
-                else:
-                    finding = at_start(frame, self._calls.first(bridge, frame))
-                    if finding is None:
-                        self._calls.learn(bridge, frame)
+                is_known = None if node is None else self._calls.have(node)
+                finding = at_start(frame, outermost if is_known else None)
+                if finding is None and is_known is None and node is not None:
+                    self._calls.look(node, frame)
             except Exception as error:
                 self.misuses.tell_failure("looking for misuse", error)
                 finding = None
@@ -184,19 +180,43 @@ class Debug:
                 if refused is not None:
                     self._refuse(refused, bridge, awaitable)
         if bridge is not None:
-            bridge.portal = portal  # for the suspension
+            if self.suspend_bridge is not None:
+                try:
+                    # Its callers are the same when it suspends, and how to get to the outermost
+                    # one is known now.
+                    bridge.is_clear = node is not None and self._is_clear(
+                        bridge.tally, node, frame, outermost
+                    )
+                except Exception as error:
+                    bridge.is_clear = False
+                    self.misuses.tell_failure("looking for held locks", error)
             bridge.started = perf_counter_ns()  # what was done here is none of the bridge's time
         return bridge
+
+    def _is_clear(
+        self, tally: PortalTally, node: Node, frame: FrameType, outermost: Optional[FrameType]
+    ) -> bool:
+        """Whether nothing that the bridge is called from has a ``with`` block."""
+        is_known = self._withs.have(node)
+        if is_known is None:
+            is_known = self._withs.look(node, frame)
+        if tally.is_bare is None:
+            tally.is_bare = not with_blocks(None)
+        return not with_blocks(outermost if is_known else frame, tally.is_bare)
 
     def close_portal(self, portal: Portal) -> None:
         self._watchdog.finish_step(portal)  # one that was killed has no other end
         self._inner.close_portal(portal)
 
     def finish_step(self, portal: Portal) -> None:
-        local = self._local
-        local.held = self._watchdog.finish_step(portal)
-        self._inner.finish_step(portal)
-        local.held = None
+        held = self._watchdog.finish_step(portal)
+        if held is None:
+            self._inner.finish_step(portal)
+        else:
+            local = self._local
+            local.held = held
+            self._inner.finish_step(portal)
+            local.held = None
         if self.misuses.postponed:
             tally = portal.note
             if tally is None or tally.started == tally.bridges:
@@ -205,17 +225,14 @@ class Debug:
     def _before_suspension(self, bridge: Running) -> None:
         if bridge.switches:
             return  # nothing of the task's sync code has run since the first one
+        if bridge.is_clear and not _locks.are_noted():
+            return
         frame = _caller_of_await(sys._getframe(1))
         if frame is None:
             return
         portal = bridge.portal
         try:
-            tally = bridge.tally
-            if tally.is_bare is None:
-                tally.is_bare = not with_blocks(None)
-            first = self._withs.first(bridge, frame)
-            finding = _locks.held(frame, portal.task, first, tally.is_bare)
-            self._withs.learn(bridge, frame)
+            finding = _locks.held(frame, portal.task)
         except Exception as error:
             self.misuses.tell_failure("looking for held locks", error)
             return

@@ -440,19 +440,20 @@ def uninstall() -> None:
 # At a suspension
 
 
-def held(
-    frame: FrameType, task: object, first: Optional[FrameType] = None, is_bare: bool = False
-) -> Optional[Finding]:
+def are_noted() -> bool:
+    """Whether this thread may hold a lock that it has acquired by calling ``acquire()``."""
+    return bool(_local.books)
+
+
+def held(frame: FrameType, task: object) -> Optional[Finding]:
     """The lock that *task* holds, innermost first; None if it holds none, or nothing is sure.
 
     Args:
         frame: The innermost one of the portal. Those from there on are looked at, and the async
             functions around the portal.
         task: The task whose bridge is about to suspend: the one that runs.
-        first: The innermost one that can be inside of a ``with`` block, if that is not *frame*.
-        is_bare: Nothing around the portal can.
     """
-    for outer in with_blocks(first or frame, is_bare):
+    for outer in with_blocks(frame):
         for block in inside(outer):
             found = _by_with(outer, block)
             if found is not None:

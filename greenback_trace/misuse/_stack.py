@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, FrozenSet, List, Optional
 
 from greenlet import getcurrent
@@ -11,11 +11,11 @@ from greenback._stackscope import _GREENLET_START
 from greenback._state import Worker
 from greenback._work import work
 
-#: Where a greenlet's frames end: below is what runs greenlets, nothing of the program's.
-OUTERMOST: FrozenSet[CodeType] = frozenset(
-    code for code in (work.__code__, _GREENLET_START) if code is not None
+#: The ids of the code that a greenlet's frames end with: below is what runs greenlets, nothing of
+#: the program's. Hashing a code object takes longer than all else that is done with a frame.
+OUTERMOST: FrozenSet[int] = frozenset(
+    id(code) for code in (work.__code__, _GREENLET_START) if code is not None
 )
-_OUTERMOST_IDS = frozenset(map(id, OUTERMOST))
 
 
 def frames_from(frame: FrameType) -> List[FrameType]:
@@ -31,8 +31,7 @@ def frames_from(frame: FrameType) -> List[FrameType]:
     here: Any = getcurrent()
     outer: Optional[FrameType] = frame
     while True:
-        # By the id, since hashing a code object takes as long as all the rest of the loop.
-        while outer is not None and id(outer.f_code) not in _OUTERMOST_IDS:
+        while outer is not None and id(outer.f_code) not in OUTERMOST:
             frames.append(outer)
             outer = outer.f_back
         if type(here) is Worker or here.parent is None:

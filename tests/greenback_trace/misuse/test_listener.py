@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
@@ -36,6 +37,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+IS_PYPY = sys.implementation.name == "pypy"
 
 #: Portals are logged at the level debug.
 FROM_INFO = structlog.make_filtering_bound_logger(logging.INFO)
@@ -574,6 +577,116 @@ class TestSpans:
         assert self.run(backend, exporter, "warn", "none") == {}
         (misuse,) = greenback_trace.snapshot().misuses
         assert (misuse.trace_id, misuse.span_id) == (None, None)
+
+
+class TestChains:
+    """What is known of a sync chain is not trusted with what may be different the next time."""
+
+    def test_called_from_inside_a_lock(self, backend: Any) -> None:
+        """A chain that was fine is looked at again from an async function that holds a lock."""
+        enable()
+        lock = threading.Lock()
+
+        def inner() -> None:
+            greenback.await_(backend.sleep(0))
+
+        def outer() -> None:
+            inner()
+
+        async def without() -> None:
+            outer()
+
+        async def within() -> None:
+            with lock:
+                outer()
+
+        async def main() -> None:
+            await greenback.ensure_portal()
+            for _ in range(3):
+                await without()
+            await within()
+            await without()
+
+        with pytest.warns(MisuseWarning, match="acquired at"):
+            backend.run(main)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.kind, misuse.count) == ("lock_held", 1)
+
+    def test_acquired_meanwhile(self, backend: Any) -> None:
+        """A lock that was taken by calling acquire() is found in a chain that is known."""
+        enable()
+        lock = threading.Lock()
+
+        def ask() -> None:
+            greenback.await_(backend.sleep(0))
+
+        def work() -> None:
+            for _ in range(3):
+                ask()
+            lock.acquire()
+            for _ in range(2):
+                ask()
+            lock.release()
+            ask()
+
+        with no_warnings():
+            backend.run(greenback.with_portal_run_sync, work)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.kind, misuse.count) == ("lock_held", 2)
+
+    @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
+    def test_more_than_are_told_apart(self, backend: Any) -> None:
+        """Where there are more callers than are kept, each of them is looked at."""
+        enable(sites=1)  # which makes 20 callers
+
+        class Dropped:
+            def __del__(self) -> None:
+                if greenback.has_portal():
+                    greenback.await_(backend.sleep(0))
+
+        caller = "def caller(thing):\n    thing.__del__()\n"
+        callers: List[Dict[str, Any]] = [{} for _ in range(40)]
+        for names in callers:
+            exec(caller, names)
+        kept = Dropped()
+
+        def work() -> None:
+            for _ in range(2):
+                for names in callers:
+                    names["caller"](kept)
+            things = [Dropped()]
+            assert not greenback_trace.snapshot().misuses
+            things.clear()
+
+        with no_warnings():
+            backend.run(greenback.with_portal_run_sync, work)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.kind, misuse.count) == ("finalizer", 1)
+
+    @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
+    @pytest.mark.parametrize("suspends", [False, True])
+    def test_keep_nothing_alive(self, backend: Any, suspends: bool) -> None:
+        """What the functions of a chain refer to goes when they return."""
+        enable()
+
+        async def nothing() -> None:
+            pass
+
+        class Thing:
+            pass
+
+        def inner() -> None:
+            greenback.await_(backend.sleep(0) if suspends else nothing())
+
+        def outer() -> Any:
+            thing = Thing()
+            inner()
+            return weakref.ref(thing)
+
+        def work() -> List[Any]:
+            return [outer()() for _ in range(3)]
+
+        assert backend.run(greenback.with_portal_run_sync, work) == [None, None, None]
 
 
 class TestFailures:
