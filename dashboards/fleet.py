@@ -14,6 +14,7 @@ from .panels import (
     data_source,
     deployments,
     heat,
+    in_rows,
     label_values,
     lines,
     listing,
@@ -336,17 +337,14 @@ def dashboard() -> models.Dashboard:
         .with_variable(label_values("service", "Service", "job:greenback_processes:count", "job"))
         .annotation(deployments(selector(_SERVICES, 'service_version!=""')))
     )
-    for title, panels in (
-        ("Health", health()),
-        ("Services", services()),
-        ("Bridges", bridges()),
-        ("Hot sites", hot_sites()),
-        ("Portals", portals()),
-        ("Switches", switches()),
-        ("Loop holding", loop_holding()),
-        ("Migration", migration()),
-    ):
-        builder.with_row(builders.Row(title))
-        for panel in panels:
-            builder.with_panel(panel)
-    return builder.build()
+    rows = {
+        "Health": health(),
+        "Services": services(),
+        "Bridges": bridges(),
+        "Hot sites": hot_sites(),
+        "Portals": portals(),
+        "Switches": switches(),
+        "Loop holding": loop_holding(),
+        "Migration": migration(),
+    }
+    return in_rows(builder, rows)

@@ -247,6 +247,17 @@ def _explore(source: str, query: Mapping[str, str]) -> str:
     return f"/explore?schemaVersion=1&orgId=1&panes={panes}"
 
 
+def in_rows(
+    builder: dashboard_builders.Dashboard, rows: Mapping[str, Sequence[Panel]]
+) -> models.Dashboard:
+    """The dashboard, with the panels of each row, by title, from top to bottom."""
+    for title, panels in rows.items():
+        builder.with_row(dashboard_builders.Row(title))
+        for panel in panels:
+            builder.with_panel(panel)
+    return builder.build()
+
+
 def _query(expr: str, reference: str = "A") -> prometheus.Dataquery:
     return prometheus.Dataquery().datasource(PROMETHEUS).expr(expr).ref_id(reference)
 

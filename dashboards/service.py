@@ -11,6 +11,7 @@ from .panels import (
     data_source,
     deployments,
     heat,
+    in_rows,
     label_values,
     lines,
     listing,
@@ -371,16 +372,13 @@ def dashboard() -> models.Dashboard:
             .keep_time(True)
         )
     )
-    for title, panels in (
-        ("Health", health()),
-        ("Bridges", bridges()),
-        ("Hot sites", hot_sites()),
-        ("Portals", portals()),
-        ("Switches", switches()),
-        ("Loop holding", loop_holding()),
-        ("Migration", migration()),
-    ):
-        builder.with_row(builders.Row(title))
-        for panel in panels:
-            builder.with_panel(panel)
-    return builder.build()
+    rows = {
+        "Health": health(),
+        "Bridges": bridges(),
+        "Hot sites": hot_sites(),
+        "Portals": portals(),
+        "Switches": switches(),
+        "Loop holding": loop_holding(),
+        "Migration": migration(),
+    }
+    return in_rows(builder, rows)

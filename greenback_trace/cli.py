@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 try:
     import click
@@ -35,6 +36,16 @@ from .report._progress import progress_of
 from .report._prometheus import ask_prometheus
 from .report._prometheus_table import show_fleet
 from .report._roadmap import show_plan
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Where there is nothing to report, say why, and end with the status 2."""
+    try:
+        yield
+    except NothingToReportError as error:
+        click.echo(f"greenback-trace: {error}", err=True)
+        sys.exit(2)
 
 
 @click.group()
@@ -108,14 +119,11 @@ def report(
         return
     if not files:
         raise click.UsageError("Missing FILE: name a trace, or a server with --prometheus URL.")
-    try:
+    with _telling():
         source = Input(files)
         with progress_of(source) as progress:
             trace = load_from(source, selection=Selection(service, since, until), progress=progress)
         sites = choose(trace, functions=functions, paths=paths, sort=sort)
-    except NothingToReportError as error:
-        click.echo(f"greenback-trace: {error}", err=True)
-        sys.exit(2)
     if as_json:
         click.echo(json.dumps(as_dict(trace, sites[:top]), indent=2))
     else:
@@ -130,12 +138,9 @@ def _report_fleet(
     top: Optional[int],
     as_json: bool,
 ) -> None:
-    try:
+    with _telling():
         fleet = ask_prometheus(url, window)
         functions = fleet.choose(names, sort)
-    except NothingToReportError as error:
-        click.echo(f"greenback-trace: {error}", err=True)
-        sys.exit(2)
     if as_json:
         click.echo(json.dumps(fleet.as_dict(functions[:top]), indent=2))
     else:
@@ -166,11 +171,8 @@ def export(files: Tuple[str, ...], kind: str, output: str, weight: str) -> None:
 
     Flame graphs are of exact numbers; a timeline is of the spans that there are.
     """
-    try:
+    with _telling():
         content = export_trace(list(files), kind, weight)
-    except NothingToReportError as error:
-        click.echo(f"greenback-trace: {error}", err=True)
-        sys.exit(2)
     try:
         with click.open_file(output, "wb") as file:
             file.write(content)
@@ -209,11 +211,8 @@ def plan(files: Tuple[str, ...], weight: str, roots: Tuple[str, ...], as_json: b
     from the exact counts of sync chains, not from spans. Where the sources are at hand, each step
     has its edits.
     """
-    try:
+    with _telling():
         planned = make_plan(load(list(files)), weight, roots)
-    except NothingToReportError as error:
-        click.echo(f"greenback-trace: {error}", err=True)
-        sys.exit(2)
     if as_json:
         click.echo(json.dumps(planned.as_dict(), indent=2))
     else:
@@ -241,11 +240,8 @@ def diff(before: str, after: str, top: int, as_json: bool) -> None:
     faster, slower time per bridge by a factor of 1.2 and by 0.1 ms, with 20
                    bridges in both: less than that is noise
     """
-    try:
+    with _telling():
         made = compare_traces(before, after)
-    except NothingToReportError as error:
-        click.echo(f"greenback-trace: {error}", err=True)
-        sys.exit(2)
     if as_json:
         click.echo(json.dumps(made.as_dict(), indent=2))
     else:
@@ -269,11 +265,8 @@ def top(path: str) -> None:
             "run: pip install 'greenback[report]'"
         )
     live = follow(path)
-    try:
+    with _telling():
         live.read()
-    except NothingToReportError as error:
-        click.echo(f"greenback-trace: {error}", err=True)
-        sys.exit(2)
     # The terminal knows its size. What says otherwise was true of another one, or of this one until
     # it was resized: a program with GNU readline, for one, hands these down to all that it starts.
     # A view that is higher than the terminal loses its first lines or its last.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import shutil
@@ -10,11 +9,13 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import pytest
+
+from .installed import missing
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ["asyncio", "trio"]
@@ -25,20 +26,12 @@ NEEDED = [
 ]
 
 
-def missing() -> List[str]:
-    found = []
-    for name in NEEDED:
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found.append(name)
-    return found
-
+MISSING = missing(NEEDED)
 
 pytestmark = [
     pytest.mark.skipif(
-        bool(missing()),
-        reason=f"needs the dependency group demo and the extra report: no {', '.join(missing())}",
+        bool(MISSING),
+        reason=f"needs the dependency group demo and the extra report: no {', '.join(MISSING)}",
     ),
     pytest.mark.skipif(
         sqlite3.sqlite_version_info < (3, 35),

@@ -7,7 +7,6 @@ about. In the rules, a minute is half a second.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import os
@@ -26,6 +25,8 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Tup
 import pytest
 from typing_extensions import Self
 
+from ..installed import missing
+
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = ROOT / "dashboards"
 NEEDED = [
@@ -40,20 +41,12 @@ PATIENCE = 150
 RARE = re.compile("misuses|slow_steps|item_dropped")
 
 
-def missing() -> List[str]:
-    found = [] if shutil.which("prometheus") else ["prometheus"]
-    for name in NEEDED:
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found.append(name)
-    return found
-
+MISSING = [*([] if shutil.which("prometheus") else ["prometheus"]), *missing(NEEDED)]
 
 pytestmark = [
     pytest.mark.skipif(
-        bool(missing()),
-        reason=f"needs Prometheus and the dependency groups dashboards and demo: no {missing()}",
+        bool(MISSING),
+        reason=f"needs Prometheus and the dependency groups dashboards and demo: no {MISSING}",
     ),
     pytest.mark.timeout(PATIENCE + 60),
 ]

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from typing import Any, Dict, List
+from typing import Any, List
 
 import pytest
 import trio
@@ -23,6 +23,7 @@ import greenback
 from greenback import await_
 
 from .portals import in_run, in_run_sync, in_task
+from .programs import compiled
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals are another matter on Windows"),
@@ -46,20 +47,6 @@ PORTALS = [in_run_sync, in_run, in_task]
 def portal(request: pytest.FixtureRequest) -> Any:
     """Each way to call a sync function in a portal in turn."""
     return request.param
-
-
-def compiled(source: str, bridged: bool, names: Dict[str, Any]) -> Any:
-    words = (
-        ("ASYNC def", "def" if bridged else "async def"),
-        ("CALL(", "(" if bridged else "await ("),
-        ("AWAIT(", "await_(" if bridged else "await ("),
-    )
-    source = textwrap.dedent(source)
-    for word, meaning in words:
-        source = source.replace(word, meaning)
-    space = {**globals(), **names}
-    exec(compile(source, "<program>", "exec"), space)
-    return space["program"]
 
 
 PROGRAMS = {
@@ -259,7 +246,9 @@ def results_of(backend: Any, source: str, portal: Any, call: Any) -> List[Any]:
     results = []
     for bridged in (False, True):
         log: List[Any] = []
-        program = compiled(source, bridged, {"log": log, "checkpoint": backend.checkpoint})
+        program = compiled(
+            source, bridged, {**globals(), "log": log, "checkpoint": backend.checkpoint}
+        )
 
         async def main() -> Any:
             if bridged:
@@ -481,7 +470,7 @@ class TestAsyncio:
                         log.append("finally")
                 """,
                 bridged,
-                {"log": log},
+                {**globals(), "log": log},
             )
 
             async def main() -> None:

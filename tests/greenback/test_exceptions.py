@@ -12,7 +12,6 @@ import functools
 import gc
 import os
 import sys
-import textwrap
 import traceback
 import weakref
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -26,6 +25,7 @@ import greenback
 from greenback import await_
 
 from .portals import in_run, in_run_sync, in_task
+from .programs import compiled
 
 PYPY = sys.implementation.name == "pypy"
 #: From 3.11 on an exception that is raised again takes the traceback that it says it has.
@@ -95,21 +95,6 @@ class Helpers:
             await self.fail_later(second)
 
 
-def compiled(source: str, bridged: bool, names: Dict[str, Any]) -> Any:
-    """The function ``program`` of a text, awaited or bridged."""
-    words = (
-        ("ASYNC def", "def" if bridged else "async def"),
-        ("CALL(", "(" if bridged else "await ("),
-        ("AWAIT(", "await_(" if bridged else "await ("),
-    )
-    source = textwrap.dedent(source)
-    for word, meaning in words:
-        source = source.replace(word, meaning)
-    space = {**globals(), **names}
-    exec(compile(source, "<program>", "exec"), space)
-    return space["program"]
-
-
 def chain(error: Optional[BaseException], seen: Tuple[int, ...] = ()) -> Any:
     """An exception, its cause and its context, all the way, as something that can be compared."""
     if error is None:
@@ -163,7 +148,9 @@ def run_both(backend: Any, portal: Any, source: str, **names: Any) -> List[Any]:
     for bridged in (False, True):
         log: List[Any] = []
         program = compiled(
-            source, bridged, {**names, "h": Helpers(backend), "log": log, "backend": backend}
+            source,
+            bridged,
+            {**globals(), **names, "h": Helpers(backend), "log": log, "backend": backend},
         )
         caught: List[BaseException] = []
         values: List[Any] = []
@@ -550,7 +537,13 @@ def run_chain(backend: Any, portal: Any, source: str, around: Optional[str]) -> 
         program = compiled(
             source,
             bridged,
-            {"h": Helpers(backend), "log": log, "backend": backend, "BRIDGED": bridged},
+            {
+                **globals(),
+                "h": Helpers(backend),
+                "log": log,
+                "backend": backend,
+                "BRIDGED": bridged,
+            },
         )
 
         def start() -> Any:
@@ -656,7 +649,9 @@ class TestThrownIn:
             async def forever() -> None:
                 await asyncio.get_running_loop().create_future()
 
-            program = compiled(self.SOURCES[name], bridged, {"log": log, "forever": forever})
+            program = compiled(
+                self.SOURCES[name], bridged, {**globals(), "log": log, "forever": forever}
+            )
 
             async def body() -> None:
                 try:
@@ -695,7 +690,9 @@ class TestThrownIn:
             async def forever() -> None:
                 await backend.sleep(3600)
 
-            program = compiled(self.SOURCES[name], bridged, {"log": log, "forever": forever})
+            program = compiled(
+                self.SOURCES[name], bridged, {**globals(), "log": log, "forever": forever}
+            )
 
             async def main() -> None:
                 ways = [trio.fail_after] if backend.is_trio else [None]
@@ -827,7 +824,7 @@ class TestTracebacks:
     @pytest.mark.parametrize("waits", [False, True])
     def test_bridges(self, backend: Any, portal: Any, waits: bool) -> None:
         """One frame of greenback is shown per bridge, await_, and one per portal function."""
-        program = compiled(self.SOURCE, True, {"backend": backend, "WAITS": waits})
+        program = compiled(self.SOURCE, True, {**globals(), "backend": backend, "WAITS": waits})
         caught: List[BaseException] = []
 
         async def main() -> None:

@@ -1,0 +1,28 @@
+"""Programs that are written once, and run with `await` and with bridges."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any, Dict
+
+
+def compiled(source: str, bridged: bool, names: Dict[str, Any]) -> Any:
+    """The function ``program`` of a text, awaited or bridged.
+
+    Args:
+        source: Has ``ASYNC def`` for a function that is sync if bridged, ``CALL(`` for a call of
+            one, and ``AWAIT(`` for `await` or `greenback.await_`.
+        bridged: Which of the two.
+        names: What the text refers to.
+    """
+    words = (
+        ("ASYNC def", "def" if bridged else "async def"),
+        ("CALL(", "(" if bridged else "await ("),
+        ("AWAIT(", "await_(" if bridged else "await ("),
+    )
+    source = textwrap.dedent(source)
+    for word, meaning in words:
+        source = source.replace(word, meaning)
+    space = dict(names)
+    exec(compile(source, "<program>", "exec"), space)
+    return space["program"]
