@@ -98,9 +98,9 @@ class Suite:
         from . import _activate
         from .misuse._record import observers
 
-        if self._session is None or _activate._session is not self._session:
+        if self._session is None or _activate._current is not self._session:
             _activate.enable(config=self._trace)
-            self._session = _activate._session
+            self._session = _activate._current
         if self._observe not in observers:
             observers.append(self._observe)
 
@@ -147,7 +147,7 @@ class Suite:
         from .misuse._record import observers
 
         observers.remove(self._observe)
-        if _activate._session is self._session:
+        if _activate._current is self._session:
             _activate.disable()
 
     # The end

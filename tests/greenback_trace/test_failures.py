@@ -233,8 +233,8 @@ class TestFile:
             warning, dropped = self.run(
                 python,
                 str(path),
-                "from greenback_trace import _file, _activate\n"
-                "_file._PATIENCE = _activate._FLUSH_PATIENCE = 0.1\n"
+                "from greenback_trace import _file, _session\n"
+                "_file._PATIENCE = _session._FLUSH_PATIENCE = 0.1\n"
                 "page(1_000)\n",  # more than a pipe holds
                 counted=1_100,
             )
