@@ -7,7 +7,7 @@ import sys
 import types
 import weakref
 from types import FrameType
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional, Tuple
 
 from .._frames import locals_of
 from ._calls import (
@@ -34,7 +34,10 @@ _AT_EXIT = weakref.finalize._exitfunc.__func__.__code__  # type: ignore[attr-def
 #: Of generators, coroutines and asynchronous generators.
 RESUMABLE = 0x20 | 0x80 | 0x200
 #: Where the frame of a generator is that takes what is thrown into it from further out.
-_DELEGATES = ("SEND", "YIELD_FROM", "YIELD_VALUE", "RESUME", "GET_AWAITABLE", "GET_ANEXT")
+_DELEGATES: Tuple[str, ...] = ("SEND", "YIELD_FROM", "RESUME", "GET_AWAITABLE", "GET_ANEXT")
+if sys.version_info >= (3, 11):
+    # Elsewhere, one that is at a mere ``yield`` calls nothing: PyPy runs finalizers there as well.
+    _DELEGATES = (*_DELEGATES, "YIELD_VALUE")
 
 #: How the names of instructions begin that run code, but not by taking items from a generator.
 _RESUMES_NOTHING = ("DELETE_", "STORE_ATTR", "STORE_NAME")

@@ -69,6 +69,8 @@ CONFIG = """
 import gunicorn.config
 if hasattr(gunicorn.config, 'ControlSocketDisable'):
     control_socket_disable = True
+def post_worker_init(worker):
+    worker.log.info('Worker takes signals')
 """
 SET_UP_AFTERWARDS = """
 def post_fork(server, worker):
@@ -82,13 +84,14 @@ SOON = "from greenback_trace import _file; _file.FLUSH_INTERVAL = 0.05\n"
 class Server:
     """A server that runs, and the answers of its workers."""
 
-    def __init__(self, process: Any, port: int, said: str) -> None:
+    port: int
+
+    def __init__(self, process: Any) -> None:
         self.process = process
-        self.port = port
         #: The bridges that a process made for its answers, by its number.
         self.served: Dict[int, int] = Counter()
         #: What it has written to standard output and error, all of it once it has ended.
-        self.said = said
+        self.said = ""
 
     def ask(self, bridges: int) -> None:
         with self.asking(bridges):
@@ -109,9 +112,15 @@ class Server:
             connection.sendall(b"x")
             assert answer.read() == b""
 
+    def wait_until_said(self, text: str, times: int = 1) -> None:
+        while self.said.count(text) < times:
+            line = self.process.stdout.readline().decode()
+            assert line, self.said
+            self.said += line
+
     def terminate(self) -> int:
         self.process.terminate()
-        self.said += self.process.communicate(timeout=30)[0]
+        self.said += self.process.communicate(timeout=30)[0].decode()
         assert "Traceback" not in self.said
         return int(self.process.returncode)
 
@@ -128,18 +137,14 @@ def serve(environment: Callable[..., Dict[str, str]], tmp_path: Path) -> Iterato
                 cwd=str(tmp_path),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                bufsize=0,  # what has not been read yet is left for communicate()
             )
             stack.enter_context(process)
             stack.callback(process.kill)
-            assert process.stdout is not None
-            said = ""
-            for line in process.stdout:
-                said += line
-                found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-                if found is not None:
-                    return Server(process, int(found[1]), said)
-            raise AssertionError(said)
+            server = Server(process)
+            server.wait_until_said("http://127.0.0.1:")
+            server.port = int(server.said.rpartition("http://127.0.0.1:")[2].split()[0])
+            return server
 
         yield start
 
@@ -183,7 +188,10 @@ class TestPreloading:
         arguments = ["--workers=2", "--bind=127.0.0.1:0", "--preload", f"--worker-class={worker}"]
         if worker == "gthread":
             arguments.append("--threads=3")
-        return serve("-m", "gunicorn", *arguments, "program:app", **variables)
+        server = serve("-m", "gunicorn", *arguments, "program:app", **variables)
+        # A worker that has just been forked drops a SIGTERM, and is killed 30 s later.
+        server.wait_until_said("Worker takes signals", times=2)
+        return server
 
     def ask(self, server: Server) -> None:
         """Have each of two sync workers serve something, and then whoever it is."""

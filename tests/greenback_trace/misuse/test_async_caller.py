@@ -6,6 +6,8 @@ import pytest
 
 import greenback
 
+from .garbage import collect
+
 KIND = "async_caller"
 
 
@@ -66,6 +68,8 @@ class TestAsyncCaller:
 
         class Thing:
             def __del__(self) -> None:
+                if not greenback.has_portal():
+                    return
                 coroutine = main()
                 with pytest.raises(StopIteration):
                     coroutine.send(None)
@@ -78,11 +82,7 @@ class TestAsyncCaller:
 
         def run() -> None:
             made.append(Thing())
-            while made:
-                made.pop()
-            import gc
-
-            for _ in range(3):
-                gc.collect()
+            made.pop()
+            collect()
 
         assert looking.only(backend, run, "finalizer").frame.f_code is Thing.__del__.__code__

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import gc
 import operator
-import sys
 import weakref
 from typing import Any, Callable, Iterator, List
 
@@ -12,18 +11,10 @@ import pytest
 
 import greenback
 
+from .garbage import IS_PYPY, collect
+
 KIND = "finalizer"
-IS_PYPY = sys.implementation.name == "pypy"
 refcounted = pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
-
-
-def collect() -> None:
-    """What is unreachable and young, which takes PyPy several rounds."""
-    if IS_PYPY:
-        for _ in range(3):
-            gc.collect()
-    else:
-        gc.collect(1)
 
 
 def finalized_class(bridge: Callable[[], None]) -> Any:
@@ -545,6 +536,21 @@ class TestGenerator:
             collect()
 
         looking.only(backend, cycle, KIND)
+
+    def test_collected_together(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """So it is where it finds others as well: PyPy runs some while another one is closed."""
+
+        def cycle() -> None:
+            holder: List[Any] = []
+            for _ in range(100):
+                generator = self.generator(bridge)
+                next(generator)
+                holder += [generator, holder]
+            del generator, holder
+            collect()
+
+        found = looking.in_portal(backend, cycle)
+        assert [each.kind for each in found] == [KIND] * looking.bridges
 
     @refcounted
     def test_loop_left(self, backend: Any, looking: Any, bridge: Any) -> None:

@@ -30,6 +30,8 @@ from greenback_trace.misuse._finding import Finding
 from greenback_trace.misuse._record import Misuses
 from greenback_trace.misuse.report import actions_of
 
+from .garbage import IS_PYPY, collect, until
+
 pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
 
 from opentelemetry.sdk.metrics import MeterProvider
@@ -37,8 +39,6 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-IS_PYPY = sys.implementation.name == "pypy"
 
 #: Portals are logged at the level debug.
 FROM_INFO = structlog.make_filtering_bound_logger(logging.INFO)
@@ -190,16 +190,17 @@ class TestRaise:
         def work() -> None:
             connection = Connection()
             del connection
-            import gc
-
-            gc.collect()
+            collect()
 
         hook, sys.unraisablehook = sys.unraisablehook, lambda args: swallowed.append(args.exc_type)
         try:
-            backend.run(greenback.with_portal_run_sync, work)
+            until(
+                lambda: greenback_trace.snapshot().misuses,
+                lambda: backend.run(greenback.with_portal_run_sync, work),
+            )
         finally:
             sys.unraisablehook = hook
-        if sys.implementation.name == "cpython":
+        if not IS_PYPY:
             assert swallowed == [MisuseError]
         (misuse,) = greenback_trace.snapshot().misuses
         assert misuse.kind == "finalizer"

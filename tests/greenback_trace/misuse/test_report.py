@@ -18,7 +18,7 @@ import pytest
 import greenback
 import greenback_trace
 from greenback._state import current_portal
-from greenback_trace import Misuse, MisuseError, MisuseWarning, allow
+from greenback_trace import Config, Misuse, MisuseError, MisuseWarning, allow
 from greenback_trace._sdk import phases
 from greenback_trace._sites import site_of
 from greenback_trace.misuse._finding import SEVERITY, Finding
@@ -286,6 +286,7 @@ class TestExceptions:
 class TestSnapshot:
     def test_without_debug_mode(self) -> None:
         """A snapshot without debug mode has no misuses, and is plain data."""
+        greenback_trace.enable(config=Config(spans="none"))
         snapshot = greenback_trace.snapshot()
         assert snapshot.misuses == ()
         assert json.loads(json.dumps(snapshot.as_dict()))["misuses"] == []

@@ -1,28 +1,18 @@
 from __future__ import annotations
 
 import functools
-import gc
-import sys
 import weakref
 from typing import Any, Callable, List
 
 import pytest
 
+from .garbage import collect
+
 KIND = "weakref_callback"
-IS_PYPY = sys.implementation.name == "pypy"
 
 
 class Thing:
     pass
-
-
-def collect() -> None:
-    """What is unreachable and young, which takes PyPy several rounds."""
-    if IS_PYPY:
-        for _ in range(3):
-            gc.collect()
-    else:
-        gc.collect(1)
 
 
 def shapes(bridge: Callable[[], None]) -> Any:
