@@ -152,7 +152,7 @@ class Settings(NamedTuple):
 
 # Long enough for what a process finds cold, after the others and a collection of garbage, not to
 # count: that grows with the code that a setup runs.
-FULL = Settings(rounds=9, repetitions=9, seconds=0.01, sustained_rounds=4)
+FULL = Settings(rounds=9, repetitions=9, seconds=0.01, sustained_rounds=8)
 QUICK = Settings(rounds=4, repetitions=5, seconds=0.005, sustained_rounds=1)
 
 

@@ -132,6 +132,12 @@ class Measurements:
         if self.skip < 0:
             self._measure("step", spent, {"greenback.async_library": library})
 
+    def switch_and_step(self, switched: int, library: str, spent: int) -> None:
+        """A step that has ended by a switch to the loop, for which 2 were taken off `skip`."""
+        self.skip += 2
+        self.switch("to_loop", switched)
+        self.step(library, spent)
+
     def portal(self, kind: str, spent: int) -> None:
         self.skip -= 1
         if self.skip < 0:

@@ -332,7 +332,6 @@ class Totals:
         entered = portal.entered
         if entered < tally.opened_at:
             return  # it began before tracing did, or in the process that this one was forked from
-        measurements = self.measurements
         left = portal.left
         if left >= entered:  # a bridge has ended it by suspending
             spent = now - left
@@ -340,18 +339,20 @@ class Totals:
             durations = tally.counts.to_loop
             durations[bisect_left(EDGES, spent)] += 1
             durations[0] += spent
-            if measurements is not None:
-                measurements.skip -= 1
-                if measurements.skip < 0:
-                    measurements.switch("to_loop", spent)
         spent = now - entered
         durations = tally.library.steps
         durations[bisect_left(EDGES, spent)] += 1
         durations[0] += spent
+        measurements = self.measurements
         if measurements is not None:
-            measurements.skip -= 1
-            if measurements.skip < 0:
-                measurements.step(tally.library_name, spent)
+            if left >= entered:
+                measurements.skip -= 2  # at once: each time is a hundredth of the bridge's
+                if measurements.skip < 0:
+                    measurements.switch_and_step(now - left, tally.library_name, spent)
+            else:
+                measurements.skip -= 1
+                if measurements.skip < 0:
+                    measurements.step(tally.library_name, spent)
         if spent > tally.step_max_ns:
             tally.step_max_ns = spent
         if spent > self._slow_ns:
