@@ -25,6 +25,8 @@ class Setup(NamedTuple):
     kind: Optional[str] = None
     #: Sync frames between the portal and the bridge.
     depth: int = 1
+    #: Such repetitions in a row. What else the machine does seldom leaves one alone for so long.
+    in_a_row: int = 1
 
     def work(self, name: str) -> str:
         return f"{name}_sites" if self.sites > 1 and name != "portal_sleep" else name
@@ -37,8 +39,10 @@ SETUPS = (
     Setup("off", "off: enabled, then disabled"),
     Setup("metrics", "metrics only, no SDK"),
     Setup("unsampled", "spans, parent not sampled, no metrics SDK"),
-    Setup("metrics_sites", f"metrics only, {SITES} sites", "ours", 1.2, SITES, "metrics"),
-    Setup("metrics_sdk", f"metrics into an SDK, {SITES} sites", "ours", 1.2, SITES),
+    Setup(
+        "metrics_sites", f"metrics only, {SITES} sites", "ours", 1.2, SITES, "metrics", in_a_row=4
+    ),
+    Setup("metrics_sdk", f"metrics into an SDK, {SITES} sites", "ours", 1.2, SITES, in_a_row=4),
     Setup("spans_limited", "spans, 100 a second", "ours", 1.2),
     Setup("spans_all", "spans, every one", "ours", 0.2),
     Setup("naive_ours", "naive: span, counter, histogram", "ours", 0.2, kind="naive"),
@@ -143,7 +147,7 @@ TARGETS = (
 class Settings(NamedTuple):
     #: How often all the processes are started anew.
     rounds: int
-    #: How often each work is timed in each process; in those of the sustained setups, once.
+    #: How often each work is timed in each process; in those of the sustained setups, `in_a_row`.
     repetitions: int
     seconds: float
     #: Rounds in which the sustained setups take part.
@@ -152,7 +156,7 @@ class Settings(NamedTuple):
 
 # Long enough for what a process finds cold, after the others and a collection of garbage, not to
 # count: that grows with the code that a setup runs.
-FULL = Settings(rounds=9, repetitions=9, seconds=0.01, sustained_rounds=8)
+FULL = Settings(rounds=9, repetitions=9, seconds=0.01, sustained_rounds=6)
 QUICK = Settings(rounds=4, repetitions=5, seconds=0.005, sustained_rounds=1)
 
 
@@ -254,14 +258,13 @@ class _Workers:
 
     def time(self, setup: Setup, name: str, seconds: float, costs: Costs) -> None:
         try:
-            value = self._time(setup, name, seconds)
+            for value in self._time(setup, name, seconds):
+                costs.add(name, setup, 1e6 * value)
         except WorkerError as failure:
             costs.failures[setup.name] = str(failure)
             self.running.pop(setup).close()
-        else:
-            costs.add(name, setup, 1e6 * value)
 
-    def _time(self, setup: Setup, name: str, seconds: float) -> float:
+    def _time(self, setup: Setup, name: str, seconds: float) -> Iterator[float]:
         worker, work = self.running[setup], setup.work(name)
         step = BURST if work != name else 10
         n = self._calls.get((setup, name))
@@ -273,13 +276,15 @@ class _Workers:
                 n = int(at_most / estimate) // step * step + step
             self._calls[setup, name] = n
         if setup.sustained is None:
-            return float(worker.ask(work, n, setup.depth)["seconds"])
+            yield float(worker.ask(work, n, setup.depth)["seconds"])
+            return
         # Until what adapts itself each second has done so, and what may be saved for a burst has
         # been used up.
         spent = 0.0
         while spent < min(seconds, 1.1):
             spent += n * worker.ask(work, n, setup.depth)["seconds"]
-        return float(worker.ask(work, n, setup.depth)["cpu"])
+        for _ in range(setup.in_a_row if seconds >= 1 else 1):
+            yield float(worker.ask(work, n, setup.depth)["cpu"])
 
 
 def judge(costs: Costs) -> Iterator[Verdict]:
