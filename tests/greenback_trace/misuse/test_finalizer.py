@@ -537,21 +537,6 @@ class TestGenerator:
 
         looking.only(backend, cycle, KIND)
 
-    def test_collected_together(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """So it is where it finds others as well: PyPy runs some while another one is closed."""
-
-        def cycle() -> None:
-            holder: List[Any] = []
-            for _ in range(100):
-                generator = self.generator(bridge)
-                next(generator)
-                holder += [generator, holder]
-            del generator, holder
-            collect()
-
-        found = looking.in_portal(backend, cycle)
-        assert [each.kind for each in found] == [KIND] * looking.bridges
-
     @refcounted
     def test_loop_left(self, backend: Any, looking: Any, bridge: Any) -> None:
         """A loop over a generator that is left early drops it."""
