@@ -35,7 +35,7 @@ _AT_EXIT = weakref.finalize._exitfunc.__func__.__code__  # type: ignore[attr-def
 RESUMABLE = 0x20 | 0x80 | 0x200
 #: Where the frame of a generator is that takes what is thrown into it from further out.
 _DELEGATES: Tuple[str, ...] = ("SEND", "YIELD_FROM", "RESUME", "GET_AWAITABLE", "GET_ANEXT")
-if sys.version_info >= (3, 11):
+if sys.version_info >= (3, 11) and sys.implementation.name == "cpython":
     # Elsewhere, one that is at a mere ``yield`` calls nothing: PyPy runs finalizers there as well.
     _DELEGATES = (*_DELEGATES, "YIELD_VALUE")
 

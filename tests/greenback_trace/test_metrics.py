@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 
@@ -15,6 +15,9 @@ pytest.importorskip("opentelemetry.sdk.metrics", reason="these tests need greenb
 
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from greenback_trace._metrics import Measurements
+from greenback_trace._totals import Totals
 
 Points = Dict[Tuple[Tuple[str, Any], ...], float]
 
@@ -178,3 +181,20 @@ class TestMetrics:
         assert reading.points()["greenback.trace.item.dropped"] == {
             (("greenback.trace.drop.reason", "rate_limit"), ("greenback.trace.item", "span")): 1,
         }
+
+
+class TestMeasurements:
+    @pytest.mark.parametrize(("skip", "measured"), [(0, {"switch", "step"}), (1, {"step"})])
+    def test_step_that_ends_by_a_switch(self, skip: int, measured: Set[str]) -> None:
+        """It is two events, each of which may be the one whose turn it is."""
+        reader = InMemoryMetricReader()
+        meter = MeterProvider([reader], shutdown_on_exit=False).get_meter("greenback")
+        histograms = {name: meter.create_histogram(name, "s") for name in ("switch", "step")}
+        measurements = Measurements(Totals(1), histograms, rate=0)
+        measurements.skip = skip - 2  # as the hot path does
+        measurements.switch_and_step(1_000, "asyncio", 2_000)
+        data = reader.get_metrics_data()
+        assert data is not None
+        (resource,) = data.resource_metrics
+        (scope,) = resource.scope_metrics
+        assert {metric.name for metric in scope.metrics} == measured

@@ -19,7 +19,7 @@ import pytest
 
 import greenback
 import greenback_trace
-from greenback_trace import Config, _socket
+from greenback_trace import Config, _now, _socket
 from greenback_trace._socket import Server
 
 if TYPE_CHECKING:
@@ -554,6 +554,29 @@ class TestClients:
 
 
 class TestBusy:
+    def test_task_that_ends_meanwhile(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A task whose end comes while it is looked at is left out, instead of having no stack."""
+        begun: List[Any] = []
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            begun.extend([loop, loop.create_future()])
+            await greenback.with_portal_run_sync(greenback.await_, begun[1])
+
+        def let_it_end_first(task: Any) -> str:
+            loop, future = begun
+            loop.call_soon_threadsafe(future.set_result, None)
+            thread.join()
+            return greenback_trace.format_task(task)
+
+        greenback_trace.enable(config=Config(socket=str(path), spans="none"))
+        thread = threading.Thread(target=asyncio.run, args=(main(),))
+        thread.start()
+        wait_until(lambda: path.exists() and bool(look(path)["parked"]))
+        monkeypatch.setattr(_now, "format_task", let_it_end_first)
+        assert look(path)["parked"] == []
+        assert not thread.is_alive()
+
     def test_while_portals_come_and_go(self, path: Path) -> None:
         """Lines are right while other threads open portals, bridge and close them, in thousands."""
         done = threading.Event()
