@@ -14,9 +14,8 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections import OrderedDict
 from types import FrameType
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 
 class _Inside(threading.local):
@@ -27,28 +26,43 @@ class _Inside(threading.local):
 
 inside = _Inside()
 
-#: The phase of garbage collection that was told of last stands last.
-phases: OrderedDict[str, None] = OrderedDict.fromkeys(("start", "stop"))
-# A method in C. In a function, a signal handler might run, and what it raises would be lost, since
-# the collector ignores exceptions: a KeyboardInterrupt, say.
-_note_phase: Any = phases.move_to_end
+
+class _Last:
+    """What the collector said last, whichever phase that was of: attributes that are one."""
+
+    __slots__ = ("said",)
+
+
+for _phase in ("start", "stop"):
+    setattr(_Last, _phase, _Last.said)  # type: ignore[attr-defined]
+
+# What it says is a dictionary that is made for the occasion. No two collections overlap.
+_last: Any = _Last()
+_last.said = _last
+#: What it said in this thread, by phase.
+_here = threading.local()
+# Methods in C. In a function, a signal handler might run, and what it raises would be lost, since
+# the collector ignores exceptions: a KeyboardInterrupt, say. Another thread might run, too.
+_notes: Tuple[Any, ...] = (_last.__setattr__, _here.__setattr__)
 
 
 def is_collecting() -> bool:
-    """Whether garbage is being collected, in any thread; False where that does not matter."""
-    return next(reversed(phases)) == "start"
+    """Whether this thread is collecting garbage; False where that does not matter."""
+    return getattr(_here, "start", None) is _last.said
 
 
 def watch_collections() -> None:
     """Have `is_collecting` tell."""
-    if _COLLECTS_ANYWHERE and _note_phase not in gc.callbacks:
-        gc.callbacks.append(_note_phase)
+    if _COLLECTS_ANYWHERE:
+        gc.callbacks.extend([note for note in _notes if note not in gc.callbacks])
 
 
 def unwatch_collections() -> None:
-    if _COLLECTS_ANYWHERE and _note_phase in gc.callbacks:
-        gc.callbacks.remove(_note_phase)
-    phases.move_to_end("stop")
+    if _COLLECTS_ANYWHERE:
+        for note in _notes:
+            if note in gc.callbacks:
+                gc.callbacks.remove(note)
+        _last.said = _last
 
 
 _COLLECTS_ANYWHERE = sys.implementation.name == "cpython" and sys.version_info < (3, 12)

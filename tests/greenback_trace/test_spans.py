@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import threading
 import time
 from typing import Any, Callable, Dict, List, Optional
 
@@ -512,6 +513,65 @@ class TestSurroundings:
         backend.run(greenback.with_portal_run_sync, program)
         assert [last_part(span.name) for span in tracing.bridges()] == ["program"]
         assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 2
+
+    @pytest.mark.skipif(sys.implementation.name == "pypy", reason="finalizers run in any thread")
+    def test_in_a_collection_by_another_thread(self, backend: Any) -> None:
+        """Garbage collected elsewhere, however long that takes, costs no span here."""
+        collects = threading.Event()
+        bridged = threading.Event()
+
+        class Litter:
+            def __init__(self) -> None:
+                self.itself = self
+
+            def __del__(self) -> None:
+                collects.set()
+                bridged.wait(30)
+
+        def collect() -> None:
+            Litter()
+            gc.collect()
+
+        def program() -> None:
+            thread = threading.Thread(target=collect)
+            thread.start()
+            assert collects.wait(30)
+            greenback.await_(nop())
+            bridged.set()
+            thread.join()
+
+        tracing = Tracing()
+        tracing.enable()
+        backend.run(greenback.with_portal_run_sync, program)
+        assert [last_part(span.name) for span in tracing.bridges()] == ["program"]
+        assert "span" not in greenback_trace.snapshot().dropped
+
+    def test_while_another_thread_collects(self, backend: Any) -> None:
+        """Whenever a collection begins or ends elsewhere, each bridge here has its span."""
+        done = threading.Event()
+
+        def collect() -> None:
+            while not done.is_set():
+                gc.collect(0)
+
+        def program() -> None:
+            for _ in range(1_000):
+                greenback.await_(nop())
+
+        tracing = Tracing()
+        tracing.enable()
+        collector = threading.Thread(target=collect)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        collector.start()
+        try:
+            backend.run(greenback.with_portal_run_sync, program)
+        finally:
+            done.set()
+            collector.join()
+            sys.setswitchinterval(interval)
+        assert len(tracing.bridges()) == 1_000
+        assert "span" not in greenback_trace.snapshot().dropped
 
     @pytest.mark.skipif(sys.implementation.name == "pypy", reason="has no gc.callbacks")
     def test_interrupt_in_a_collection(self) -> None:
