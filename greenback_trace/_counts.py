@@ -5,6 +5,8 @@ Whoever writes to an object of these classes is the thread that it belongs to; o
 
 from __future__ import annotations
 
+import itertools
+import threading
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
@@ -36,6 +38,28 @@ def histogram(bounds: List[int]) -> Histogram:
 
 def count_of(durations: Histogram) -> int:
     return sum(durations[1:])
+
+
+class Ticks:
+    """A number that any thread adds one to, of which none is lost.
+
+    ``+= 1`` loses some, and a lock could be held by whoever a signal handler or a finalizer has
+    interrupted.
+    """
+
+    __slots__ = ("_lock", "_reads", "add")
+
+    def __init__(self) -> None:
+        #: Adds one. (The only operation of `itertools.count` cannot be interrupted.)
+        self.add = itertools.count().__next__
+        self._lock = threading.RLock()
+        self._reads = 0
+
+    def read(self) -> int:
+        with self._lock:
+            ticks = self.add() - self._reads
+            self._reads += 1
+            return ticks
 
 
 class Tally:

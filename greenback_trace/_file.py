@@ -48,7 +48,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from ._counts import Tally
+from ._counts import Tally, Ticks
 from ._snapshot import durations
 from ._totals import Totals
 
@@ -163,13 +163,12 @@ class _Queue(SpanProcessor):
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.spans: Deque[ReadableSpan] = deque()
-        #: Threads that add at the same moment may lose some.
-        self.dropped = 0
+        self.dropped = Ticks()
         self._wake = wake
 
     def on_end(self, span: ReadableSpan) -> None:
         if len(self.spans) >= _QUEUE:
-            self.dropped += 1
+            self.dropped.add()
             return
         self.spans.append(span)
         if len(self.spans) % _BATCH == 0:
@@ -253,7 +252,7 @@ class Pipeline:
 
     def dropped_spans(self) -> int:
         """Those that were not written because too many were waiting."""
-        return self._queue.dropped
+        return self._queue.dropped.read()
 
     def _wake_up(self) -> None:
         try:

@@ -131,12 +131,14 @@ class Sites:
         key = key_of(frame)
         site = self._bridging.get(key)
         if site is None:
-            if len(self._bridging) >= self._limit:
-                if len(self._left_out) < self._limit * _LEFT_OUT_PER_SITE:
-                    self._left_out[key] = frame.f_code
-                return OTHER
             with self._lock:
-                site = self._bridging.setdefault(key, site_of(frame))
+                site = self._bridging.get(key)  # another thread may have come first
+                if site is None:
+                    if len(self._bridging) >= self._limit:
+                        if len(self._left_out) < self._limit * _LEFT_OUT_PER_SITE:
+                            self._left_out[key] = frame.f_code
+                        return OTHER
+                    site = self._bridging.setdefault(key, site_of(frame))
         return site
 
     def calling(self, frame: FrameType) -> Site:

@@ -18,7 +18,7 @@ from opentelemetry.trace import Span, Tracer
 
 from greenback.instruments import primary_failed
 
-from ._counts import PortalTally, Running
+from ._counts import PortalTally, Running, Ticks
 from ._sdk import inside, is_collecting, is_within, unwatch_collections, watch_collections
 from ._totals import Totals, full_name, is_cancellation, task_name
 
@@ -62,7 +62,10 @@ class Budget:
 
 
 class _Open:
-    """The span of a bridge that is under way."""
+    """The span of a bridge that is under way.
+
+    One that has none for now, but should have, has what counts it as left out in its place.
+    """
 
     __slots__ = ("before", "context", "process", "span")
 
@@ -73,10 +76,6 @@ class _Open:
         self.context = context
         #: Whose it is: a forked child is not to end its parent's.
         self.process = process
-
-
-#: In place of the span of a bridge that has none because of the limit, and was counted.
-_LEFT_OUT: Any = object()
 
 
 def own_span() -> Span:
@@ -150,8 +149,8 @@ class Spans:
         self._portals: Dict[Portal, Span] = {}
         self._budget = Budget(self._rate)
         self._second_budget = Budget(self._rate)
-        self._dropped = 0
-        self._dropped_inside = 0
+        self._dropped = Ticks()
+        self._dropped_inside = Ticks()
         #: A context whose span is not sampled, so that nothing is done within it.
         self._unsampled: Optional[Context] = None
         self.was_recorded = False
@@ -170,15 +169,12 @@ class Spans:
         unwatch_collections()
 
     def count_dropped(self) -> int:
-        """The spans that were left out because of the limit.
-
-        Threads that add at the same moment may lose some; the number of bridges is exact.
-        """
-        return self._dropped
+        """The spans that were left out because of the limit: a bridge's, once it has finished."""
+        return self._dropped.read()
 
     def count_inside_sdk(self) -> int:
         """The spans that were left out because the SDK was in the middle of something."""
-        return self._dropped_inside
+        return self._dropped_inside.read()
 
     # What the runtime calls
 
@@ -259,7 +255,7 @@ class Spans:
 
     def _nearest(self, bridge: Optional[Running], portal: Portal) -> Optional[Span]:
         opened = None if bridge is None else bridge.opened
-        if opened is not None and opened is not _LEFT_OUT and opened.process is self._process:
+        if type(opened) is _Open and opened.process is self._process:
             span: Span = opened.span
             return span
         span = trace.get_current_span(self._own_view(_current_context()))
@@ -273,10 +269,12 @@ class Spans:
         if _is_unsampled(current):
             return
         if not self._may_call(sys._getframe(1)):
-            self._dropped_inside += 1
+            self._dropped_inside.add()
             return
         now = perf_counter_ns()
-        if not self._is_within(self._budget, now):
+        if not self._budget.has_some(now):
+            if self.was_recorded:  # otherwise, it would hardly have been this time
+                self._dropped.add()
             return
         self._budget.take()
         attributes = {
@@ -315,11 +313,10 @@ class Spans:
         budget = self._budget
         if now < budget.empty_until or not budget.has_some(now):
             if self.was_recorded:  # otherwise, it would hardly have been this time
-                self._dropped += 1
-                bridge.opened = _LEFT_OUT
+                bridge.opened = self._dropped
             return
         if not self._may_call(frame):
-            self._dropped_inside += 1
+            bridge.opened = self._dropped_inside
             return
         budget.take()
         span = self._new_span(bridge, self._parent(bridge, view), None)
@@ -354,13 +351,26 @@ class Spans:
     def _finish(self, bridge: Running, error: Optional[BaseException], now: int) -> None:
         opened = bridge.opened
         bridge.opened = None
-        if opened is not None and opened is not _LEFT_OUT:
+        if type(opened) is _Open:
             self._leave(opened)
             if opened.process is self._process:
                 self._end(opened.span, bridge, error, now, None)
             return
+        left_out = self._make_late(bridge, error, now, opened)
+        # Only now, since a counter cannot be taken back.
+        if left_out is not None:
+            left_out.add()
+
+    def _make_late(
+        self, bridge: Running, error: Optional[BaseException], now: int, left_out: Optional[Ticks]
+    ) -> Optional[Ticks]:
+        """Make the span of a bridge that has none yet, if it is worth one by now.
+
+        Returns what counts it as left out: *left_out* where that has not changed, None if it is not
+        left out at all.
+        """
         if self._tracer is None or self._which == "portals" or self._is_idle():
-            return
+            return left_out
         taken = now - bridge.started
         failed = error is not None and not is_cancellation(error)
         if self._which == "suspended" and bridge.switches:
@@ -368,26 +378,21 @@ class Spans:
         elif failed or taken > self._slow_ns:
             budget = self._second_budget
         else:
-            return
+            return left_out
         view = self._own_view(_current_context())
         if _is_unsampled(view):
-            return
-        if not self._may_call(sys._getframe(2)):
-            if self._only_suspended:  # else it is counted already
-                self._dropped_inside += 1
-            return
-        if opened is _LEFT_OUT:
-            if not budget.has_some(now):
-                return  # it is counted already
-            self._dropped -= 1
-        elif not self._is_within(budget, now):
-            return
+            return left_out
+        if not self._may_call(sys._getframe(3)):
+            return left_out or self._dropped_inside
+        if not budget.has_some(now):
+            return left_out or (self._dropped if self.was_recorded else None)
         budget.take()
         finished = time_ns()
         span = self._new_span(bridge, self._parent(bridge, view), finished - taken)
         if span.is_recording():
             self.was_recorded = True
             self._end(span, bridge, error, now, finished)
+        return None
 
     # All of them
 
@@ -400,13 +405,6 @@ class Spans:
         if inside.now or is_collecting():
             return False
         return self._is_private or not is_within(frame)
-
-    def _is_within(self, budget: Budget, now: int) -> bool:
-        if budget.has_some(now):
-            return True
-        if self.was_recorded:  # otherwise, it would hardly have been this time
-            self._dropped += 1
-        return False
 
     def _new_span(self, bridge: Running, parent: Context, start_time: Optional[int]) -> Span:
         assert self._tracer is not None

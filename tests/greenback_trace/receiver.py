@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
 import grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
@@ -19,7 +19,7 @@ class Receiver:
     """A context manager: a server on a free port of this machine, and what it has received.
 
     Only the scope ``greenback`` is kept. Sums and histograms are added up if they come as deltas;
-    of cumulative ones, the last counts. Up-down counters are what was sent last.
+    of cumulative ones, the latest counts. Up-down counters are what they were last.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,8 @@ class Receiver:
         self.exports = 0
         #: Counters that went backwards.
         self.faults: List[str] = []
+        #: The times of all points, by name and attributes.
+        self._sent: Dict[Tuple[str, Attributes], Set[Tuple[int, int]]] = {}
 
     def __enter__(self) -> Self:
         self._server = grpc.server(ThreadPoolExecutor(1))
@@ -63,7 +65,15 @@ class Receiver:
                     series = self.measured.setdefault(metric.name, {})
                     value = point.count
                     only_grows = True
-                self._take(metric.name, series, _attributes(point), value, is_delta, only_grows)
+                attributes = _attributes(point)
+                # What is not answered in time is sent again, and may come after newer figures.
+                key = (metric.name, attributes)
+                sent = (point.start_time_unix_nano, point.time_unix_nano)
+                known = self._sent.setdefault(key, set())
+                if sent in known if is_delta else any(sent <= each for each in known):
+                    continue
+                known.add(sent)
+                self._take(metric.name, series, attributes, value, is_delta, only_grows)
 
     def _take(
         self,

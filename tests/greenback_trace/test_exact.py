@@ -9,7 +9,7 @@ import sys
 import threading
 import types
 from contextlib import ExitStack
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 import trio
@@ -508,6 +508,15 @@ class TestStress:
         stress(bridges, *preferences)
 
 
+@pytest.fixture
+def switching_often() -> Iterator[None]:
+    """Threads take turns so often that what two of them do at once goes wrong, if it can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
 def some_sites(number: int) -> List[Callable[[Count], None]]:
     """So many functions that bridge, each at a site of its own."""
     functions: Dict[str, Any] = {"__name__": __name__, "await_": greenback.await_, "nop": nop}
@@ -526,6 +535,7 @@ def run_sync(sync_fn: Callable[..., Any], *args: Any) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("switching_often")
 class TestSites:
     def test_more_than_are_kept(self) -> None:
         """Bridges of sites over the limit count as _OTHER's, and one is told how many sites."""
@@ -610,6 +620,7 @@ class TestSpans:
                 dropped = receiver.sums.get("greenback.trace.item.dropped", {})
                 assert len(spans) + dropped.get(("rate_limit", "span"), 0) == happened
 
+    @pytest.mark.usefixtures("switching_often")
     def test_over_the_rate_in_threads(self) -> None:
         """The same if several threads are over the limit at once."""
         with ExitStack() as stack:

@@ -371,6 +371,30 @@ class TestRate:
         assert names == ["bridge_to_nop", "bridge_to_nop", "fails", "run_sync"]
         assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 11
 
+    def test_count_of_left_out_only_grows(self, backend: Any) -> None:
+        """A bridge over the limit that gets its span in the end was never counted as dropped."""
+        dropped = []
+
+        def note() -> None:
+            dropped.append(greenback_trace.snapshot().dropped.get("span", {}).get("rate_limit", 0))
+
+        async def notes_and_fails() -> None:
+            note()
+            raise LookupError("private")
+
+        def program() -> None:
+            bridge_to_nop()
+            for _ in range(3):
+                with pytest.raises(LookupError):
+                    greenback.await_(notes_and_fails())
+                note()
+
+        tracing = Tracing()
+        tracing.enable(span_rate=2)
+        backend.run(greenback.with_portal_run_sync, program)
+        assert len(tracing.spans()) == 4  # of five, and failed ones have a budget of their own
+        assert dropped == [0, 0, 0, 0, 0, 1]
+
 
 class TestSurroundings:
     def test_disabled_during_a_bridge(self, backend: Any) -> None:
