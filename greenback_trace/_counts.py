@@ -205,7 +205,7 @@ class LibraryTally:
 
     def add(self, other: LibraryTally) -> None:
         add_histogram(self.steps, other.steps)
-        for ending, durations in list(other.durations.items()):
+        for ending, durations in other.durations.copy().items():
             add_histogram(self.durations_of(ending), durations)
 
     def durations_of(self, ending: Ending) -> Histogram:
@@ -361,15 +361,15 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """All but the nodes."""
-        for name, kind in list(other.kinds.items()):
+        for name, kind in other.kinds.copy().items():
             mine = self.kind(name)
             mine.add(kind)
             mine.opened += kind.opened
             mine.closed += kind.closed
             add_histogram(mine.durations, kind.durations)
-        for name, library in list(other.libraries.items()):
+        for name, library in other.libraries.copy().items():
             self.library(name).add(library)
-        for function, count in list(other.slow.items()):
+        for function, count in other.slow.copy().items():
             self.slow[function] = self.slow.get(function, 0) + count
         add_histogram(self.to_loop, other.to_loop)
         add_histogram(self.to_task, other.to_task)

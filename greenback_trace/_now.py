@@ -34,7 +34,7 @@ def describe(
     now = perf_counter_ns()
     holding: List[Tuple[int, Dict[str, Any]]] = []
     parked: List[Tuple[int, Portal]] = []
-    for portal, tally in list(totals.portals.items()):
+    for portal, tally in totals.portals.copy().items():
         try:
             task = portal.task
             if task is None or portal.library.is_done(task):

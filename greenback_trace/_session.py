@@ -353,7 +353,7 @@ class Session:
 
     def tell_of_open_portals(self) -> None:
         """Log those that are open when the program ends: nobody closes them."""
-        for portal, tally in list(self.totals.portals.items()):
+        for portal, tally in self.totals.portals.copy().items():
             _tell_closed(portal, tally)
 
     def is_silent(self) -> bool:

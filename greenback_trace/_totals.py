@@ -460,9 +460,9 @@ class Totals:
         """The bridges of every chain, site last. An async site is a chain of its own."""
         with self._lock:
             totals: Dict[Chain, Tally] = {}
-            for chain, tally in self._ended_chains.items():
+            for chain, tally in self._ended_chains.copy().items():
                 _add(totals, chain, tally)
-            for counts in self._all:
+            for counts in list(self._all):
                 _add_nodes(totals, counts)
             return totals
 
@@ -475,9 +475,9 @@ class Totals:
     def by_function(self) -> Dict[str, Tally]:
         with self._lock:
             totals: Dict[str, Tally] = {}
-            for chain, tally in self._ended_chains.items():
+            for chain, tally in self._ended_chains.copy().items():
                 _add(totals, chain[-1].function, tally)
-            for counts in self._all:
+            for counts in list(self._all):
                 for node in list(counts.nodes):
                     if node.bridges:
                         _add(totals, node.root().site.function, node)
@@ -536,11 +536,11 @@ class Totals:
 
     def _take_over_from_ended_threads(self) -> None:
         """Add up what ended threads have counted, so that many short-lived ones take no memory."""
-        gone = [counts for counts in self._all if counts.is_alive() is None]
-        if not gone:
-            return
-        self._all = [counts for counts in self._all if counts not in gone]
-        for counts in gone:
+        for counts in [counts for counts in self._all if counts.is_alive() is None]:
+            try:
+                self._all.remove(counts)
+            except ValueError:
+                continue  # a finalizer that ran in here was the first in its thread to bridge
             _add_nodes(self._ended_chains, counts)
             self._ended.add(counts)
 

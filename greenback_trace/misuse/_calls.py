@@ -359,7 +359,7 @@ def _is_operator(frame: FrameType, which: Tuple[str, ...] = ()) -> bool:
 def attributes_with(kind: type, code: CodeType) -> Iterator[Tuple[str, Any]]:
     """The attributes of a class and its bases that lead to *code*."""
     for each in type.__dict__["__mro__"].__get__(kind):
-        for name, value in list(vars(each).items()):
+        for name, value in vars(each).copy().items():
             if any(found is code for found in code_of(value)):
                 yield name, value
 

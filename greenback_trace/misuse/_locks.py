@@ -168,14 +168,14 @@ def _intend(book: _Book, name: str, frame: FrameType) -> None:
     book.claims.append(claim)
     books = _local.books
     if len(books) >= _NOTES_KEPT:
-        for key, other in list(books.items()):
+        for key, other in books.copy().items():
             if not _is_locked(other):
                 books.pop(key, None)
     books[id(book)] = book
 
 
 def _forget_free() -> None:
-    for key, (book, _, _) in list(_entered.items()):
+    for key, (book, _, _) in _entered.copy().items():
         if not _is_taken(book):
             _entered.pop(key, None)
 
@@ -461,7 +461,7 @@ def held(frame: FrameType, task: object) -> Optional[Finding]:
     books = _local.books
     if not books:
         return None
-    for key, book in list(books.items()):
+    for key, book in books.copy().items():
         if not _is_locked(book):
             books.pop(key, None)
             book.claims = []

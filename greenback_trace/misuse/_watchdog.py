@@ -181,8 +181,8 @@ class Watchdog:
     def _look(self, now: int) -> Optional[int]:
         """Sample the steps that are due; the nanoseconds until the next is; None if none runs."""
         next_due = None
-        # list() copies in one operation, whatever other threads start and finish meanwhile.
-        for portal, step in list(self._running.items()):
+        # copy(), since list() of items is interrupted by finalizers before CPython 3.12.
+        for portal, step in self._running.copy().items():
             samples = step[_SAMPLES]
             due = step[_STARTED] + self._interval if samples is None else samples.next_due
             if due <= now:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import json
 import sys
 import threading
-from typing import Any, Callable
+from typing import Any, Callable, List
 
 import pytest
 
@@ -414,6 +416,54 @@ class TestSnapshot:
         assert parsed["steps"] == {
             backend.name: {"steps": 1, "time": snapshot.steps[backend.name].time}
         }
+
+    @pytest.mark.skipif(sys.implementation.name == "pypy", reason="each collection is a long one")
+    def test_while_finalizers_count(self, backend: Any) -> None:
+        """Garbage that is collected while a snapshot is taken may bridge, and so add to it."""
+
+        class Litter:
+            def __init__(self) -> None:
+                self.itself = self
+
+            def __del__(self) -> None:
+                bridge()
+
+        def bridge() -> None:
+            error = type(f"Error{next(numbers)}", (Exception,), {})
+
+            async def fail() -> None:
+                raise error
+
+            with pytest.raises(error):
+                greenback.await_(fail())
+
+        def program() -> None:
+            for _ in range(100):
+                bridge()
+            thresholds = gc.get_threshold()
+            gc.freeze()
+            try:
+                for threshold in range(1, 1_000, 20):
+                    gc.collect()  # which leaves nothing to be reused: making anything counts
+                    gc.disable()
+                    Litter()
+                    gc.set_threshold(threshold)
+                    gc.enable()
+                    snapshots.append(greenback_trace.snapshot())
+            finally:
+                gc.set_threshold(*thresholds)
+                gc.enable()
+                gc.unfreeze()
+            gc.collect()
+
+        numbers = itertools.count()
+        snapshots: List[Any] = []
+        greenback_trace.enable(config=METRICS_ONLY)
+        backend.run(greenback.with_portal_run_sync, program)
+        counts = [sum(site.errors for site in snapshot.sites) for snapshot in snapshots]
+        assert counts == sorted(counts)
+        assert counts[-1] > 0
+        assert sum(site.errors for site in greenback_trace.snapshot().sites) == next(numbers)
 
     def test_after_disable(self, backend: Any) -> None:
         """Disabling keeps the totals; enabling again starts at zero."""
