@@ -125,6 +125,17 @@ class TestExact:
         assert portal.bounds[-1] == 86_400
 
 
+def steps_over(seconds: float) -> int:
+    """The steps that took longer than a bound: on a busy machine, any can."""
+    return sum(
+        count
+        for each in greenback_trace.snapshot().durations
+        if each.name == "greenback.step.duration"
+        for bound, count in zip((*each.bounds, float("inf")), each.counts)
+        if bound > seconds
+    )
+
+
 class TestSlowSteps:
     def test_counted_and_logged(self, backend: Any, capsys: Any) -> None:
         """A step that held the loop for too long is counted by function, and logged."""
@@ -136,11 +147,11 @@ class TestSlowSteps:
 
         greenback_trace.enable(config=Config(spans="none", slow=0.01))
         backend.run(greenback.with_portal_run_sync, crunch)
-        ((function, count),) = greenback_trace.snapshot().slow_steps.items()
-        assert function.endswith("crunch")
-        assert count == 1
+        slow = greenback_trace.snapshot().slow_steps
+        assert sum(slow.values()) == steps_over(0.01)
+        (function,) = (each for each in slow if each.endswith("crunch"))
         captured = capsys.readouterr()
-        assert captured.err.count("greenback.slow_step") == 1
+        assert captured.err.count("greenback.slow_step") == len(slow)
         assert function in captured.err
         assert captured.out == ""
 
@@ -158,9 +169,9 @@ class TestSlowSteps:
 
         greenback_trace.enable(config=Config(spans="none", slow=0.01))
         backend.run(main)
-        ((function, count),) = greenback_trace.snapshot().slow_steps.items()
-        assert function.endswith("crunch")
-        assert count == 1
+        slow = greenback_trace.snapshot().slow_steps
+        assert sum(slow.values()) == steps_over(0.01)
+        assert any(function.endswith("crunch") for function in slow)
 
     def test_repeats_are_left_out(self, backend: Any, capsys: Any) -> None:
         """The same slow place is told once in a while, however often it is slow."""
@@ -172,7 +183,7 @@ class TestSlowSteps:
 
         greenback_trace.enable(config=Config(spans="none", slow=0.002))
         backend.run(greenback.with_portal_run_sync, crunch_often)
-        assert sum(greenback_trace.snapshot().slow_steps.values()) == 5
+        assert sum(greenback_trace.snapshot().slow_steps.values()) == steps_over(0.002) >= 5
         assert capsys.readouterr().err.count("crunch_often") == 1
 
 
