@@ -218,15 +218,18 @@ class Spans:
 
     def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> None:
         spent = self._totals.finish_bridge(bridge, error, left)
-        # The common case first: nothing to end, nothing to report.
+        # The common cases first: nothing to end, nothing to report.
         if (
             spent < self._slow_ns
-            and bridge.opened is None
             and error is None
             and not (self._only_suspended and bridge.switches)
         ):
-            bridge.awaitable = None
-            return
+            opened = bridge.opened
+            if type(opened) is not _Open:
+                bridge.awaitable = None
+                if opened is not None:
+                    opened.add()
+                return
         # The next bridge would get it, and that may begin in what is called here.
         bridge.tally.spares.clear()
         try:
@@ -357,7 +360,7 @@ class Spans:
                 self._end(opened.span, bridge, error, now, None)
             return
         left_out = self._make_late(bridge, error, now, opened)
-        # Only now, since a counter cannot be taken back.
+        # Not when it began, since a counter cannot be taken back.
         if left_out is not None:
             left_out.add()
 
