@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 import structlog
 from opentelemetry import trace
 
+from ._counts import Ticks
 from ._snapshot import Snapshot
 from ._spans import own_span
 from ._totals import task_name
@@ -28,9 +28,20 @@ _QUIET = 10.0
 #: Pairs of event and site that are kept apart.
 _KEPT = 2_000
 
-_lock = threading.Lock()
-# When it was last told, and how often it was left out since. Written under the lock, by any thread.
-_repeats: Dict[Tuple[str, Optional[str]], Tuple[float, int]] = {}
+
+class _Told:
+    """When an event was told, and how often it was left out since."""
+
+    __slots__ = ("at", "left_out")
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.left_out = Ticks()
+
+
+# Used by any thread, by finalizers and by signal handlers, hence without a lock: where two of them
+# find at once that it is time to tell an event again, both tell it.
+_told: Dict[Tuple[str, str], _Told] = {}
 
 
 def _logger() -> Any:
@@ -92,26 +103,24 @@ def _left_out(event: str, site: str) -> Optional[int]:
     """How many were left out since the last one; None if this one is to be, too."""
     now = monotonic()
     key = event, site
-    if not _lock.acquire(blocking=False):
-        return None  # a finalizer or a signal handler, in the middle of this; or another thread
-    try:
-        since, count = _repeats.get(key, (now - _QUIET, 0))
-        if key not in _repeats and len(_repeats) >= _KEPT:
-            _repeats.clear()
-        if now - since < _QUIET:
-            _repeats[key] = since, count + 1
-            return None
-        _repeats[key] = now, 0
-        return count
-    finally:
-        _lock.release()
+    last = _told.get(key)
+    if last is None:
+        if len(_told) >= _KEPT:
+            _told.clear()
+        this = _Told(now)
+        last = _told.setdefault(key, this)
+        if last is this:
+            return 0
+    if now - last.at < _QUIET:
+        last.left_out.add()
+        return None
+    _told[key] = _Told(now)
+    return last.left_out.read()
 
 
 def start_over() -> None:
-    """Tell everything again. In a forked child, too: another thread may have held the lock."""
-    global _lock
-    _lock = threading.Lock()
-    _repeats.clear()
+    """Tell everything again."""
+    _told.clear()
     _Debug.until = 0.0
 
 

@@ -64,6 +64,15 @@ def _untraced_afterwards() -> Iterator[None]:
 
 
 @pytest.fixture
+def switching_often() -> Iterator[None]:
+    """Threads take turns so often that what two of them do at once goes wrong, if it can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.fixture
 def environment() -> Callable[..., Dict[str, str]]:
     """Makes the environment of another interpreter, without variables of ours but those given."""
 

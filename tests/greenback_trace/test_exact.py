@@ -9,7 +9,7 @@ import sys
 import threading
 import types
 from contextlib import ExitStack
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 import trio
@@ -507,15 +507,6 @@ class TestStress:
     def test_nothing_is_lost(self, bridges: int, preferences: List[str]) -> None:
         """Each reader of an SDK, of whichever temporality, is told exactly what happened."""
         stress(bridges, *preferences)
-
-
-@pytest.fixture
-def switching_often() -> Iterator[None]:
-    """Threads take turns so often that what two of them do at once goes wrong, if it can."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(interval)
 
 
 def some_sites(number: int) -> List[Callable[[Count], None]]:

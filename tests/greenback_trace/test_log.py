@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import threading
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -210,3 +212,28 @@ class TestSlowStep:
         ]
         slow = [event for event in configured.events if event["event"] == "greenback.slow_step"]
         assert [(event.get("trace_id"), event.get("span_id")) for event in slow][:1] == spans
+
+
+class TestThreads:
+    def test_at_the_same_time(self, configured: Configured, switching_often: None) -> None:
+        """What one thread logs is not lost because another one is logging just then."""
+        configured.at(logging.WARNING)
+        greenback_trace.enable(config=Config(slow=1e-9))  # every step is slow
+        functions: Dict[str, Any] = {"bridge": greenback.await_, "sleep": asyncio.sleep}
+        names = [f"site_{index}" for index in range(400)]
+        exec("\n".join(f"def {name}(): bridge(sleep(0))" for name in names), functions)
+
+        def in_portal(names: List[str]) -> None:
+            for name in names:
+                functions[name]()
+
+        def work(names: List[str]) -> None:
+            asyncio.run(greenback.with_portal_run_sync(in_portal, names))
+
+        threads = [threading.Thread(target=work, args=(names[n::4],)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        told = {event["code.function.name"].rpartition(".")[2] for event in configured.events}
+        assert told == set(names)
