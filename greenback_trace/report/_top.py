@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult
@@ -155,6 +156,7 @@ class _Table(DataTable[Any]):
         super().__init__(id=id, cursor_type="row", zebra_stripes=True)
         self._all = columns
         self._shown: List[int] = []
+        self._widths: List[int] = []
         self._rows_shown: List[Tuple[str, List[str]]] = []
         self.fit(0)
 
@@ -164,25 +166,40 @@ class _Table(DataTable[Any]):
         ]
         if shown != self._shown:
             self._shown = shown
-            self._rows_shown = []
-            self.clear(columns=True)
-            for number in shown:
-                name = self._all[number][0]
-                self.add_column(Text(name, justify="left" if name in _LEFT else "right"))
+            self._widths = [cell_len(self._all[number][0]) for number in shown]
+            self._fill(self._rows_shown)
 
     def show(self, rows: List[Tuple[str, List[str]]]) -> None:
         before = self._rows_shown
-        self._rows_shown = rows
-        if [key for key, _ in before] == [key for key, _ in rows]:
-            for row, ((_, old), (_, new)) in enumerate(zip(before, rows)):
-                for column, number in enumerate(self._shown):
-                    if old[number] != new[number]:
-                        self.update_cell_at(
-                            Coordinate(row, column), self._cell(number, new), update_width=True
-                        )
+        has_these_rows = [key for key, _ in before] == [key for key, _ in rows]
+        if not has_these_rows or self._widths_for(rows) != self._widths:
+            self._fill(rows)
             return
+        self._rows_shown = rows
+        for row, ((_, old), (_, new)) in enumerate(zip(before, rows)):
+            for column, number in enumerate(self._shown):
+                if old[number] != new[number]:
+                    self.update_cell_at(Coordinate(row, column), self._cell(number, new))
+
+    def _widths_for(self, rows: List[Tuple[str, List[str]]]) -> List[int]:
+        """That of each column that is shown. They do not shrink, lest they dance."""
+        return [
+            max([width, *(cell_len(cells[number]) for _, cells in rows)])
+            for width, number in zip(self._widths, self._shown)
+        ]
+
+    def _fill(self, rows: List[Tuple[str, List[str]]]) -> None:
+        before = self._rows_shown
         under_cursor = before[self.cursor_row][0] if self.cursor_row < len(before) else None
-        self.clear()
+        self._rows_shown = rows
+        self._widths = self._widths_for(rows)
+        self.clear(columns=True)
+        # Widths that the table finds itself come after it may have been painted, and what it has
+        # painted too narrow it keeps: a function would stay cut off until its row changes.
+        for number, width in zip(self._shown, self._widths):
+            name = self._all[number][0]
+            label = Text(name, justify="left" if name in _LEFT else "right")
+            self.add_column(label, width=width)
         for key, cells in rows:
             self.add_row(*(self._cell(number, cells) for number in self._shown), key=key)
         for row, (key, _) in enumerate(rows):

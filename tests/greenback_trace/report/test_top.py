@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -477,6 +478,31 @@ def is_whole(screen: str) -> bool:
         and any("parked for" in line for line in lines)
         and "q Quit" in lines[-1]
     )
+
+
+class TestTable:
+    def test_painted_at_once(self, service: Service, live: LiveFile) -> None:
+        """A function is shown whole, however soon the terminal paints what has changed."""
+        pytest.importorskip("textual", reason="the live view needs greenback[report]")
+        from textual.events import Resize
+        from textual.geometry import Size
+
+        from greenback_trace.report._top import Top
+
+        service.answer()
+        assert live.read()
+
+        async def main() -> None:
+            app = Top(live)
+            async with app.run_test(size=(80, 24)) as pilot:
+                table = app.query_one("#sites")
+                app.on_resize(Resize(Size(200, 50), Size(200, 50)))
+                at_once = table.render_line(1).text
+                await pilot.pause()
+                for text in (at_once, table.render_line(1).text):
+                    assert text.rstrip().endswith(("__main__.ask", "__main__.hold"))
+
+        asyncio.run(main())
 
 
 @pytest.mark.skipif(
