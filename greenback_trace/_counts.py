@@ -235,6 +235,7 @@ class PortalTally(Tally):
         "closed",
         "counts",
         "is_bare",
+        "is_unsampled",
         "kind",
         "last",
         "library",
@@ -272,6 +273,8 @@ class PortalTally(Tally):
         self.spares: List[Running] = []
         #: Whether nothing around it is in a ``with`` block. For debug mode; None if not known yet.
         self.is_bare: Optional[bool] = None
+        #: Whether bridges get no spans without another parent, since this would have been that.
+        self.is_unsampled = False
         self.step_max_ns = 0
         self.slow_steps = 0
         #: The length of the step that the waiting bridge has ended, if that was a slow one.

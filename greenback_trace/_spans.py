@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from greenback.instruments import Portal
 
 _OWN_SPAN = otel_context.create_key("greenback-span")
+#: With this, an SDK asks for what it does to export not to be traced.
+_SUPPRESSED = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
 _SECOND = 1_000_000_000
+#: The kinds of portals whose spans are parents of the bridges in them: they end with one call.
+_ROOTS = ("run", "run_sync")
 
 
 class Budget:
@@ -292,6 +296,8 @@ class Spans:
         if span.is_recording():
             self.was_recorded = True
             self._portals[portal] = span
+        elif portal.note is not None:
+            portal.note.is_unsampled = portal.kind in _ROOTS
 
     def _end_portal(self, portal: Portal, tally: Optional[PortalTally], span: Span) -> None:
         inside.now = True
@@ -312,6 +318,8 @@ class Spans:
         if _is_unsampled(view):
             self._unsampled = current
             return
+        if bridge.tally.is_unsampled and not _has_span(view):
+            return
         now = bridge.started
         budget = self._budget
         if now < budget.empty_until or not budget.has_some(now):
@@ -331,9 +339,10 @@ class Spans:
             within = otel_context.set_value(_OWN_SPAN, span, current)
         else:
             within = trace.set_span_in_context(span, current)
+        # First, so that whatever happens next, the span is taken out again.
+        opened = bridge.opened = _Open(span, current, within, self._process)
         otel_context.attach(within)
-        # What attach() has made current; the same object, unless a context of its own copies it.
-        bridge.opened = _Open(span, current, _current_context(), self._process)
+        opened.context = _current_context()  # the same, unless a context of its own copies it
         bridge.started = perf_counter_ns()
 
     def _leave(self, opened: _Open) -> None:
@@ -343,7 +352,9 @@ class Spans:
             # Not detach(): its token is good only in the contextvars context in which it was made,
             # and a task's can be replaced while it waits.
             otel_context.attach(opened.before)
-        elif self._is_private:
+            return
+        _take_out(opened)
+        if self._is_private:
             if current.get(_OWN_SPAN) is opened.span:
                 outer = opened.before.get(_OWN_SPAN)
                 otel_context.attach(otel_context.set_value(_OWN_SPAN, outer, current))
@@ -383,7 +394,7 @@ class Spans:
         else:
             return left_out
         view = self._own_view(_current_context())
-        if _is_unsampled(view):
+        if _is_unsampled(view) or (bridge.tally.is_unsampled and not _has_span(view)):
             return left_out
         if not self._may_call(sys._getframe(3)):
             return left_out or self._dropped_inside
@@ -463,9 +474,9 @@ class Spans:
 
     def _parent(self, bridge: Running, view: Context) -> Context:
         """The context whose span becomes the parent."""
-        if bridge.tally.kind in ("run", "run_sync"):
+        if bridge.tally.kind in _ROOTS:
             span = self._portals.get(bridge.portal)
-            if span is not None and not trace.get_current_span(view).get_span_context().is_valid:
+            if span is not None and not _has_span(view):
                 return trace.set_span_in_context(span, view)
         return view
 
@@ -482,9 +493,29 @@ def _reader_of_context() -> Callable[[], Context]:
 _current_context = _reader_of_context()
 
 
+def _take_out(opened: _Open) -> None:
+    """Take the span out of the context that it was made current by.
+
+    What the bridge has attached is detached some day, and makes that one current again: a coroutine
+    that enters a context manager is over long before another one leaves it.
+    """
+    context = opened.context
+    for key, value in context.copy().items():
+        if value is opened.span:
+            # To everybody else, a context does not change.
+            dict.__setitem__(context, key, opened.before.get(key))
+
+
 def _is_unsampled(view: Context) -> bool:
+    """Whether nothing is to be traced within a context: also what an SDK does to export."""
+    if view.get(_SUPPRESSED):
+        return True
     context = trace.get_current_span(view).get_span_context()
     return context.is_valid and not context.trace_flags.sampled
+
+
+def _has_span(view: Context) -> bool:
+    return trace.get_current_span(view).get_span_context().is_valid
 
 
 def _no_sdk() -> bool:

@@ -7,7 +7,8 @@ import gc
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional
+from contextlib import asynccontextmanager
+from typing import Any, AsyncIterator, Callable, Dict, List, Optional
 
 import pytest
 
@@ -18,8 +19,8 @@ from greenback_trace import Config
 pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
 
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 
@@ -276,6 +277,54 @@ class TestBridgeSpan:
         session = tracing.tracer.start_span("session")
         backend.run(greenback.with_portal_run_sync, program)
 
+    def test_is_over_when_what_it_entered_is_left(self, backend: Any) -> None:
+        """Leaving a block that a bridge has entered does not make that bridge current again."""
+        tracing = Tracing()
+        tracing.enable()
+
+        @asynccontextmanager
+        async def session() -> AsyncIterator[None]:
+            with tracing.tracer.start_as_current_span("session"):
+                yield
+
+        def program() -> None:
+            before = trace.get_current_span()
+            with greenback.async_context(session()):
+                assert trace.get_current_span() is not before
+            assert trace.get_current_span() is before
+
+        async def request() -> None:
+            with tracing.tracer.start_as_current_span("request") as span:
+                await greenback.with_portal_run_sync(program)
+                assert trace.get_current_span() is span
+
+        backend.run(request)
+        entered, left = tracing.bridges()
+        assert parent_id(entered) == id_of(tracing.named("request"))
+        assert parent_id(tracing.named("session")) == id_of(entered)
+        assert parent_id(left) == id_of(tracing.named("session"))
+        backend.run(greenback.with_portal_run_sync, program)
+
+    def test_is_over_when_what_it_attached_is_detached(self, backend: Any) -> None:
+        """The same of what a coroutine has attached besides."""
+        tracing = Tracing()
+        tracing.enable()
+
+        async def log_in() -> Any:
+            return context.attach(baggage.set_baggage("user", "me"))
+
+        def program() -> None:
+            before = context.get_current()
+            token = greenback.await_(log_in())
+            assert baggage.get_baggage("user") == "me"
+            assert trace.get_current_span() is trace.INVALID_SPAN
+            context.detach(token)
+            assert trace.get_current_span() is trace.INVALID_SPAN
+            context.attach(before)
+
+        backend.run(greenback.with_portal_run_sync, program)
+        assert len(tracing.bridges()) == 1
+
     def test_nothing_under_an_unsampled_parent(self, backend: Any) -> None:
         """Where the parent is not sampled, the sampler is not asked again, and context stays."""
         asked = []
@@ -304,6 +353,41 @@ class TestBridgeSpan:
         assert len(asked) == 1
         assert tracing.spans() == []
         assert sum(site.ok for site in greenback_trace.snapshot().sites) == 1
+
+    @pytest.mark.parametrize("which", ["all", "suspended"])
+    def test_nothing_in_an_unsampled_portal(self, backend: Any, which: str) -> None:
+        """The portal of one call is the root of a trace: the sampler is asked once for all of it.
+
+        Where the call has made a span of the application's current, that is another trace.
+        """
+        asked = []
+
+        class Asked(Sampler):
+            def should_sample(
+                self, parent_context: Any, trace_id: int, name: str, *args: Any, **kwds: Any
+            ) -> Any:
+                asked.append(name)
+                sampler = ALWAYS_ON if name == "request" else ALWAYS_OFF
+                return sampler.should_sample(parent_context, trace_id, name, *args, **kwds)
+
+            def get_description(self) -> str:
+                return "asked"
+
+        def program() -> None:
+            greenback.await_(backend.sleep(0))
+            with tracing.tracer.start_as_current_span("request"):
+                greenback.await_(backend.sleep(0))
+            with pytest.raises(LookupError):
+                greenback.await_(fail())
+
+        tracing = Tracing(ParentBased(Asked()))
+        tracing.enable(spans=which, span_rate=100)
+        backend.run(greenback.with_portal_run_sync, program)
+        assert asked == ["portal run_sync", "request"]
+        (bridge,) = tracing.bridges()
+        assert parent_id(bridge) == id_of(tracing.named("request"))
+        assert bridge.links == ()
+        assert "span" not in greenback_trace.snapshot().dropped
 
 
 class TestWhich:
@@ -490,17 +574,39 @@ class TestSurroundings:
         assert [last_part(span.name) for span in tracing.bridges()] == ["bridge_to_nop"]
         assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 2
 
-    def test_inside_the_sdk(self, backend: Any) -> None:
-        """The application may be inside the SDK, which is not to be entered again from there."""
+    def test_an_exporter_with_a_portal_of_its_own(self, backend: Any) -> None:
+        """What an SDK does while it exports in another thread, it asks not to be traced."""
+        exported = threading.Semaphore(0)
 
         class Bridges(InMemorySpanExporter):
             def export(self, spans: Any) -> Any:
+                backend.run(greenback.with_portal_run_sync, bridge_to_nop)
+                result = super().export(spans)
+                exported.release()
+                return result
+
+        tracing = Tracing()
+        exporter = Bridges()
+        processor = BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000)
+        tracing.provider.add_span_processor(processor)
+        tracing.enable()
+        backend.run(greenback.with_portal_run_sync, bridge_to_nop)
+        # A flush exports in the thread that asks for it, the end of the processor in its own one.
+        processor.shutdown()
+        assert exported.acquire(timeout=30)
+        assert len(exporter.get_finished_spans()) == len(tracing.spans()) == 2
+        assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 2
+
+    def test_inside_the_sdk(self, backend: Any) -> None:
+        """The application may be inside the SDK, which is not to be entered again from there."""
+
+        class Bridges(SpanProcessor):
+            def on_end(self, span: Any) -> None:
                 greenback.await_(nop())
-                return super().export(spans)
 
         def program() -> None:
             elsewhere = TracerProvider(shutdown_on_exit=False)
-            elsewhere.add_span_processor(SimpleSpanProcessor(Bridges()))
+            elsewhere.add_span_processor(Bridges())
             elsewhere.get_tracer("application").start_span("of the application").end()
 
         tracing = Tracing()
