@@ -144,19 +144,20 @@ def await_(aw: Awaitable[T]) -> T:
     # The same hooks from its beginning to its end, whatever is added or removed in between.
     hooks = _hooks
     bridge: Any = None
-    if hooks is not None and not portal.hushed:
-        bridge = hooks.start_bridge(portal, aw, sys._getframe(1))
-    if type(aw) is not CoroutineType or aw.cr_await is not None:
-        aw = awaited(aw)
     # A coroutine that is sent into ends with a StopIteration, whose making and catching costs as
     # much as all the rest of a bridge. A for loop over a generator needs none.
     box: List[T] = []
-    steps: Any = _step(aw, box)
+    steps: Any = None
     answer: Any = None
     handled: Optional[BaseException] = None
     left = 0
-    aw = None  # type: ignore[assignment]  # a failed future would keep this frame, and so itself
     try:
+        if hooks is not None and not portal.hushed:
+            bridge = hooks.start_bridge(portal, aw, sys._getframe(1))
+        if type(aw) is not CoroutineType or aw.cr_await is not None:
+            aw = awaited(aw)
+        steps = _step(aw, box)
+        aw = None  # type: ignore[assignment]  # a failed future would keep this frame, and so itself
         for trap in steps:
             while True:
                 if bridge is not None:
@@ -186,10 +187,14 @@ def await_(aw: Awaitable[T]) -> T:
     except StopIteration:
         pass  # the last step was a send() or a throw(), and the awaitable has returned
     except BaseException as error:
-        _hide_steps(portal, error)
-        leave_handler(error, handled)
-        if bridge is not None:
-            hooks.finish_bridge(bridge, error, left)  # type: ignore[union-attr]
+        try:
+            if steps is None:
+                _discard(aw)  # it was refused
+            _hide_steps(portal, error)
+            leave_handler(error, handled)
+        finally:  # also where a signal handler raises in these
+            if bridge is not None:
+                hooks.finish_bridge(bridge, error, left)  # type: ignore[union-attr]
         # The traceback has this frame: nothing in it may lead back to the task and its exception.
         portal = me = bridge = steps = answer = handled = None
         raise

@@ -6,7 +6,8 @@ hooks that an instrument overrides are ever called, and a program in which nobod
 check per bridge and per step.
 
 An instrument cannot disturb the program that it watches. A hook that raises an `Exception` is
-logged once, through the logger ``greenback``, and its instrument is removed.
+logged once, through the logger ``greenback``, and its instrument is removed. What a signal handler
+raises while a hook runs is no failure of the hook, and reaches the program.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from . import _bridge
+from ._signals import is_from_signal_handler, raise_if_from_signal_handler
 from ._state import Portal
 
 if TYPE_CHECKING:
@@ -105,8 +107,8 @@ class Listener(Protocol):
     """What the runtime tells of portals, bridges and steps.
 
     It never raises, except to refuse a bridge: what `start_bridge` and `suspend_bridge` raise
-    leaves `await_`. When the last switch in either direction began is in ``portal.entered`` and
-    ``portal.left``, for which no call is needed.
+    leaves `await_`. (What a signal handler raises leaves any of them.) When the last switch in
+    either direction began is in ``portal.entered`` and ``portal.left``: no call is needed.
     """
 
     def open_portal(self, portal: Portal, /) -> None: ...
@@ -115,10 +117,7 @@ class Listener(Protocol):
 
     def close_portal(self, portal: Portal, /) -> None: ...
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType, /) -> Any:
-        """What the other three are given of this bridge; None if they are not to be called.
-
-        Whoever raises here closes the awaitable before.
-        """
+        """What the other three are given of this bridge; None if they are not to be called."""
 
     @property
     def suspend_bridge(self) -> Optional[Callable[[Any], None]]:
@@ -236,8 +235,8 @@ def _tell(hooks: _Hooks, *arguments: Any) -> None:
         try:
             hook(*arguments)
         except Exception as failure:
-            if type(instrument) is _AsInstrument:
-                raise  # it refuses the bridge
+            if type(instrument) is _AsInstrument or is_from_signal_handler(failure):
+                raise  # it refuses the bridge; or it is the program's
             # Any other is never felt by the program.
             _failed(instrument, getattr(hook, "__name__", "hook"), failure)
 
@@ -326,7 +325,11 @@ def is_primary(listener: Any) -> bool:
 
 
 def primary_failed(listener: Any, error: Exception) -> None:
-    """Remove the primary listener because it has caught *error* of its own. Logged once."""
+    """Remove the primary listener because it has caught *error* of its own. Logged once.
+
+    Where *error* is not its own, but a signal handler's, it is raised again.
+    """
+    raise_if_from_signal_handler(error)
     with _lock:
         if not is_primary(listener):
             return

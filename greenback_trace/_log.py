@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 import structlog
 from opentelemetry import trace
 
+from greenback._signals import raise_if_from_signal_handler
+
 from ._counts import Ticks
 from ._snapshot import Snapshot
 from ._spans import own_span
@@ -93,6 +95,7 @@ def emit(level: str, event: str, *, site: Optional[str] = None, **fields: Any) -
             fields["span_id"] = trace.format_span_id(context.span_id)
         getattr(_logger(), level)(event, **fields)
     except Exception as error:
+        raise_if_from_signal_handler(error)
         try:
             logging.getLogger("greenback").warning("%s could not be logged: %r", event, error)
         except Exception:  # nothing is left to tell it to
@@ -190,7 +193,8 @@ def _is_enabled_for_debug() -> bool:
                 if ask is not None:
                     return bool(ask(asked, logging.DEBUG))
         return True
-    except Exception:  # it is the application's; `emit` tells of it
+    except Exception as error:  # it is the application's; `emit` tells of it
+        raise_if_from_signal_handler(error)
         return True
 
 

@@ -12,6 +12,8 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, MutableSet, Optional
 
+from greenback._signals import raise_if_from_signal_handler
+
 from ._spans import Spans
 from ._totals import Totals
 
@@ -43,6 +45,7 @@ class Loops:
                 self._at_start()
                 self._watch(portal.library.name, loop)
         except Exception as error:
+            raise_if_from_signal_handler(error)
             if not self._has_failed:
                 self._has_failed = True
                 logging.getLogger("greenback").warning(

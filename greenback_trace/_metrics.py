@@ -15,6 +15,8 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, S
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
+from greenback._signals import raise_if_from_signal_handler
+
 from ._counts import BOUNDS, PORTAL_BOUNDS, Tally, count_of
 from ._sdk import inside, is_within
 from ._snapshot import bridge_attributes
@@ -159,6 +161,7 @@ class Measurements:
                 self._histograms[name].record(spent / 1e9, attributes)
                 self._calls += 1
         except Exception as error:
+            raise_if_from_signal_handler(error)
             self._totals.measurements = None
             logging.getLogger("greenback").error(
                 "greenback's histograms get no more measurements: recording one raised %r",

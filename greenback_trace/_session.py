@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, MutableMapping, Optional, Tuple
 from weakref import WeakKeyDictionary
 
+from greenback._signals import raise_if_from_signal_handler
 from greenback.instruments import is_primary, set_primary
 
 from ._config import Config
@@ -444,6 +445,7 @@ class Gate:
                     error,
                     exc_info=error,
                 )
+                raise_if_from_signal_handler(error)
 
 
 def _tell_slow_step(function: str, seconds: float) -> None:

@@ -6,7 +6,9 @@ count everything all the same.
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
 from contextvars import ContextVar
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
@@ -16,7 +18,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Tracer
 
-from greenback.instruments import primary_failed
+from greenback._signals import raise_if_from_signal_handler
 
 from ._counts import PortalTally, Running, Ticks
 from ._sdk import inside, is_collecting, is_within, unwatch_collections, watch_collections
@@ -107,6 +109,7 @@ class Spans:
         "_budget",
         "_dropped",
         "_dropped_inside",
+        "_failing",
         "_is_private",
         "_only_suspended",
         "_portals",
@@ -149,6 +152,8 @@ class Spans:
     def after_fork(self) -> None:
         """Forget the spans of the parent, whose they are to end. Calls nothing of the SDK."""
         self._process = object()
+        #: Held by whoever tells that spans have failed.
+        self._failing = threading.RLock()
         # Added to and removed from by the thread of the portal.
         self._portals: Dict[Portal, Span] = {}
         self._budget = Budget(self._rate)
@@ -191,7 +196,7 @@ class Spans:
             if self._tracer is not None and not self._is_idle():
                 self._start_portal(portal)
         except Exception as error:
-            primary_failed(self._totals.listener, error)
+            self._failed(error)
 
     def close_portal(self, portal: Portal) -> None:
         tally = portal.note
@@ -202,44 +207,44 @@ class Spans:
                 try:
                     self._end_portal(portal, tally, span)
                 except Exception as error:
-                    primary_failed(self._totals.listener, error)
+                    self._failed(error)
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> Optional[Running]:
         bridge = self._totals.start_bridge(portal, awaitable, frame)
         if bridge is None:
             return None
-        bridge.portal = portal
-        bridge.awaitable = awaitable
-        bridge.opened = None
-        if self._all_bridges and not (self._waits_for_sdk and _no_sdk()):
-            try:
+        try:
+            bridge.opened = None
+            bridge.portal = portal
+            bridge.awaitable = awaitable
+            if self._all_bridges and not (self._waits_for_sdk and _no_sdk()):
                 current = _current_context()
                 if current is not self._unsampled:
                     self._start(bridge, frame, current)
-            except Exception as error:
-                primary_failed(self._totals.listener, error)
+        except BaseException as error:
+            self._failed_to_start(bridge, error)
         return bridge
 
     def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> None:
-        spent = self._totals.finish_bridge(bridge, error, left)
-        # The common cases first: nothing to end, nothing to report.
-        if (
-            spent < self._slow_ns
-            and error is None
-            and not (self._only_suspended and bridge.switches)
-        ):
-            opened = bridge.opened
-            if type(opened) is not _Open:
-                bridge.awaitable = None
-                if opened is not None:
-                    opened.add()
-                return
-        # The next bridge would get it, and that may begin in what is called here.
-        bridge.tally.spares.clear()
         try:
+            spent = self._totals.finish_bridge(bridge, error, left)
+            # The common cases first: nothing to end, nothing to report.
+            if (
+                spent < self._slow_ns
+                and error is None
+                and not (self._only_suspended and bridge.switches)
+            ):
+                opened = bridge.opened
+                if type(opened) is not _Open:
+                    bridge.awaitable = None
+                    if opened is not None:
+                        opened.add()
+                    return
+            # The next bridge would get it, and that may begin in what is called here.
+            bridge.tally.spares.clear()
             self._finish(bridge, error, bridge.started + spent)
-        except Exception as failure:
-            primary_failed(self._totals.listener, failure)
+        except BaseException as failure:
+            self._failed_to_finish(bridge, failure)
 
     def note_misuse(
         self, bridge: Optional[Running], portal: Portal, frame: Any, attributes: Dict[str, Any]
@@ -267,6 +272,43 @@ class Spans:
             return span
         span = trace.get_current_span(self._own_view(_current_context()))
         return span if span.is_recording() else self._portals.get(portal)
+
+    # What has failed
+
+    def _failed(self, error: Exception) -> None:
+        """Make no more spans, because *error* was raised in making one. Logged once."""
+        raise_if_from_signal_handler(error)
+        with self._failing:
+            if self._tracer is None:
+                return
+            self.stop()
+        logging.getLogger("greenback").error(
+            "greenback makes no more spans, because making one raised %r; it still counts",
+            error,
+            exc_info=error,
+        )
+
+    def _failed_to_start(self, bridge: Running, error: BaseException) -> None:
+        try:
+            if not isinstance(error, Exception):
+                raise error
+            self._failed(error)
+        except BaseException:  # then nobody else will finish it
+            self.finish_bridge(bridge, error, 0)
+            raise
+        finally:
+            del error  # its traceback has this frame
+
+    def _failed_to_finish(self, bridge: Running, error: BaseException) -> None:
+        try:
+            if type(bridge.opened) is _Open:
+                self._leave(bridge.opened)  # perhaps once more, which does no harm
+                bridge.opened = None
+            if not isinstance(error, Exception):
+                raise error
+            self._failed(error)
+        finally:
+            del error  # its traceback has this frame
 
     # A portal
 
@@ -364,12 +406,13 @@ class Spans:
 
     def _finish(self, bridge: Running, error: Optional[BaseException], now: int) -> None:
         opened = bridge.opened
-        bridge.opened = None
         if type(opened) is _Open:
             self._leave(opened)
+            bridge.opened = None
             if opened.process is self._process:
                 self._end(opened.span, bridge, error, now, None)
             return
+        bridge.opened = None
         left_out = self._make_late(bridge, error, now, opened)
         # Not when it began, since a counter cannot be taken back.
         if left_out is not None:

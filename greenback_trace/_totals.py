@@ -184,7 +184,6 @@ class Totals:
                     break  # what called it is async, or the portal
                 node = outer
                 frame = caller
-            tally.started += 1
             tally.last = node
             bridge: Running
             try:
@@ -196,6 +195,7 @@ class Totals:
                 bridge.outermost = frame
             bridge.switches = bridge.suspended_ns = bridge.slow_ns = 0
             bridge.started = perf_counter_ns()
+            tally.started += 1  # last: what a signal handler raises in here begins no bridge
             return bridge
         except Exception as error:
             primary_failed(self.listener, error)

@@ -7,9 +7,9 @@ import threading
 from functools import partial
 from time import perf_counter_ns
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Callable, Dict, NoReturn, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
-from greenback._bridge import _discard, await_
+from greenback._bridge import await_
 
 from .._log import slow_step
 from .._sdk import unwatch_collections, watch_collections
@@ -158,6 +158,15 @@ class Debug:
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType) -> Optional[Running]:
         bridge: Optional[Running] = self._start(portal, awaitable, frame)
+        try:
+            self._look(bridge, portal, frame)
+        except BaseException as error:  # it is refused; or a signal handler's
+            if bridge is not None:
+                self.finish_bridge(bridge, error, 0)
+            raise
+        return bridge
+
+    def _look(self, bridge: Optional[Running], portal: Portal, frame: FrameType) -> None:
         node = outermost = None
         if bridge is not None:
             outermost, bridge.outermost = bridge.outermost, None
@@ -178,7 +187,7 @@ class Debug:
                 refused = self._report(finding, bridge, portal, frame)
                 finding = None
                 if refused is not None:
-                    self._refuse(refused, bridge, awaitable)
+                    raise MisuseError(refused)
         if bridge is not None:
             if self.suspend_bridge is not None:
                 try:
@@ -191,7 +200,6 @@ class Debug:
                     bridge.is_clear = False
                     self.misuses.tell_failure("looking for held locks", error)
             bridge.started = perf_counter_ns()  # what was done here is none of the bridge's time
-        return bridge
 
     def _is_clear(
         self, tally: PortalTally, node: Node, frame: FrameType, outermost: Optional[FrameType]
@@ -275,16 +283,6 @@ class Debug:
             "code.function.name": site.function,
         }
         return self._spans.note_misuse(bridge, portal, frame, attributes)
-
-    def _refuse(self, misuse: Misuse, bridge: Optional[Running], awaitable: Any) -> NoReturn:
-        error = MisuseError(misuse)
-        try:
-            if bridge is not None:
-                self.finish_bridge(bridge, error, 0)
-            _discard(awaitable)
-            raise error
-        finally:
-            del error  # its traceback has this frame
 
 
 def _caller_of_await(frame: Optional[FrameType]) -> Optional[FrameType]:

@@ -15,6 +15,8 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
+from greenback._signals import raise_if_from_signal_handler
+
 from .. import _log
 from .._sites import OTHER, Site
 from ._finding import SEVERITY, Finding
@@ -156,7 +158,11 @@ class Misuses:
                 return
 
     def tell_failure(self, what: str, error: Exception) -> None:
-        """Log, once, that something of debug mode has failed: the program does not feel it."""
+        """Log, once, that something of debug mode has failed: the program does not feel it.
+
+        What a signal handler has raised is no failure, and raised again.
+        """
+        raise_if_from_signal_handler(error)
         if not self._has_failed:
             self._has_failed = True
             logging.getLogger("greenback").error(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
+import signal
 import threading
 import types
 import weakref
@@ -659,6 +661,98 @@ class TestBroken:
         with caplog.at_level(logging.CRITICAL, "greenback"):
             self.program(backend)
         assert calls == [STEP]
+
+
+class TimeUp(Exception):
+    """What a signal handler raises in these tests."""
+
+
+def raise_time_up(*args: Any) -> None:
+    raise TimeUp
+
+
+class Handler:
+    """A handler that is an object, or a method of one."""
+
+    def __call__(self, number: int, frame: Any) -> None:
+        raise TimeUp
+
+    def method(self, number: int, frame: Any) -> None:
+        self(number, frame)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signals to spare")
+class TestSignalHandler:
+    """What a signal handler raises is no failure of the hook that it has interrupted."""
+
+    @pytest.mark.parametrize("hook", [STARTED, SUSPENDED, RESUMED, FINISHED])
+    def test_hooks(self, backend: Any, hook: str, added: Callable[[Any], Any]) -> None:
+        """It leaves the bridge, whichever hook it is."""
+        self.check(backend, added, hook, raise_time_up)
+
+    @pytest.mark.parametrize(
+        "handler",
+        [
+            functools.partial(raise_time_up, "something"),
+            functools.partial(functools.partial(raise_time_up)),
+            Handler(),
+            Handler().method,
+            functools.partial(Handler().method),
+        ],
+        ids=["partial", "partials", "object", "method", "partial method"],
+    )
+    def test_handlers(self, backend: Any, handler: Any, added: Callable[[Any], Any]) -> None:
+        """It is known whatever kind of callable has raised it."""
+        self.check(backend, added, STARTED, handler)
+
+    def check(
+        self, backend: Any, added: Callable[[Any], Any], hook: str, handler: Callable[..., None]
+    ) -> None:
+        pending = [signal.SIGUSR1]
+
+        def interrupted(self: Any, *args: Any) -> None:
+            if pending:
+                signal.raise_signal(pending.pop())
+
+        def program() -> None:
+            with pytest.raises(TimeUp):
+                await_(backend.checkpoint())
+            await_(backend.checkpoint())
+
+        instrument = added(type("Interrupted", (Instrument,), {hook: interrupted})())
+        before = signal.signal(signal.SIGUSR1, handler)
+        try:
+            backend.run(greenback.with_portal_run_sync, program)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert not pending
+        remove_instrument(instrument)  # it is still there
+        added(instrument)
+
+    def test_another_thread(
+        self, backend: Any, added: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Handlers run in the main thread: the same function elsewhere is the hook's own."""
+
+        class Broken(Instrument):
+            def bridge_started(self, bridge: Bridge) -> None:
+                raise_time_up()
+
+        def program() -> None:
+            backend.run(greenback.with_portal_run_sync, await_, immediate(1))
+
+        broken = added(Broken())
+        before = signal.signal(signal.SIGUSR1, raise_time_up)
+        try:
+            thread = threading.Thread(target=program)
+            thread.start()
+            thread.join()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        with pytest.raises(KeyError):
+            remove_instrument(broken)
+        (record,) = caplog.records
+        assert "TimeUp" in record.getMessage()
 
 
 class TestHooksThatBridge:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Iterator
 
 import pytest
+import structlog
 
 import greenback
 import greenback_trace
@@ -17,6 +19,9 @@ from greenback_trace import Config
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.common", reason="needs greenback[report]")
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 BRIDGES = """
 import asyncio, logging, os, sys
@@ -125,22 +130,34 @@ class TestExporter:
         assert done.stderr.count("ERROR opentelemetry.") == 1
         assert "greenback" not in done.stderr
 
-    def test_processor_raises(self, python: Any) -> None:
-        """A span processor that raises has tracing removed, and one message says so."""
-        done = python(
-            "-c",
-            BRIDGES + SDK + "from opentelemetry.sdk.trace import SpanProcessor\n"
+    @pytest.mark.parametrize("hook", ["on_start", "on_end"])
+    def test_processor_raises(self, python: Any, hook: str) -> None:
+        """A span processor that raises ends the spans, as one message says, and no metric."""
+        done = self.run(
+            python,
+            "from opentelemetry.sdk.trace import SpanProcessor\n"
             "class Raises(SpanProcessor):\n"
-            "    def on_end(self, span): raise OSError('no processor today')\n"
-            "provider = TracerProvider()\n"
-            "provider.add_span_processor(Raises())\n"
-            "trace.set_tracer_provider(provider)\n"
-            "page(100); page(100)\nprint('done')",
-            GREENBACK_TRACE="1",
+            f"    def {hook}(self, span, parent_context=None):\n"
+            "        started = trace.get_current_span()\n"
+            "        raise OSError('no processor today')\n"
+            "tracers, reader = TracerProvider(), InMemoryMetricReader()\n"
+            "tracers.add_span_processor(Raises())\n"
+            "trace.set_tracer_provider(tracers)\n"
+            "metrics.set_meter_provider(MeterProvider([reader]))\n"
+            "def app(count):\n"
+            "    for _ in range(count):\n"
+            "        greenback.await_(nop(0))\n"
+            "        assert not trace.get_current_span().get_span_context().is_valid\n"
+            "asyncio.run(greenback.with_portal_run_sync(app, 3))\n"
+            + END.replace("== 100", "== 103")
+            + "(resource,) = reader.get_metrics_data().resource_metrics\n"
+            "(scope,) = resource.scope_metrics\n"
+            "(bridges,) = [m for m in scope.metrics if m.name == 'greenback.bridges']\n"
+            "assert sum(point.value for point in bridges.data.data_points) == 103\n",
         )
-        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
-        assert done.stderr.count("ERROR greenback ") == 1
-        assert "was removed" in done.stderr
+        self.messages(done, ours=1, theirs=0)
+        assert "no more spans" in done.stderr
+        assert done.stderr.count("OSError: no processor today") == 1
 
     @pytest.mark.parametrize("processor", ["BatchSpanProcessor", "SimpleSpanProcessor"])
     def test_provider_is_shut_down_early(self, python: Any, processor: str) -> None:
@@ -170,6 +187,109 @@ class TestExporter:
             "greenback_trace.enable(); greenback_trace.enable()\n" + END + "tracers.shutdown()",
         )
         assert done.stderr == ""
+
+
+class TimeUp(Exception):
+    """What a signal handler raises in these tests."""
+
+
+class Nop:
+    """An awaitable that needs no closing."""
+
+    def __await__(self) -> Iterator[Any]:
+        return iter(())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signals to spare")
+class TestSignalHandler:
+    """What a signal handler raises is the program's, also if tracing is what it interrupts."""
+
+    @pytest.fixture
+    def interrupt(self) -> Iterator[Callable[[], None]]:
+        """A signal arrives when this is called for the first time."""
+        left = [signal.SIGUSR1]
+
+        def arrive() -> None:
+            if left:
+                signal.raise_signal(left.pop())
+
+        def handler(number: int, frame: Any) -> None:
+            raise TimeUp
+
+        before = signal.signal(signal.SIGUSR1, handler)
+        yield arrive
+        signal.signal(signal.SIGUSR1, before)
+        assert not left
+
+    @pytest.mark.parametrize("mode", ["on", "debug"])
+    @pytest.mark.parametrize("hook", ["on_start", "on_end"])
+    def test_in_a_processor(
+        self,
+        backend: Any,
+        hook: str,
+        mode: str,
+        interrupt: Callable[[], None],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """It leaves the bridge, which is over then, and the next one is traced as ever."""
+        ended = []
+
+        class Interrupted(SpanProcessor):
+            def on_start(self, span: Any, parent_context: Any = None) -> None:
+                if hook == "on_start" and span.name.startswith("await_"):
+                    interrupt()
+
+            def on_end(self, span: Any) -> None:
+                if span.name.startswith("await_"):
+                    if hook == "on_end":
+                        interrupt()
+                    ended.append(span)
+
+        def program() -> None:
+            with pytest.raises(TimeUp):
+                greenback.await_(Nop())
+            assert trace.get_current_span() is trace.INVALID_SPAN
+            greenback.await_(Nop())
+
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(Interrupted())
+        greenback_trace.enable(config=Config(mode=mode), tracer_provider=provider)
+        backend.run(greenback.with_portal_run_sync, program)
+        # One that has failed gets a span of its own when it has.
+        assert len(ended) == (2 if hook == "on_start" else 1)
+        assert [record.getMessage() for record in caplog.records] == []
+        totals = greenback_trace.snapshot()
+        assert totals.portals["run_sync"].bridges == 2
+        assert totals.active == {backend.name: 0}
+
+    def test_in_a_log(
+        self,
+        backend: Any,
+        interrupt: Callable[[], None],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """It leaves the bridge whose misuse was being logged."""
+
+        def processor(logger: Any, level: str, event: Any) -> Any:
+            if event["event"] == "greenback.misuse":
+                interrupt()
+            raise structlog.DropEvent
+
+        async def program() -> None:
+            await greenback.ensure_portal()
+            with pytest.raises(TimeUp):
+                greenback.await_(Nop())
+            with pytest.warns(greenback_trace.MisuseWarning):
+                greenback.await_(Nop())
+
+        structlog.configure(processors=[processor], cache_logger_on_first_use=False)
+        greenback_trace.enable(config=Config(mode="debug", misuse="warn,async_caller=warn"))
+        try:
+            backend.run(program)
+        finally:
+            structlog.reset_defaults()
+        assert [record.getMessage() for record in caplog.records] == []
+        assert greenback_trace.snapshot().active == {backend.name: 0}
 
 
 class TestFile:
