@@ -26,6 +26,8 @@ CHAIN_LIMIT = 32
 RUNTIME = os.path.dirname(greenback.__file__) + os.sep
 _ADAPTERS_FILE = RUNTIME + "_adapters.py"
 
+#: Callers that are kept apart, for each site that is.
+CALLERS_PER_SITE = 20
 #: Sites over the limit that are told apart, for each that is kept.
 _LEFT_OUT_PER_SITE = 20
 
@@ -147,6 +149,10 @@ class Sites:
         site = self._calling.get(key)
         if site is None:
             with self._lock:
+                if len(self._calling) >= self._limit * CALLERS_PER_SITE:
+                    # What is in use is kept by whoever uses it. Code that is compiled again and
+                    # again, as that of templates, would otherwise stay for ever.
+                    self._calling.clear()
                 site = self._calling.setdefault(key, site_of(frame))
         return site
 

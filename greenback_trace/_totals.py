@@ -40,6 +40,7 @@ from ._counts import (
 )
 from ._sites import (
     ASYNC,
+    CALLERS_PER_SITE,
     CHAIN_LIMIT,
     OTHER,
     RUNTIME,
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
     from ._counts import Chain
     from ._metrics import Measurements
 
-#: Nodes that a thread learns at most, for each site that may be kept. A node takes 250 bytes.
-_NODES_PER_SITE = 20
 #: In place of the key of what is too much.
 _OVERFLOW = 0
 
@@ -106,7 +105,9 @@ class Totals:
 
     def __init__(self, site_limit: int, slow_ns: int = 100_000_000) -> None:
         self._site_limit = site_limit
-        self._node_limit = site_limit * _NODES_PER_SITE
+        #: Nodes that a thread learns at most, each of which takes 250 bytes; and chains that are
+        #: kept of threads that have ended.
+        self._node_limit = site_limit * CALLERS_PER_SITE
         self._slow_ns = slow_ns
         #: Samples for the histograms of an SDK, if there is one.
         self.measurements: Optional[Measurements] = None
@@ -541,8 +542,17 @@ class Totals:
                 self._all.remove(counts)
             except ValueError:
                 continue  # a finalizer that ran in here was the first in its thread to bridge
-            _add_nodes(self._ended_chains, counts)
-            self._ended.add(counts)
+            self._add_ended(counts)
+
+    def _add_ended(self, counts: Counts) -> None:
+        for node in counts.nodes:
+            if node.bridges:
+                chain = node.chain()
+                is_full = len(self._ended_chains) >= self._node_limit
+                if is_full and len(chain) > 1 and chain not in self._ended_chains:
+                    chain = (OTHER, chain[-1])
+                _add(self._ended_chains, chain, node)
+        self._ended.add(counts)
 
 
 def ending_of(error: Optional[BaseException], suspended: bool) -> Ending:

@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 import threading
+import weakref
 from typing import Any, Callable, List
 
 import pytest
@@ -322,6 +323,34 @@ class TestChains:
         assert 2 < len(snapshot.chains) < 60
         (others,) = (chain for chain in snapshot.chains if chain.chain[0] == "_OTHER")
         assert others.bridges > 1
+
+    @pytest.mark.parametrize("is_same", [True, False])
+    def test_many_in_many_threads(self, backend: Any, is_same: bool) -> None:
+        """What short-lived threads compile does not stay: a template, say, or one for each user."""
+        codes = []
+
+        def program(n: int) -> None:
+            functions: Any = {"bridge": bridge_to_nop}
+            exec(f"def f{'' if is_same else n}(): bridge()", functions)
+            (function,) = (value for name, value in functions.items() if name[0] == "f")
+            codes.append(weakref.ref(function.__code__))
+            function()
+
+        greenback_trace.enable(config=Config(spans="none", sites=1))
+        for n in range(60):
+            thread = threading.Thread(
+                target=backend.run, args=(greenback.with_portal_run_sync, program, n)
+            )
+            thread.start()
+            thread.join()
+        gc.collect()
+        greenback_trace.snapshot()  # PyPy knows only now that they have ended
+        snapshot = greenback_trace.snapshot()
+        assert [site.bridges for site in snapshot.sites] == [60]
+        assert sum(chain.bridges for chain in snapshot.chains) == 60
+        assert len(snapshot.chains) == 1 if is_same else 2 < len(snapshot.chains) < 30
+        gc.collect()
+        assert len([code for code in codes if code() is not None]) < 50
 
 
 class TestPortals:
