@@ -15,7 +15,7 @@ import gc
 import sys
 import threading
 from types import FrameType
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Set, Tuple
 
 
 class _Inside(threading.local):
@@ -44,6 +44,8 @@ _here = threading.local()
 # Methods in C. In a function, a signal handler might run, and what it raises would be lost, since
 # the collector ignores exceptions: a KeyboardInterrupt, say. Another thread might run, too.
 _notes: Tuple[Any, ...] = (_last.__setattr__, _here.__setattr__)
+#: By their ids. Each of them takes itself off.
+_watchers: Set[int] = set()
 
 
 def is_collecting() -> bool:
@@ -51,14 +53,16 @@ def is_collecting() -> bool:
     return getattr(_here, "start", None) is _last.said
 
 
-def watch_collections() -> None:
-    """Have `is_collecting` tell."""
+def watch_collections(whom: object) -> None:
+    """Have `is_collecting` tell, for *whom*: until nobody wants to know any more."""
     if _COLLECTS_ANYWHERE:
+        _watchers.add(id(whom))
         gc.callbacks.extend([note for note in _notes if note not in gc.callbacks])
 
 
-def unwatch_collections() -> None:
-    if _COLLECTS_ANYWHERE:
+def unwatch_collections(whom: object) -> None:
+    _watchers.discard(id(whom))
+    if _COLLECTS_ANYWHERE and not _watchers:
         for note in _notes:
             if note in gc.callbacks:
                 gc.callbacks.remove(note)

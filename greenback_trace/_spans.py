@@ -169,13 +169,13 @@ class Spans:
         self._waits_for_sdk = type(tracer) is trace.ProxyTracer
         self._all_bridges = self._which == "all"
         self._tracer = tracer
-        watch_collections()
+        watch_collections(self)
 
     def stop(self) -> None:
         """Make no more. Those that are open are still ended."""
         self._tracer = None
         self._all_bridges = False
-        unwatch_collections()
+        unwatch_collections(self)
 
     def count_dropped(self) -> int:
         """The spans that were left out because of the limit: a bridge's, once it has finished."""

@@ -125,7 +125,7 @@ class Debug:
         totals.gives_outermost = True
         totals.on_slow_step = self._tell_slow_step
         totals.what_held = self._what_held
-        watch_collections()  # for allow()
+        watch_collections(self)  # for allow()
         self.open_portal = inner.open_portal
         self.enter_portal = inner.enter_portal
         self._start = inner.start_bridge
@@ -150,7 +150,7 @@ class Debug:
         """Leave nothing of debug mode behind."""
         self.misuses.log_postponed()
         self._watchdog.stop()
-        unwatch_collections()
+        unwatch_collections(self)
         if self.suspend_bridge is not None:
             _locks.uninstall()
 

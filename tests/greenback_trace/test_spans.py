@@ -724,6 +724,17 @@ class TestSurroundings:
         greenback_trace.disable()
         assert gc.callbacks == before
 
+    def test_debug_mode_without_spans(self) -> None:
+        """Debug mode goes on watching the collector where there are no more spans."""
+        before = list(gc.callbacks)
+        tracing = Tracing()
+        tracing.enable(mode="debug")
+        watched = list(gc.callbacks)
+        tracing.provider.shutdown()
+        assert gc.callbacks == watched
+        greenback_trace.disable()
+        assert gc.callbacks == before
+
     def test_slow_step(self, backend: Any) -> None:
         """A bridge that held the event loop for too long says so."""
 
