@@ -14,8 +14,6 @@ KIND = "gc_callback"
 
 
 def suspect(frame: FrameType, caller: FrameType) -> Optional[Suspicion]:
-    if not gc.callbacks:
-        return None
     arguments = arguments_of(frame)
     for phase, info in zip(arguments, arguments[1:]):
         if (
@@ -23,12 +21,14 @@ def suspect(frame: FrameType, caller: FrameType) -> Optional[Suspicion]:
             and "generation" in info
             and type(phase) is str
             and phase in ("start", "stop")
-            and any(map(leads_to(frame.f_code), gc.callbacks))
         ):
+            evidence = [f"it was handed {phase!r} and a collection's figures"]
+            if any(map(leads_to(frame.f_code), gc.callbacks)):
+                evidence.append("it is in gc.callbacks")
             return Suspicion(
                 KIND,
                 f"{name_of_code(frame)}, a hook in gc.callbacks",
-                (f"it is in gc.callbacks, and was handed {phase!r} and a collection's figures",),
+                tuple(evidence),
                 handed=info,
             )
     return None

@@ -68,6 +68,21 @@ class TestHook:
 
         assert "gc.callbacks" in looking.only(backend, run, KIND).subject
 
+    def test_that_takes_itself_off(
+        self, backend: Any, looking: Any, bridge: Any, hook: Any
+    ) -> None:
+        """A hook for the next collection only is one while it runs."""
+
+        def once(phase: str, info: Any) -> None:
+            gc.callbacks.remove(once)
+            bridge()
+
+        def run() -> None:
+            hook(once)
+            gc.collect()
+
+        assert "gc.callbacks" in looking.only(backend, run, KIND).subject
+
     def test_of_any_collection(self, backend: Any, looking: Any, bridge: Any, hook: Any) -> None:
         """So it is in a collection that begins at an arbitrary moment."""
 
