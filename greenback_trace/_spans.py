@@ -20,6 +20,8 @@ from opentelemetry.trace import Span, Tracer
 
 from greenback._signals import raise_if_from_signal_handler
 
+from ._attributes import first_attributes, portal_attributes
+from ._budget import Budget
 from ._counts import PortalTally, Running, Ticks
 from ._sdk import inside, is_collecting, is_within, unwatch_collections, watch_collections
 from ._totals import Totals, full_name, is_cancellation, task_name
@@ -30,41 +32,8 @@ if TYPE_CHECKING:
 _OWN_SPAN = otel_context.create_key("greenback-span")
 #: With this, an SDK asks for what it does to export not to be traced.
 _SUPPRESSED = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
-_SECOND = 1_000_000_000
 #: The kinds of portals whose spans are parents of the bridges in them: they end with one call.
 _ROOTS = ("run", "run_sync")
-
-
-class Budget:
-    """At most so many per second. With a rate of 0, there is no limit.
-
-    Times are those of `time.perf_counter_ns`, which whoever asks has at hand.
-    """
-
-    __slots__ = ("_left", "_rate", "_since", "empty_until")
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._left = rate
-        self._since = perf_counter_ns()
-        #: Until then, there is none left.
-        self.empty_until = 0
-
-    def has_some(self, now: int) -> bool:
-        # Two threads can both take the last one: a limit that is exact is not worth a lock.
-        if not self._rate or self._left >= 1:
-            return True
-        passed = now - self._since
-        if passed < _SECOND:
-            self.empty_until = self._since + _SECOND
-            return False
-        # With a rate below 1, what is left over adds up.
-        self._left = min(self._left + passed / _SECOND * self._rate, max(self._rate, 1.0))
-        self._since = now
-        return self._left >= 1
-
-    def take(self) -> None:
-        self._left -= 1
 
 
 class _Open:
@@ -348,7 +317,7 @@ class Spans:
             if name is not None:
                 span.set_attribute("greenback.task.name", name)
             if tally is not None:
-                span.set_attributes(_portal_attributes(tally))
+                span.set_attributes(portal_attributes(tally))
             span.end()
         finally:
             inside.now = False
@@ -471,7 +440,7 @@ class Spans:
             return self._tracer.start_span(
                 f"await_ {bridge.node.root().site.qualname}",
                 parent,
-                attributes=_first_attributes(bridge),
+                attributes=first_attributes(bridge),
                 links=() if link is None else (trace.Link(link.get_span_context()),),
                 start_time=start_time,
             )
@@ -564,38 +533,3 @@ def _has_span(view: Context) -> bool:
 def _no_sdk() -> bool:
     """Whether the global tracer provider is still the proxy that waits for one."""
     return getattr(trace, "_TRACER_PROVIDER", trace) is None
-
-
-def _first_attributes(bridge: Running) -> Dict[str, Any]:
-    chain = bridge.node.chain()
-    site = chain[-1]
-    attributes: Dict[str, Any] = {
-        "code.function.name": site.function,
-        "greenback.async_library": bridge.tally.library_name,
-        "greenback.awaitable": _awaitable_name(bridge.awaitable),
-        "greenback.sync_depth": 0 if site.is_async else len(chain),
-        "greenback.sync_chain": () if site.is_async else tuple(map(str, chain)),
-    }
-    if site.file:
-        attributes["code.file.path"] = site.file
-        attributes["code.line.number"] = site.line
-    return attributes
-
-
-def _portal_attributes(tally: PortalTally) -> Dict[str, Any]:
-    return {
-        "greenback.portal.bridges": tally.bridges,
-        "greenback.portal.suspended": tally.suspended,
-        "greenback.portal.errors": tally.errors,
-        "greenback.portal.switches": tally.switches,
-        "greenback.portal.bridge_time": tally.time_ns / 1e9,
-        "greenback.portal.suspended_time": tally.suspended_ns / 1e9,
-        "greenback.portal.switch_time": tally.switch_ns / 1e9,
-        "greenback.portal.step_time_max": tally.step_max_ns / 1e9,
-        "greenback.portal.slow_steps": tally.slow_steps,
-    }
-
-
-def _awaitable_name(awaitable: Any) -> str:
-    name = getattr(awaitable, "__qualname__", None)
-    return name if isinstance(name, str) else full_name(type(awaitable))

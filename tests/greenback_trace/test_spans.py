@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager
-from typing import Any, AsyncIterator, Callable, Dict, List, Optional
+from typing import Any, AsyncIterator, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
@@ -152,6 +152,23 @@ class TestBridgeSpan:
             caller.split(" ")[0].rpartition(".")[2] for caller in found["greenback.sync_chain"]
         ] == ["program", "site"]
         assert span.status.status_code is trace.StatusCode.UNSET
+
+    def test_awaitable_of_any_kind(self, backend: Any) -> None:
+        """An awaitable is named without asking it anything."""
+
+        class Request:
+            def __await__(self) -> Iterator[Any]:
+                return iter(())
+
+            def __getattr__(self, name: str) -> Any:
+                raise ValueError(name)
+
+        tracing = Tracing()
+        tracing.enable()
+        backend.run(greenback.with_portal_run_sync, greenback.await_, Request())
+        (span,) = tracing.bridges()
+        name = attributes(span)["greenback.awaitable"]
+        assert name == f"{__name__}.{Request.__qualname__}"
 
     def test_error(self, backend: Any) -> None:
         """A bridge that raises has the status and the type of the error, and nothing else of it."""
@@ -724,6 +741,7 @@ class TestSurroundings:
         greenback_trace.disable()
         assert gc.callbacks == before
 
+    @pytest.mark.skipif(sys.implementation.name == "pypy", reason="has no gc.callbacks")
     def test_debug_mode_without_spans(self) -> None:
         """Debug mode goes on watching the collector where there are no more spans."""
         before = list(gc.callbacks)

@@ -1,0 +1,39 @@
+"""How many spans are made in a second."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+_SECOND = 1_000_000_000
+
+
+class Budget:
+    """At most so many per second. With a rate of 0, there is no limit.
+
+    Times are those of `time.perf_counter_ns`, which whoever asks has at hand.
+    """
+
+    __slots__ = ("_left", "_rate", "_since", "empty_until")
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._left = rate
+        self._since = perf_counter_ns()
+        #: Until then, there is none left.
+        self.empty_until = 0
+
+    def has_some(self, now: int) -> bool:
+        # Two threads can both take the last one: a limit that is exact is not worth a lock.
+        if not self._rate or self._left >= 1:
+            return True
+        passed = now - self._since
+        if passed < _SECOND:
+            self.empty_until = self._since + _SECOND
+            return False
+        # With a rate below 1, what is left over adds up.
+        self._left = min(self._left + passed / _SECOND * self._rate, max(self._rate, 1.0))
+        self._since = now
+        return self._left >= 1
+
+    def take(self) -> None:
+        self._left -= 1
