@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -46,6 +47,16 @@ def _telling() -> Iterator[None]:
     except NothingToReportError as error:
         click.echo(f"greenback-trace: {error}", err=True)
         sys.exit(2)
+
+
+@contextmanager
+def _printing() -> Iterator[Console]:
+    """What prints tables to standard output."""
+    # Names of a trace have letters that the encoding may not have, and halves of surrogate pairs,
+    # which none has.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    yield Console(highlight=False)
 
 
 @click.group()
@@ -127,7 +138,8 @@ def report(
     if as_json:
         click.echo(json.dumps(as_dict(trace, sites[:top]), indent=2))
     else:
-        show(trace, sites, top or 20, sort, Console(highlight=False))
+        with _printing() as console:
+            show(trace, sites, top or 20, sort, console)
 
 
 def _report_fleet(
@@ -144,7 +156,8 @@ def _report_fleet(
     if as_json:
         click.echo(json.dumps(fleet.as_dict(functions[:top]), indent=2))
     else:
-        show_fleet(fleet, functions, top or 20, sort, Console(highlight=False))
+        with _printing() as console:
+            show_fleet(fleet, functions, top or 20, sort, console)
 
 
 @main.command()
@@ -216,7 +229,8 @@ def plan(files: Tuple[str, ...], weight: str, roots: Tuple[str, ...], as_json: b
     if as_json:
         click.echo(json.dumps(planned.as_dict(), indent=2))
     else:
-        show_plan(planned, Console(highlight=False))
+        with _printing() as console:
+            show_plan(planned, console)
 
 
 @main.command()
@@ -245,7 +259,8 @@ def diff(before: str, after: str, top: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(made.as_dict(), indent=2))
     else:
-        show_diff(made, top, Console(highlight=False))
+        with _printing() as console:
+            show_diff(made, top, console)
 
 
 @main.command()

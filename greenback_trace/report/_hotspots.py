@@ -15,7 +15,7 @@ from rich.text import Text
 from ..misuse._finding import SEVERITY
 from ._durations import Durations
 from ._trace import Numbers, SiteReport, Trace
-from ._wording import digits, duration, place_of, plural
+from ._wording import digits, duration, marks, place_of, plural
 
 #: From so many columns on, a site has one line for all numbers.
 _WIDE = 160
@@ -194,7 +194,7 @@ def _lines(*lines: Union[str, Tuple[str, str]]) -> Text:
 
 def _bars(longest: float, console: Console) -> _Bar:
     """Bars of the total time: what it waited, and what it held the loop."""
-    held, waited, little = _marks(console)
+    held, waited, little = marks(console)
 
     def bar(site: SiteReport, width: int) -> Text:
         if not site.time or not longest:
@@ -210,12 +210,8 @@ def _bars(longest: float, console: Console) -> _Bar:
     return bar
 
 
-def _marks(console: Console) -> Tuple[str, str, str]:
-    return ("#", "-", ".") if console.options.ascii_only else ("█", "░", "▏")
-
-
 def _legend(console: Console) -> str:
-    held, waited, _ = _marks(console)
+    held, waited, _ = marks(console)
     return f"{waited} waiting {held} holding"
 
 

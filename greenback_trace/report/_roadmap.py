@@ -12,7 +12,7 @@ from rich.text import Text
 from ._classify import AWAIT, CONSTRUCT, CONVERTIBLE, THIRD_PARTY, UNKNOWN, Frame
 from ._edits import Edit
 from ._plan import Plan, Step
-from ._wording import digits, duration, place_of, plural
+from ._wording import digits, duration, marks, place_of, plural
 
 _BAR = 20
 _BLOCKED = 20
@@ -88,11 +88,12 @@ def _show_step(number: int, step: Step, shown: Set[str], console: Console) -> No
     names = len(step.functions)
     title = f"make {names} {plural(names, 'function')} async" if names else "plain awaits"
     _print(console, f"Step {number}: {title}", style="bold")
+    full, empty, _ = marks(console)
     filled = round(_BAR * step.share)
     _print(
         console,
-        f"{'█' * filled}{'░' * (_BAR - filled)} {step.share:.1%} removed so far; this step removes "
-        f"{digits(step.removed.bridges)} {plural(step.removed.bridges, 'bridge')} and "
+        f"{full * filled}{empty * (_BAR - filled)} {step.share:.1%} removed so far; this step "
+        f"removes {digits(step.removed.bridges)} {plural(step.removed.bridges, 'bridge')} and "
         f"{duration(step.removed.time)}; about {digits(step.bridges_left)} are left",
         2,
     )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Tuple
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def place_of(file: str, line: int) -> str:
@@ -36,3 +40,8 @@ def duration(value: float) -> str:
         if value < limit:
             return f"{value * factor:.1f} {unit}"
     return f"{value:,.1f} s"
+
+
+def marks(console: Console) -> Tuple[str, str, str]:
+    """What bars are made of: full, empty, and the least that there is."""
+    return ("#", "-", ".") if console.options.ascii_only else ("█", "░", "▏")
