@@ -37,6 +37,7 @@ from .report._progress import progress_of
 from .report._prometheus import ask_prometheus
 from .report._prometheus_table import show_fleet
 from .report._roadmap import show_plan
+from .report._wording import visible
 
 
 @contextmanager
@@ -45,7 +46,8 @@ def _telling() -> Iterator[None]:
     try:
         yield
     except NothingToReportError as error:
-        click.echo(f"greenback-trace: {error}", err=True)
+        for message in error.args:
+            click.echo(f"greenback-trace: {visible(message)}", err=True)
         sys.exit(2)
 
 

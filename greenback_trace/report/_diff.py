@@ -124,7 +124,7 @@ def diff(before: str, after: str) -> Diff:
         except NothingToReportError as error:
             errors.append(f"{which}: {error}")
     if errors:
-        raise NothingToReportError("\n".join(errors))
+        raise NothingToReportError(*errors)
     return compare(*traces)
 
 

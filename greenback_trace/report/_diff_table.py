@@ -23,7 +23,7 @@ from ._diff import (
     per_bridge,
 )
 from ._trace import Numbers
-from ._wording import digits, duration, plural
+from ._wording import digits, duration, plural, visible
 
 _WIDE = 120
 _STYLES = {
@@ -40,7 +40,7 @@ def show_diff(diff: Diff, top: int, console: Console) -> None:
     """Print the totals, and the sites and sync chains that are not as before."""
     console.print(_headline(diff))
     for note in diff.notes:
-        console.print(Text(f"{note}.", style="yellow"))
+        console.print(Text(visible(f"{note}."), style="yellow"))
     console.print()
     console.print(_totals(diff))
     is_wide = console.width >= _WIDE
@@ -49,7 +49,7 @@ def show_diff(diff: Diff, top: int, console: Console) -> None:
         "Sites",
         "function, file",
         [
-            (site, Text.assemble(site.function, separator, (site.file, "dim")))
+            (site, Text.assemble(visible(site.function), separator, (visible(site.file), "dim")))
             for site in diff.sites
         ],
         diff,
@@ -64,7 +64,9 @@ def show_diff(diff: Diff, top: int, console: Console) -> None:
             [
                 (
                     chain,
-                    Text.assemble(" > ".join(chain.functions), direct if chain.is_direct else ""),
+                    Text.assemble(
+                        visible(" > ".join(chain.functions)), direct if chain.is_direct else ""
+                    ),
                 )
                 for chain in diff.chains
             ],

@@ -15,7 +15,7 @@ from rich.text import Text
 from ..misuse._finding import SEVERITY
 from ._durations import Durations
 from ._trace import Numbers, SiteReport, Trace
-from ._wording import digits, duration, marks, place_of, plural
+from ._wording import digits, duration, marks, place_of, plural, visible
 
 #: From so many columns on, a site has one line for all numbers.
 _WIDE = 160
@@ -73,7 +73,7 @@ def _headline(trace: Trace, sites: Sequence[SiteReport]) -> Text:
         f"{duration(total.time)} in total, {duration(total.suspended_time)} of it waiting."
     )
     services = ", ".join(
-        name if len(trace.services) == 1 else f"{name} ({count})"
+        visible(name) if len(trace.services) == 1 else f"{visible(name)} ({count})"
         for name, count in sorted(trace.services.items(), key=lambda item: (-item[1], item[0]))
     )
     source = (
@@ -137,7 +137,7 @@ def _wide_site_table(sites: Sequence[SiteReport], title: str, bar: _Bar, console
     for number, site in enumerate(sites, 1):
         cells: List[RenderableType] = [
             str(number),
-            _lines(site.function, (place_of(site.file, site.line), "dim")),
+            _lines(visible(site.function), (place_of(site.file, site.line), "dim")),
             _lines(_names(site.observed.awaitables), (_names(site.observed.tasks), "dim")),
             digits(site.bridges),
             _share(site),
@@ -169,7 +169,7 @@ def _narrow_site_table(
         table.add_row(
             str(number),
             Group(
-                Text(site.function),
+                Text(visible(site.function)),
                 Text(place_of(site.file, site.line), style="dim"),
                 *([Text(f"{awaits}, in {tasks}" if tasks else awaits)] if awaits else []),
                 bar(site, _BAR),
@@ -218,7 +218,7 @@ def _legend(console: Console) -> str:
 def _names(names: Dict[str, int]) -> str:
     most = sorted(names.items(), key=lambda item: (-item[1], item[0]))
     left = len(most) - _NAMES
-    return ", ".join(name for name, _ in most[:_NAMES]) + (f" +{left}" if left > 0 else "")
+    return ", ".join(visible(name) for name, _ in most[:_NAMES]) + (f" +{left}" if left > 0 else "")
 
 
 def _share(site: SiteReport) -> str:
@@ -289,7 +289,7 @@ def _show_chains(sites: Sequence[SiteReport], console: Console) -> None:
 
 
 def _site_chains(number: int, site: SiteReport) -> RenderableType:
-    parts: List[RenderableType] = [Text(f"{number}  {site.function}", style="bold")]
+    parts: List[RenderableType] = [Text(f"{number}  {visible(site.function)}", style="bold")]
     chains = sorted(site.chains.items(), key=lambda item: -item[1].time)
     for chain, numbers in chains[:_CHAINS_PER_SITE]:
         parts.append(_indented(3, _summary(numbers)))
@@ -340,7 +340,7 @@ def _portal_table(trace: Trace) -> Optional[Table]:
         table.add_column(name, justify="right")
     for kind, portals in sorted(trace.portals.items(), key=lambda item: -item[1].opened):
         table.add_row(
-            Text(kind),
+            Text(visible(kind)),
             digits(portals.opened),
             digits(portals.active),
             *_quantiles(portals.lifetimes),
@@ -373,7 +373,7 @@ def _slow_step_table(trace: Trace) -> Optional[Table]:
     table.add_column("steps", justify="right")
     most = sorted(trace.slow_steps.items(), key=lambda item: (-item[1], item[0]))
     for function, count in most[:_SLOW_STEPS]:
-        table.add_row(Text(function), digits(count))
+        table.add_row(Text(visible(function)), digits(count))
     left = most[_SLOW_STEPS:]
     if left:
         count = sum(count for _, count in left)
@@ -398,14 +398,16 @@ def _misuse_table(trace: Trace) -> Optional[Table]:
     for (kind, function), count in sorted(trace.misuses.items(), key=order):
         severity = SEVERITY.get(kind, "?")
         style = _SEVERITY_STYLES.get(severity, "")
-        table.add_row(Text(kind), Text(severity, style=style), Text(function), digits(count))
+        table.add_row(
+            Text(visible(kind)), Text(severity, style=style), Text(visible(function)), digits(count)
+        )
     return table
 
 
 def _dropped(trace: Trace) -> Text:
     lines = ["Left out by tracing; counts and times are exact nevertheless:"]
     lines += [
-        f"  {digits(count)} {plural(count, item)} ({reason})"
+        f"  {digits(count)} {plural(count, visible(item))} ({visible(reason)})"
         for (item, reason), count in sorted(trace.dropped.items(), key=lambda each: -each[1])
     ]
     return Text("\n".join(lines), style="yellow")
@@ -414,7 +416,7 @@ def _dropped(trace: Trace) -> Text:
 def _broken_lines(trace: Trace) -> Text:
     count = trace.broken_lines
     lines = [f"{digits(count)} {plural(count, 'line')} could not be read and left out:"]
-    lines += [f"  {line}" for line in trace.broken[:_BROKEN_LINES]]
+    lines += [f"  {visible(line)}" for line in trace.broken[:_BROKEN_LINES]]
     if count > _BROKEN_LINES:
         lines.append(f"  and {digits(count - _BROKEN_LINES)} more")
     return Text("\n".join(lines), style="yellow")
@@ -423,5 +425,5 @@ def _broken_lines(trace: Trace) -> Text:
 def _split(caller: str) -> Tuple[str, str]:
     match = _CALLER.fullmatch(caller)
     if match is None:
-        return caller, ""
-    return match["function"], place_of(match["file"], int(match["line"]))
+        return visible(caller), ""
+    return visible(match["function"]), place_of(match["file"], int(match["line"]))

@@ -25,7 +25,7 @@ Line = Tuple[str, int, Union[bytes, str]]
 
 
 class NothingToReportError(Exception):
-    """The files have nothing in them that could be reported. The message says what to do."""
+    """The files have nothing in them that could be reported. Its messages say what to do."""
 
 
 class Input:

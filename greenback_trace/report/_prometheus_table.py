@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ._prometheus import Fleet, FunctionReport
 from ._trace import Numbers
-from ._wording import digits, duration, plural
+from ._wording import digits, duration, plural, visible
 
 _WIDE = 120
 
@@ -86,7 +86,9 @@ def _table(functions: Sequence[FunctionReport], sort: str, is_wide: bool) -> Tab
         cells.append(digits(function.errors))
         if is_wide:
             cells.append(digits(function.cancelled))
-        table.add_row(str(number), Text(function.function), *cells, str(function.instances))
+        table.add_row(
+            str(number), Text(visible(function.function)), *cells, str(function.instances)
+        )
     return table
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from ._classify import AWAIT, CONSTRUCT, CONVERTIBLE, THIRD_PARTY, UNKNOWN, Frame
 from ._edits import Edit
 from ._plan import Plan, Step
-from ._wording import digits, duration, marks, place_of, plural
+from ._wording import digits, duration, marks, place_of, plural, visible
 
 _BAR = 20
 _BLOCKED = 20
@@ -48,7 +48,7 @@ def _print(console: Console, text: str, indent: int = 0, style: str = "") -> Non
     grid = Table.grid()
     grid.add_column(width=indent)
     grid.add_column(overflow="fold")
-    grid.add_row("", Text(text, style=style))
+    grid.add_row("", Text(visible(text), style=style))
     console.print(grid)
 
 

@@ -17,6 +17,7 @@ from textual.widgets import DataTable, Footer, Static
 
 from ._input import NothingToReportError
 from ._live import Live, Now, SiteNow, TaskNow
+from ._wording import visible
 
 #: Seconds between two looks.
 _INTERVAL = 0.5
@@ -233,18 +234,19 @@ class _Stack(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="frame"):
-            yield Static(Text(self._task_now.stack))
+            lines = self._task_now.stack.split("\n")
+            yield Static(Text("\n".join(map(visible, lines))))
         yield Footer()
 
 
 def _summary(now: Now) -> Text:
     processes = "1 process" if now.processes == 1 else f"{now.processes} processes"
-    text = Text(f"{now.who or processes}  ", no_wrap=True, overflow="ellipsis")
+    text = Text(f"{visible(now.who) or processes}  ", no_wrap=True, overflow="ellipsis")
     text.append(f"{now.bridges_rate:,.1f} bridges/s", style="bold")
     text.append(f"  {now.under_way:,.0f} under way  ")
     text.append(f"event loop held {now.held:.0%} of the time", style="bold")
     portals = [
-        f"{kind} {active:,.0f} open of {opened:,.0f}"
+        f"{visible(kind)} {active:,.0f} open of {opened:,.0f}"
         for kind, (active, opened) in sorted(now.portals.items())
     ]
     text.append("\nportals: " + (", ".join(portals) or "none yet"))
@@ -252,7 +254,7 @@ def _summary(now: Now) -> Text:
     text.append(*_holder(now))
     slow = sorted(now.slow_steps.items(), key=lambda item: (-item[1][1], -item[1][0]))
     text.append("\nslow steps: ")
-    who = [f"{function} {count:,.0f}" for function, (count, _) in slow[:3]]
+    who = [f"{visible(function)} {count:,.0f}" for function, (count, _) in slow[:3]]
     text.append(", ".join(who) or "none", style="red" if who else "")
     return text
 
@@ -269,7 +271,8 @@ def _holder(now: Now) -> Tuple[str, str]:
         return f"right now no portal holds the loop, {now.parked_count:,} tasks are parked", ""
     first = now.holding[0]
     others = f", and {len(now.holding) - 1} more" if len(now.holding) > 1 else ""
-    return f"{first.name} holds the loop{_since(first)}: {first.where}{others}", "bold yellow"
+    who = f"{first.name} holds the loop{_since(first)}: {first.where}{others}"
+    return visible(who), "bold yellow"
 
 
 def _since(task: TaskNow) -> str:
@@ -289,10 +292,10 @@ def _site_cells(site: SiteNow) -> List[str]:
         f"{site.errors:,.0f}",
         f"{site.time:,.2f} s",
         f"{site.waiting:,.2f} s",
-        site.function,
+        visible(site.function),
     ]
 
 
 def _task_cells(task: TaskNow) -> List[str]:
     since = "?" if task.seconds is None else _seconds(task.seconds)
-    return [since, task.name, task.library, task.portal, task.where]
+    return [since, *map(visible, (task.name, task.library, task.portal, task.where))]

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def place_of(file: str, line: int) -> str:
-    """``file:line``, relative to the current directory or to where packages are installed."""
+    """``file:line``, relative to the current directory or to where packages are installed.
+
+    It is `visible`.
+    """
     if not file:
         return ""
     here = os.getcwd().rstrip(os.sep) + os.sep
@@ -19,7 +22,19 @@ def place_of(file: str, line: int) -> str:
     _, installed, inside = file.rpartition(f"{os.sep}site-packages{os.sep}")
     if installed:
         file = inside
-    return f"{file}:{line}"
+    return f"{visible(file)}:{line}"
+
+
+def visible(text: str) -> str:
+    """*text* in one line that does nothing to a terminal: the escapes of what cannot be printed.
+
+    Among that are control characters and those that change the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def digits(value: float) -> str:

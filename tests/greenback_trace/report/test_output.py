@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("click", reason="the report needs greenback[report]")
 pytest.importorskip("rich", reason="the report needs greenback[report]")
 
-from .test_cli import REPOSITORY, chain, request
+from .test_cli import REPOSITORY, chain, point, request
 
 COMMANDS: List[Tuple[str, ...]] = [
     ("report", "after.jsonl"),
@@ -78,3 +79,86 @@ class TestEncoding:
         done = call(tmp_path, arguments, PYTHONIOENCODING="utf-8")
         assert (done.returncode, done.stderr) == (0, b"")
         assert b"shop.\\udcff" in done.stdout or b"async def \\udcff" in done.stdout
+
+
+class TestControlCharacters:
+    """A trace is a file that somebody else may have written."""
+
+    NAME = "shop.\x1b[31mred\x07\r\n0 bridges\x9b2J\u202e\t"
+    SEEN = r"shop.\x1b[31mred\x07\r\n0 bridges\x9b2J\u202e\t"
+
+    def is_harmless(self, output: bytes) -> bool:
+        text = output.decode()
+        return all(each.isprintable() for each in text.split("\n"))
+
+    @pytest.mark.parametrize("columns", ["80", "300"])
+    @pytest.mark.parametrize("arguments", COMMANDS, ids=[each[0] for each in COMMANDS])
+    def test_tables(self, tmp_path: Path, arguments: Sequence[str], columns: str) -> None:
+        """They are shown as escapes, in the line that they are in."""
+        write(tmp_path, self.NAME)
+        done = call(tmp_path, arguments, PYTHONIOENCODING="utf-8", COLUMNS=columns)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert self.is_harmless(done.stdout)
+        name = self.SEEN.rpartition(".")[2] if arguments[0] == "plan" else self.SEEN
+        assert name.replace(" ", "") in "".join(done.stdout.decode().split())
+
+    @pytest.mark.parametrize("arguments", COMMANDS, ids=[each[0] for each in COMMANDS])
+    def test_everywhere(self, tmp_path: Path, arguments: Sequence[str]) -> None:
+        """That holds for all that is text in a trace: files, tasks, services, kinds."""
+        name = self.NAME
+        place: Dict[str, Any] = {
+            "code__function__name": name,
+            "code__file__path": name,
+            "code__line__number": 7,
+            "greenback__sync_chain": [f"{name} ({name}:7)", name],
+        }
+        kinds = {
+            "greenback__portal__kind": name,
+            "greenback__misuse__kind": name,
+            "greenback__trace__item": name,
+            "greenback__trace__drop__reason": name,
+        }
+        rest = ("portals", "slow_steps", "misuses", "trace.item.dropped")
+        lines = request(
+            ("greenback.chain.bridges", [point(3, greenback__outcome="ok", **place)]),
+            *[(f"greenback.{each}", [point(3, **kinds, **place)]) for each in rest],
+            process=name,
+        ).replace("service.instance.id", "service.name")
+        write(tmp_path, name)
+        (tmp_path / "after.jsonl").write_text(f"{lines}\n{span(name)}\n{name}\n")
+        done = call(tmp_path, arguments, PYTHONIOENCODING="utf-8", COLUMNS="300")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert self.is_harmless(done.stdout)
+        assert rb"\x1b" in done.stdout
+
+    @pytest.mark.parametrize("command", ["report", "plan", "diff", "top", "export"])
+    def test_errors(self, tmp_path: Path, command: str) -> None:
+        """An error message is one line for each file, whatever is in its name."""
+        name = "a\x1b[31m\nb"
+        arguments = [command, name]
+        arguments += {"diff": [name], "export": ["--format", "folded"]}.get(command, [])
+        done = call(tmp_path, arguments)
+        assert done.returncode == 2
+        assert self.is_harmless(done.stderr)
+        lines = done.stderr.decode().splitlines()
+        assert len(lines) == (2 if command == "diff" else 1)
+        assert all(each.startswith("greenback-trace: ") for each in lines)
+        assert r"a\x1b[31m\nb" in lines[-1]
+
+
+def span(name: str) -> str:
+    """A line with a span of a bridge that failed, whose every text is *name*."""
+    texts = ["code.function.name", "code.file.path", "greenback.awaitable", "error.type"]
+    texts += ["greenback.task.name", "greenback.portal.kind"]
+    found = {
+        "traceId": "1" * 32,
+        "spanId": "1" * 16,
+        "name": f"await_ {name}",
+        "startTimeUnixNano": "1",
+        "endTimeUnixNano": "2",
+        "status": {"code": 2, "message": name},
+        "attributes": [{"key": each, "value": {"stringValue": name}} for each in texts],
+    }
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": name}}]}
+    scopes = [{"scope": {"name": "greenback"}, "spans": [found]}]
+    return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": scopes}]})

@@ -601,6 +601,49 @@ class TestTop:
         screen = shown.wait(lambda screen: is_whole(screen) and "the program has ended" in screen)
         assert rows(screen)["__main__.ask"][0] == "10"
 
+    def test_control_characters(self, terminal: Callable[..., Terminal], path: Path) -> None:
+        """Those in names are shown as escapes, and do nothing to the terminal."""
+        if not hasattr(socket, "AF_UNIX"):
+            pytest.skip("there are no Unix sockets on this system")
+        task = {
+            "task": "task \x1b[31m\n",
+            "library": "lib \x1b[31m\n",
+            "portal": "portal \x1b[31m\n",
+            "seconds": 1.0,
+            "stack": 'Stack of\n  File "x", line 1, in where \x1b[31m\x9b\n',
+        }
+        numbers = dict.fromkeys(("ok", "errors", "cancelled", "suspended", "suspended_time"), 0)
+        line = {
+            "version": 1,
+            "clock": 1.0,
+            "program": "program \x1b[31m\n",
+            "pid": 1,
+            "active": {},
+            "portals": {"kind \x1b[31m\n": {"opened": 1, "closed": 0}},
+            "holding": [task],
+            "parked": [task],
+            "parked_count": 1,
+            "slow_steps": {"slow \x1b[31m\n": 1},
+            "sites": [{"function": "site \x1b[31m\n", "time": 1.0, **numbers}],
+            "steps": {},
+        }
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            listener.settimeout(60)
+            shown = terminal(path, 200)
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(json.dumps(line).encode() + b"\n")
+                seen = [
+                    rf"{name} \x1b[31m\n"
+                    for name in ("program", "kind", "slow", "site", "task", "lib", "portal")
+                ]
+                seen.append(r"where \x1b[31m\x9b (x:1)")
+                shown.wait(lambda screen: all(each in screen for each in seen))
+                shown.call("send-keys", "p", "Enter")
+                shown.wait(lambda screen: r"line 1, in where \x1b[31m\x9b" in screen)
+
 
 class TestBadInput:
     def test_missing(self, trace: Path) -> None:
