@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import sys
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 try:
     import click
@@ -58,7 +59,33 @@ def _printing() -> Iterator[Console]:
     # which none has.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    yield Console(highlight=False)
+    with _writing():
+        yield Console(highlight=False)
+
+
+def _print_json(content: Dict[str, Any]) -> None:
+    with _writing():
+        click.echo(json.dumps(content, indent=2))
+
+
+@contextmanager
+def _writing(output: str = "-") -> Iterator[None]:
+    """Where *output* cannot be written, say why, and end with the status 2.
+
+    Nobody reads a pipe to its end who wants the first lines only: click ends quietly then.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        name, advice = visible(output) or "''", ". Name another file with --output"
+        if output == "-":
+            name, advice = "standard output", ""
+            # What is left in the buffer would fail again, with a traceback, at the very end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"greenback-trace: {name} cannot be written: {error.strerror}{advice}", err=True)
+        sys.exit(2)
 
 
 @click.group()
@@ -95,9 +122,7 @@ def _moment(context: click.Context, option: click.Parameter, value: Optional[str
 @click.option("--until", callback=_moment, metavar="TIME", help="Only what was before that.")
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 @click.option("--prometheus", metavar="URL", help="Ask a Prometheus instead of reading files.")
-@click.option(
-    "--window", default="5m", show_default=True, metavar="TIME", help="With --prometheus: of rates."
-)
+@click.option("--window", show_default="5m", metavar="TIME", help="With --prometheus: of rates.")
 def report(
     files: Tuple[str, ...],
     sort: str,
@@ -109,7 +134,7 @@ def report(
     until: Optional[int],
     as_json: bool,
     prometheus: Optional[str],
-    window: str,
+    window: Optional[str],
 ) -> None:
     """Show where a program bridged, and what that cost.
 
@@ -128,8 +153,13 @@ def report(
                 "--prometheus is instead of FILE, and goes with --top, --function, --json, "
                 "--window and --sort other than p50, p95 and p99: metrics have no more than that."
             )
-        _report_fleet(prometheus, window, functions, sort, top, as_json)
+        _report_fleet(prometheus, "5m" if window is None else window, functions, sort, top, as_json)
         return
+    if window is not None:
+        raise click.UsageError(
+            "--window goes with --prometheus URL: it is of rates, which a file has none of. "
+            "--since says from when on to count."
+        )
     if not files:
         raise click.UsageError("Missing FILE: name a trace, or a server with --prometheus URL.")
     with _telling():
@@ -138,7 +168,7 @@ def report(
             trace = load_from(source, selection=Selection(service, since, until), progress=progress)
         sites = choose(trace, functions=functions, paths=paths, sort=sort)
     if as_json:
-        click.echo(json.dumps(as_dict(trace, sites[:top]), indent=2))
+        _print_json(as_dict(trace, sites[:top]))
     else:
         with _printing() as console:
             show(trace, sites, top or 20, sort, console)
@@ -156,7 +186,7 @@ def _report_fleet(
         fleet = ask_prometheus(url, window)
         functions = fleet.choose(names, sort)
     if as_json:
-        click.echo(json.dumps(fleet.as_dict(functions[:top]), indent=2))
+        _print_json(fleet.as_dict(functions[:top]))
     else:
         with _printing() as console:
             show_fleet(fleet, functions, top or 20, sort, console)
@@ -188,16 +218,9 @@ def export(files: Tuple[str, ...], kind: str, output: str, weight: str) -> None:
     """
     with _telling():
         content = export_trace(list(files), kind, weight)
-    try:
-        with click.open_file(output, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        click.echo(
-            f"greenback-trace: {output} cannot be written: {error.strerror}. "
-            "Name another file with --output",
-            err=True,
-        )
-        sys.exit(2)
+    with _writing(output), click.open_file(output, "wb") as file:
+        file.write(content)
+        file.flush()
 
 
 @main.command()
@@ -229,7 +252,7 @@ def plan(files: Tuple[str, ...], weight: str, roots: Tuple[str, ...], as_json: b
     with _telling():
         planned = make_plan(load(list(files)), weight, roots)
     if as_json:
-        click.echo(json.dumps(planned.as_dict(), indent=2))
+        _print_json(planned.as_dict())
     else:
         with _printing() as console:
             show_plan(planned, console)
@@ -259,7 +282,7 @@ def diff(before: str, after: str, top: int, as_json: bool) -> None:
     with _telling():
         made = compare_traces(before, after)
     if as_json:
-        click.echo(json.dumps(made.as_dict(), indent=2))
+        _print_json(made.as_dict())
     else:
         with _printing() as console:
             show_diff(made, top, console)
@@ -281,8 +304,8 @@ def top(path: str) -> None:
             f"greenback-trace top needs {error.name}, which is not installed; "
             "run: pip install 'greenback[report]'"
         )
-    live = follow(path)
     with _telling():
+        live = follow(path)
         live.read()
     # The terminal knows its size. What says otherwise was true of another one, or of this one until
     # it was resized: a program with GNU readline, for one, hands these down to all that it starts.

@@ -20,6 +20,11 @@ _GZIP = b"\x1f\x8b"
 _TELL_EVERY = 1 << 20
 STDIN = "-"
 
+NAMELESS = (
+    "the name of a file is empty: is a variable of your shell not set? Name the file that a "
+    "program has written with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE set"
+)
+
 #: The file, the number of the line, and its content; or why there is none.
 Line = Tuple[str, int, Union[bytes, str]]
 
@@ -168,6 +173,8 @@ def _size(path: str) -> int:
 
 
 def _unreadable(path: str, error: OSError) -> str:
+    if not path:
+        return NAMELESS
     return (
         f"{path} cannot be read: {error.strerror or error}. Name the file that a program has "
         "written with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE set"

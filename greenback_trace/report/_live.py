@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import IO, Any, Callable, Dict, List, Optional, Tuple, Union
 
-from ._input import NothingToReportError
+from ._input import NAMELESS, NothingToReportError
 
 _DELTA = 1
 #: Seconds without a new line after which nothing happens: programs write every 5 s.
@@ -363,7 +363,13 @@ Live = Union[LiveFile, LiveSocket]
 
 
 def follow(path: str) -> Live:
-    """Whatever *path* is, a socket or a file."""
+    """Whatever *path* is, a socket or a file.
+
+    Raises:
+        NothingToReportError: It is empty.
+    """
+    if not path:
+        raise NothingToReportError(NAMELESS)
     try:
         is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:

@@ -387,3 +387,28 @@ class TestBadInput:
         assert result.exit_code == 2
         assert str(path) in result.output
         assert "GREENBACK_TRACE_FILE" in result.output
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["report", ""],
+            ["plan", ""],
+            ["diff", "", ""],
+            ["export", "", "--format", "folded"],
+            ["top", ""],
+        ],
+        ids=lambda arguments: arguments[0],
+    )
+    def test_empty_name(self, arguments: List[str]) -> None:
+        """An empty name, as that of a shell's variable that is not set, is called that."""
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2
+        for line in result.output.splitlines():
+            assert "the name of a file is empty: is a variable of your shell not set?" in line
+            assert "GREENBACK_TRACE_FILE" in line
+
+    def test_window_of_a_file(self, shop: Path) -> None:
+        """--window is of rates, which a file has none of."""
+        result = report(shop, "--window", "5m")
+        assert result.exit_code == 2
+        assert "--window goes with --prometheus" in result.output

@@ -162,3 +162,36 @@ def span(name: str) -> str:
     resource = {"attributes": [{"key": "service.name", "value": {"stringValue": name}}]}
     scopes = [{"scope": {"name": "greenback"}, "spans": [found]}]
     return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": scopes}]})
+
+
+ALL: List[Tuple[str, ...]] = [
+    *COMMANDS,
+    *[(*each, "--json") for each in COMMANDS],
+    ("export", "after.jsonl", "--format", "folded"),
+    ("export", "after.jsonl", "--format", "html"),
+]
+
+
+class TestWriting:
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+    @pytest.mark.parametrize("arguments", ALL, ids=" ".join)
+    def test_full(self, tmp_path: Path, arguments: Sequence[str]) -> None:
+        """What cannot be written is one line that says why, and an exit code of 2."""
+        write(tmp_path, "shop.b")
+        with open("/dev/full", "wb") as full:
+            done = call(tmp_path, arguments, stdout=full)
+        assert done.stderr.decode() == (
+            "greenback-trace: standard output cannot be written: No space left on device\n"
+        )
+        assert done.returncode == 2
+
+    @pytest.mark.parametrize("arguments", ALL, ids=" ".join)
+    def test_closed_pipe(self, tmp_path: Path, arguments: Sequence[str]) -> None:
+        """Whoever wanted the first lines only, as head does, hears nothing of the others."""
+        write(tmp_path, "shop.b")
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "wb") as pipe:
+            done = call(tmp_path, arguments, stdout=pipe)
+        assert done.stderr == b""
+        assert done.returncode == 1
