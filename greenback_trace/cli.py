@@ -307,6 +307,14 @@ def top(path: str) -> None:
     with _telling():
         live = follow(path)
         live.read()
+    # These two are what Textual reads keys from, and paints on. Either can be closed, and None.
+    if not all(each is not None and each.isatty() for each in (sys.__stdin__, sys.__stderr__)):
+        click.echo(
+            "greenback-trace: top needs a terminal, as standard input and standard error. Without "
+            "one: greenback-trace report FILE",
+            err=True,
+        )
+        sys.exit(2)
     # The terminal knows its size. What says otherwise was true of another one, or of this one until
     # it was resized: a program with GNU readline, for one, hands these down to all that it starts.
     # A view that is higher than the terminal loses its first lines or its last.

@@ -19,6 +19,8 @@ _PATIENCE = 12.0
 #: Bytes that are read of a file that is there already, from its end: it may have grown for days.
 _TAIL = 64 << 20
 _PART = 1 << 20
+#: What one of a trace's lines has: metrics, which are read, or something else.
+_SIGNALS = (b'"resourceMetrics"', b'"resourceSpans"', b'"resourceLogs"')
 #: Bytes in a line, at most.
 _LONGEST = 64 << 20
 
@@ -117,6 +119,8 @@ class LiveFile:
         self._clock = clock
         self._file: Optional[IO[bytes]] = None
         self._rest = b""
+        #: Whether a line was a trace's, and whether something else was there.
+        self._is_trace = self._is_other = False
         self._grown = clock()
         # Value, when it was so, and the growth per second up to then.
         self._points: Dict[_Key, Tuple[float, int, float]] = {}
@@ -129,7 +133,7 @@ class LiveFile:
         """Take in what is new, and say whether anything is.
 
         Raises:
-            NothingToReportError: There is no such file.
+            NothingToReportError: There is no such file, or it has something else in it.
         """
         try:
             is_new = self._read_rest()
@@ -144,13 +148,28 @@ class LiveFile:
                 "writes with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE set, or its "
                 "GREENBACK_TRACE_SOCKET"
             ) from None
+        # As long as there is nothing in it, and of a line that is not yet whole, it may become one.
+        if not self._is_trace and (self._is_other or self._rest.strip()[:1] not in (b"", b"{")):
+            self.close()
+            raise NothingToReportError(
+                f"{self._path}: not a trace that can be followed: no line of it is OTLP JSON. Name "
+                "the file that a program writes with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE "
+                "set, or its GREENBACK_TRACE_SOCKET"
+            )
         if is_new:
             self._grown = self._clock()
         return is_new
 
     def _open(self) -> None:
+        # Before it is opened: a pipe would have that wait, and a device need not have an end.
+        if not stat.S_ISREG(os.stat(self._path).st_mode):
+            raise NothingToReportError(
+                f"{self._path}: neither a file nor a socket. Name the file that a program writes "
+                "with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE set, or its GREENBACK_TRACE_SOCKET"
+            )
         self._file = open(self._path, "rb")  # noqa: SIM115  (kept)
         self._rest = b""
+        self._is_trace = self._is_other = False
         # The points are cumulative: what is further back has been written again since.
         skipped = os.fstat(self._file.fileno()).st_size - _TAIL
         if skipped > 0:
@@ -172,7 +191,12 @@ class LiveFile:
             *lines, self._rest = (self._rest + new).split(b"\n")
             if len(self._rest) > _LONGEST:
                 self._rest = b""  # no line of a trace
+                self._is_other = True
             for line in lines:
+                if any(signal in line for signal in _SIGNALS):
+                    self._is_trace = True
+                elif line.strip():
+                    self._is_other = True
                 if b'"resourceMetrics"' in line:
                     try:
                         self._take(json.loads(line))

@@ -652,6 +652,47 @@ class TestBadInput:
         assert result.exit_code == 2
         assert f"{trace} cannot be read: No such file or directory" in result.output
 
+    @pytest.mark.parametrize(
+        "content",
+        [b"nonsense\n", b"nonsense", b"{}\n", b'{\n"a": 1\n}\n', b"\x1f\x8b\x08\n", b"\0" * 100],
+        ids=["text", "no line", "empty", "other JSON", "compressed", "binary"],
+    )
+    def test_no_trace(self, trace: Path, content: bytes) -> None:
+        """A file that is no trace is not waited for."""
+        trace.write_bytes(content)
+        result: Any = CliRunner().invoke(main, ["top", str(trace)])
+        assert result.exit_code == 2
+        (line,) = result.output.splitlines()
+        assert line.startswith(f"greenback-trace: {trace}: not a trace")
+        assert "GREENBACK_TRACE_SOCKET" in line
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a file that has no end")
+    def test_no_file(self, trace: Path) -> None:
+        """Neither is a pipe, whose other end may never come, nor what has no end."""
+        os.mkfifo(str(trace))
+        for path in (str(trace), "/dev/zero", str(trace.parent)):
+            result: Any = CliRunner().invoke(main, ["top", path])
+            assert result.exit_code == 2
+            assert f"{path}: neither a file nor a socket" in result.output
+
+    @pytest.mark.parametrize("content", ["", '{"resourceSpans": []}\n'])
+    def test_no_terminal(self, trace: Path, content: str) -> None:
+        """Without a terminal, the error says so, and what to use instead."""
+        pytest.importorskip("textual", reason="the live view needs greenback[report]")
+        trace.write_text(content)
+        done = subprocess.run(
+            [sys.executable, "-m", "greenback_trace", "top", str(trace)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("greenback-trace: top needs a terminal")
+        assert "greenback-trace report" in line
+
     def test_nobody_answers(self, path: Path) -> None:
         """Nor is there one at the socket of a program that was killed."""
         if not hasattr(socket, "AF_UNIX"):
