@@ -10,6 +10,7 @@ import json
 import os
 import pkgutil
 import re
+from collections import Counter
 from datetime import datetime, timezone
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -19,7 +20,7 @@ from ._flames import Frame, stacks
 from ._load import Numbers, SiteReport, Trace
 from ._plan import Plan, Planned, Step
 from ._roadmap import changed, kinds, moves
-from ._timeline import SLOW_STEP, STEP, Lane, Slice
+from ._timeline import SLOW_STEP, STEP, Lane, Process, Slice
 
 #: The slices that a page has at most: so many are still drawn while one waits for it.
 _SLICES = 3000
@@ -229,16 +230,34 @@ def _timeline(lanes: Sequence[Lane]) -> Tuple[List[Dict[str, Any]], str]:
         "Each lane is a task, from its span. Ctrl and the wheel or a pinch enlarge, dragging "
         f"moves. It begins at {_moment(origin)}."
     )
+    names = _process_names([lanes[number] for number in shown])
+    # The lanes of a process are together, in the order in which the first ones begin.
+    places = {process: place for place, process in enumerate(names)}
+    if len(names) > 1:
+        note += " Lanes are below the name of their process."
     if len(longest) < len(ranked):
         note += f" Shown are the {len(longest):,} longest of {len(ranked):,} slices."
     return [
         {
             "name": lanes[number].name,
-            "process": "{} ({})".format(*lanes[number].process),
+            "process": names[lanes[number].process],
             "slices": slices,
         }
-        for number, slices in shown.items()
+        for number, slices in sorted(shown.items(), key=lambda item: places[lanes[item[0]].process])
     ], note
+
+
+def _process_names(lanes: Sequence[Lane]) -> Dict[Process, str]:
+    """By which each is told from the others; with the instance, where the rest is the same."""
+    processes = list(dict.fromkeys(lane.process for lane in lanes))
+    short = {
+        each: f"{each.service} ({each.pid})" if each.pid else each.service for each in processes
+    }
+    count = Counter(short.values())
+    return {
+        each: name if count[name] == 1 else f"{name}, instance {each.instance or '?'}"
+        for each, name in short.items()
+    }
 
 
 def _with_depth(lane: Lane) -> List[Tuple[int, Slice]]:

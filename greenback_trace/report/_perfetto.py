@@ -7,13 +7,13 @@ down below. The package of the whole of it does not work with the protobuf of Py
 from __future__ import annotations
 
 from itertools import count
-from typing import Any, Dict, Iterable, Iterator, Tuple
+from typing import Any, Dict, Iterable, Iterator
 
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-from ._timeline import Lane, Slice
+from ._timeline import Lane, Process, Slice
 
 _PACKAGE = "perfetto.protos"
 #: By message and field: number, type, and a star if there can be several.
@@ -61,7 +61,7 @@ _SEQUENCE = 1
 def perfetto(lanes: Iterable[Lane]) -> Iterator[bytes]:
     """The parts of the file: each lane is a track of its process."""
     messages = _messages()
-    processes: Dict[Tuple[str, int], int] = {}
+    processes: Dict[Process, int] = {}
     numbers = count(1)
     for rank, lane in enumerate(lanes):
         trace = messages["Trace"]()
@@ -71,7 +71,8 @@ def perfetto(lanes: Iterable[Lane]) -> Iterator[bytes]:
             track = trace.packet.add().track_descriptor
             track.uuid = process
             track.child_ordering = _ORDER_EXPLICIT
-            track.process.process_name, track.process.pid = lane.process
+            track.process.process_name = lane.process.service
+            track.process.pid = lane.process.pid
         track = trace.packet.add().track_descriptor
         track.uuid = uuid = next(numbers)
         track.parent_uuid = process

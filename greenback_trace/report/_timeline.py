@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ._load import NothingToReportError, Trace, load
 
@@ -17,6 +17,15 @@ from ._load import NothingToReportError, Trace, load
 PORTAL, BRIDGE, STEP = "portal", "bridge", "step"
 #: The name of a step that held the event loop for longer than GREENBACK_TRACE_SLOW.
 SLOW_STEP = "slow step"
+
+
+class Process(NamedTuple):
+    """What tells a process from others, as its resource has it."""
+
+    service: str
+    #: 0 if it is not known. In containers, all have the same.
+    pid: int
+    instance: str = ""
 
 
 @dataclass
@@ -30,8 +39,7 @@ class Span:
     name: str
     start: int
     end: int
-    #: The name of the process and its id, as its resource has them.
-    process: Tuple[str, int]
+    process: Process
     failed: bool
     attributes: Dict[str, Any]
 
@@ -51,7 +59,7 @@ class Slice:
 
 @dataclass
 class Lane:
-    process: Tuple[str, int]
+    process: Process
     name: str
     slices: List[Slice] = field(default_factory=list)
 
@@ -101,7 +109,7 @@ def all_slices(slices: Iterable[Slice]) -> Iterator[Slice]:
 
 @dataclass
 class _Portal:
-    process: Tuple[str, int]
+    process: Process
     span: Optional[Span] = None
     bridges: List[Span] = field(default_factory=list)
 
@@ -216,7 +224,7 @@ def _nested(portals: Dict[str, _Portal]) -> List[Tuple[_Portal, List[Slice]]]:
 def _packed(portals: List[Tuple[_Portal, List[Slice]]]) -> List[Lane]:
     result: List[Lane] = []
     # By process and task: when each lane is free, as a heap. The number keeps lanes uncompared.
-    free: Dict[Tuple[Tuple[str, int], str], List[Tuple[int, int, Lane]]] = {}
+    free: Dict[Tuple[Process, str], List[Tuple[int, int, Lane]]] = {}
     for portal, slices in sorted(portals, key=lambda item: item[1][0].start):
         heap = free.setdefault((portal.process, portal.task), [])
         if heap and heap[0][0] <= slices[0].start:
@@ -238,7 +246,11 @@ def _span(fields: Dict[str, Any], about: Dict[str, Any]) -> Span:
         name=fields["name"],
         start=int(fields["startTimeUnixNano"]),
         end=int(fields["endTimeUnixNano"]),
-        process=(str(about.get("service.name", "?")), int(about.get("process.pid", 0))),
+        process=Process(
+            str(about.get("service.name", "?")),
+            int(about.get("process.pid", 0)),
+            str(about.get("service.instance.id", "")),
+        ),
         failed=fields.get("status", {}).get("code") in (2, "STATUS_CODE_ERROR"),
         attributes=_attributes(fields),
     )

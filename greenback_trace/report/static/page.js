@@ -76,6 +76,7 @@ document.getElementById("all").addEventListener("click", () => chart.resetZoom()
 
 const ROW = 18;
 const NAMES = 170;
+const severalProcesses = new Set(data.lanes.map((lane) => lane.process)).size > 1;
 
 function drawTimeline() {
   const place = document.getElementById("lanes");
@@ -88,7 +89,12 @@ function drawTimeline() {
   const width = place.clientWidth - 16;
   let top = 4;
   const slices = [];
+  const processes = [];
   for (const lane of data.lanes) {
+    if (severalProcesses && processes.at(-1)?.name !== lane.process) {
+      processes.push({ name: lane.process, top });
+      top += ROW + 4;
+    }
     lane.top = top;
     for (const slice of lane.slices) slices.push({ ...slice, lane, y: top + slice.depth * ROW });
     top += (d3.max(lane.slices, (slice) => slice.depth) + 1) * ROW + 6;
@@ -107,6 +113,9 @@ function drawTimeline() {
   names.append("text").attr("class", "lane-name").attr("x", 8).attr("y", (lane) => lane.top + 13)
     .text((lane) => lane.name.length > 26 ? `…${lane.name.slice(-25)}` : lane.name)
     .append("title").text((lane) => `${lane.name}, process ${lane.process}`);
+  drawing.append("g").selectAll("text").data(processes).join("text")
+    .attr("class", "lane-process").attr("x", 8).attr("y", (process) => process.top + 13)
+    .text((process) => process.name);
   const shapes = drawing.append("g").attr("clip-path", "url(#room)").selectAll("g")
     .data(slices).join("g").attr("class", (slice) => `slice ${slice.kind}`)
     .on("mouseenter", (_, slice) => say("lane-details", describe(slice)));
@@ -150,6 +159,7 @@ function describe(slice) {
   return [
     slice.name,
     slice.lane.name,
+    ...(severalProcesses ? [slice.lane.process] : []),
     `at ${seconds(slice.start / 1e6)}, took ${seconds(slice.length / 1e6)}`,
     ...slice.more,
   ].join(" · ");

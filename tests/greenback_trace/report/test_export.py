@@ -31,6 +31,7 @@ from greenback_trace.report._timeline import (
     SLOW_STEP,
     STEP,
     Lane,
+    Process,
     Slice,
     Span,
     all_slices,
@@ -129,6 +130,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     subprocess.run([sys.executable, str(program)], env=environ, check=True, timeout=60)
     return trace
+
+
+def with_other_spans(text: str, key: int) -> str:
+    """A trace with the ids that the spans of another process would have."""
+    return re.sub(
+        '"((?:parentSpan|span)Id)":"([0-9a-f]+)"',
+        lambda match: f'"{match[1]}":"{int(match[2], 16) ^ key:016x}"',
+        text,
+    )
 
 
 def export(*arguments: Any) -> Result:
@@ -665,7 +675,7 @@ class TestHTML:
             name=f"await_ {name}",
             start=0,
             end=1_000_000,
-            process=(name, 1),
+            process=Process(name, 1),
             failed=False,
             attributes={"greenback.awaitable": name, "greenback.task.name": name},
         )
@@ -682,6 +692,46 @@ class TestHTML:
         assert name in page.locator(".lane-name title").all_text_contents()[0]
         assert page.locator("img").count() == 0
         assert page.title() == "greenback: where it bridges"
+        page.close()
+
+    def test_processes(self, browser: Any, path: Path, tmp_path: Path) -> None:
+        """Of several processes, the lanes of each are below a name that it alone has."""
+        text = path.read_text()
+        identity = re.search(r'"service.instance.id","value":{"stringValue":"(.*?)"', text)
+        pid = re.search(r'"process.pid","value":{"intValue":"?(\d+)', text)
+        assert identity is not None
+        assert pid is not None
+        # As the same program in another container, where it has the same pid; and as another one.
+        twin = with_other_spans(text.replace(identity[1], "twin"), 1)
+        other = with_other_spans(text.replace(identity[1], "other"), 2)
+        other = other.replace('"shop.py"', '"till"')
+        files = []
+        for name, content in (("1", text), ("2", twin), ("3", other)):
+            files.append(tmp_path / f"{name}.jsonl")
+            files[-1].write_text(content)
+        output = tmp_path / "page.html"
+        assert exported("--format", "html", "-o", output, *files) == b""
+        page = browser.new_page()
+        page.goto(output.as_uri())
+        page.wait_for_selector("#plan-note", state="attached")
+        # From the top to the bottom.
+        shown = page.evaluate(
+            """() => [...document.querySelectorAll(".lane-process, .lane-name")]
+                .sort((a, b) => a.getAttribute("y") - b.getAttribute("y"))
+                .map((each) => [each.getAttribute("class"), each.firstChild.textContent])"""
+        )
+        tasks = [lane.name for lane in lanes(read([str(path)])[1])]
+        expected = []
+        for process in (
+            f"shop.py ({pid[1]}), instance {identity[1]}",
+            f"shop.py ({pid[1]}), instance twin",
+            f"till ({pid[1]})",
+        ):
+            expected.append(["lane-process", process])
+            expected += [["lane-name", task] for task in tasks]
+        assert shown == expected
+        page.locator(".slice.portal").last.dispatch_event("mouseenter")
+        assert f" · till ({pid[1]}) · " in page.inner_text("#lane-details")
         page.close()
 
     def test_without_spans(self, browser: Any, path: Path, tmp_path: Path) -> None:
@@ -722,7 +772,7 @@ class TestHTML:
                     name="portal task" if portal else f"await_ inner{number % 200}",
                     start=start,
                     end=start + (100_000 if portal else 900),
-                    process=("shop", 1),
+                    process=Process("shop", 1),
                     failed=False,
                     attributes={"greenback.task.name": f"task {number // 100}"} if portal else {},
                 )
