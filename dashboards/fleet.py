@@ -300,13 +300,14 @@ def migration() -> list[Panel]:
     return [
         lines(
             "Bridges per day",
-            "Twelve weeks. Deployments are the annotations: is it going down? By function: follow "
+            "Twelve weeks. Points are deployments: is it going down? By function: follow "
             f"the link of a service. {recorded}",
             {"{{job}}": f"sum_over_time({rule('job:greenback_bridges:increase30m')}[1d])"},
             unit="short",
             span=12,
             stacked=True,
             over="12w",
+            versions=selector(_SERVICES),
             links=links,
         ),
         lines(
@@ -316,6 +317,7 @@ def migration() -> list[Panel]:
             unit="short",
             span=12,
             over="12w",
+            versions=selector(_SERVICES),
             links=links,
         ),
     ]

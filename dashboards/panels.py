@@ -14,6 +14,8 @@ from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
+from .promql import came
+
 Panel = Union[stat.Panel, timeseries.Panel, heatmap.Panel, table.Panel]
 
 #: The variable that holds the data source, so that a dashboard can be imported anywhere.
@@ -21,6 +23,8 @@ PROMETHEUS = models.DataSourceRef(type_val="prometheus", uid="${prometheus}")
 FUNCTION = "code_function_name"
 
 _GOOD, _BAD = "green", "red"
+#: Of deployments.
+_MARK = "blue"
 
 
 def number(title: str, description: str, expr: str, *, unit: str = "short") -> stat.Panel:
@@ -53,10 +57,13 @@ def lines(
     stacked: bool = False,
     links: Sequence[tuple[str, str]] = (),
     over: str = "",
+    versions: str = "",
 ) -> timeseries.Panel:
     """Lines over time; *queries* are by legend. *over* is a range that the picker does not change.
 
-    Panels over days have bars, one a day.
+    Panels over days have bars, one a day. Annotations they have for the time of the picker alone
+    (https://github.com/grafana/grafana/issues/60836): so the deployments of *versions*, the labels
+    that a service is chosen by, are marks of their own.
     """
     panel = (
         timeseries.Panel()
@@ -90,7 +97,40 @@ def lines(
         panel.data_links([_link(*link) for link in links])
     for reference, (legend, expr) in zip("ABCDEFGH", queries.items()):
         panel.with_target(_query(expr, reference).range().legend_format(legend))
+    if versions:
+        _mark_versions(panel, versions)
     return panel
+
+
+def _mark_versions(panel: timeseries.Panel, selector: str) -> None:
+    """A point at the upper edge on each day that a version was seen on for the first time."""
+    recorded = f"last_over_time(job_version:greenback_processes:count{selector}[1d]"
+    panel.with_target(
+        _query(came(f"{recorded})", f"{recorded} offset 1d)"), "V")
+        .range()
+        .legend_format("{{job}} {{service_version}}")
+    )
+    deployed = models.ValueMap(
+        options={"1": models.ValueMappingResult(text="deployed", color=_MARK)}
+    )
+    panel.override_by_query(
+        "V",
+        [
+            models.DynamicConfigValue(name, value)
+            for name, value in (
+                ("custom.drawStyle", "points"),
+                ("custom.showPoints", "always"),
+                ("custom.pointSize", 8),
+                ("custom.stacking", {"mode": "none", "group": "V"}),
+                ("custom.axisPlacement", "hidden"),
+                ("custom.hideFrom", {"legend": True, "tooltip": False, "viz": False}),
+                ("max", 1.05),
+                ("color", {"mode": "fixed", "fixedColor": _MARK}),
+                ("mappings", [deployed]),
+                ("links", []),
+            )
+        ],
+    )
 
 
 def heat(title: str, description: str, expr: str) -> heatmap.Panel:
@@ -196,16 +236,22 @@ def label_values(
 
 
 def deployments(selector: str) -> dashboard_builders.AnnotationQuery:
-    """A mark where a version of a service is seen for the first time in ten minutes."""
+    """A mark where a version of a service is seen for the first time in ten minutes.
+
+    What was seen before is what the point before could see: the longer the time shown, the further
+    apart points are.
+    """
     return (
         dashboard_builders.AnnotationQuery()
         .name("Deployments")
         .datasource(PROMETHEUS)
         .enable(True)
-        .icon_color("blue")
+        .icon_color(_MARK)
         .expr(
-            f"group by (job, service_version) (target_info{selector}) "
-            f"unless group by (job, service_version) (target_info{selector} offset 10m)"
+            came(
+                f"target_info{selector}",
+                f"last_over_time(target_info{selector}[10m] offset $__interval)",
+            )
         )
     )
 

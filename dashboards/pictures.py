@@ -271,6 +271,7 @@ def main() -> None:
 
     def ask(expr: str, is_range: bool) -> list[Series]:
         for name, value in (
+            ("__interval", "5s"),
             ("__rate_interval", f"{options.interval}s"),
             ("__range", f"{options.minutes}m"),
             ("service", options.service),

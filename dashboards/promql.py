@@ -19,6 +19,12 @@ def occurred(metric: str, window: str) -> str:
     return f"({metric} unless {metric} offset {window}) or increase({metric}[{window}])"
 
 
+def came(now: str, before: str) -> str:
+    """The versions of each service that are among the series *now*, and not among *before*."""
+    by = "group by (job, service_version)"
+    return f"{by} ({now}) unless {by} ({before})"
+
+
 def share(part: str, whole: str) -> str:
     """*part* of *whole*; nothing where there is no whole, rather than NaN."""
     return f"{part} / ({whole} > 0)"

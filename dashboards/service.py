@@ -310,10 +310,11 @@ def migration() -> list[Panel]:
     return [
         lines(
             "Bridges per day",
-            f"Twelve weeks. Deployments are the annotations: is it going down? {rule}",
+            f"Twelve weeks. Points are deployments: is it going down? {rule}",
             {"bridges": f"sum({daily})"},
             unit="short",
             over="12w",
+            versions=selector(_SERVICE),
         ),
         lines(
             "Functions that bridge",
@@ -321,6 +322,7 @@ def migration() -> list[Panel]:
             {"functions": f"count({daily} > 0)"},
             unit="short",
             over="12w",
+            versions=selector(_SERVICE),
         ),
         lines(
             "Bridges per day by function",
@@ -329,6 +331,7 @@ def migration() -> list[Panel]:
             unit="short",
             stacked=True,
             over="12w",
+            versions=selector(_SERVICE),
             links=[to_service("Only this function", function=f"${{__field.labels.{FUNCTION}}}")],
         ),
     ]

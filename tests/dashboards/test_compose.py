@@ -60,7 +60,7 @@ class TestPrometheus:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "23 rules found" in done.stdout
+        assert "24 rules found" in done.stdout
 
     def test_scrapes_the_collector(self) -> None:
         """The port is that of the Collector's exporter, and services keep their names."""

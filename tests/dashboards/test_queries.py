@@ -98,6 +98,7 @@ def fill(expr: str, **variables: str) -> str:
         "instance": ".*",
         "library": ".*",
         "function": ".*",
+        "__interval": "1s",
         "__rate_interval": "3s",
         "__range": "60s",
         **variables,

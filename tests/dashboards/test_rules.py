@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "dashboards" / "prometheus"
+GRAFANA = ROOT / "dashboards" / "grafana"
 ALERTS = re.findall(r"- alert: (\w+)", (RULES / "alerts.yaml").read_text(encoding="utf-8"))
 TESTS = sorted((RULES / "tests").glob("*.yaml"))
 
@@ -66,6 +68,80 @@ class TestRules:
             )
             assert done.returncode != 0
             assert alert in done.stdout + done.stderr
+
+
+DAY = 24 * 60
+#: Two processes of a shop: at noon of the third day, in minutes, 1.1 takes over from 1.0.
+DEPLOYED = 5 * DAY // 2
+SERIES = [
+    {"series": f'{metric}{{job="shop", instance="{instance}", {label}}}', "values": values}
+    for instance, version, values in (
+        ("a", "1.0", f"1x{DEPLOYED} stale"),
+        ("b", "1.1", f"_x{DEPLOYED} 1x{3 * DAY}"),
+    )
+    for metric, label in (
+        ("target_info", f'service_version="{version}"'),
+        ("greenback_switches_total", 'greenback_switch_direction="to_loop"'),
+    )
+]
+
+
+@with_promtool
+@pytest.mark.parametrize("name", ["greenback-service.json", "greenback-fleet.json"])
+class TestDeployments:
+    """Of Grafana's queries for a range, which ask for one point each step, at multiples of it."""
+
+    def check(self, tmp_path: Path, expr: str, step: int) -> None:
+        """The version that is new is in the first point after it came, and only there."""
+        for variable, value in (
+            ("$service", "shop"),
+            ("$instance", ".*"),
+            ("$__interval", f"{step}m"),
+        ):
+            expr = expr.replace(variable, value)
+        mark = {"labels": '{service_version="1.1"}', "value": 1}
+        tests = {
+            "rule_files": [str(RULES / "rules.yaml")],
+            "evaluation_interval": "30m",
+            "tests": [
+                {
+                    "interval": "1m",
+                    "input_series": SERIES,
+                    "promql_expr_test": [
+                        {
+                            "expr": f"count by (service_version) ({expr})",
+                            "eval_time": f"{at}m",
+                            "exp_samples": [mark] if DEPLOYED <= at < DEPLOYED + step else [],
+                        }
+                        for at in range(2 * DAY, 5 * DAY + 1, step)
+                    ],
+                }
+            ],
+        }
+        path = tmp_path / "deployments.yaml"
+        path.write_text(json.dumps(tests), encoding="utf-8")  # which is YAML
+        done = promtool("test", "rules", str(path))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    @pytest.mark.parametrize("step", [1, 15, 60, DAY])
+    def test_annotation(self, tmp_path: Path, name: str, step: int) -> None:
+        """Whatever the time picker says, a deployment is marked, and once."""
+        dashboard = json.loads((GRAFANA / name).read_text(encoding="utf-8"))
+        [annotation] = dashboard["annotations"]["list"]
+        self.check(tmp_path, annotation["expr"], step)
+
+    def test_panels_over_weeks(self, tmp_path: Path, name: str) -> None:
+        """Panels with a range of their own, which get no annotations, mark them themselves."""
+        dashboard = json.loads((GRAFANA / name).read_text(encoding="utf-8"))
+        panels = [panel for panel in dashboard["panels"] if "timeFrom" in panel]
+        assert len(panels) >= 2
+        for panel in panels:
+            [expr] = [
+                target["expr"]
+                for target in panel["targets"]
+                if "service_version" in target["legendFormat"]
+            ]
+            self.check(tmp_path, expr, DAY)
 
 
 class TestRunbooks:
