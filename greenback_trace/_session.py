@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Dict, MutableMapping, Optional, Tuple
 from weakref import WeakKeyDictionary
 
@@ -38,6 +39,8 @@ _sources: MutableMapping[Any, Source] = WeakKeyDictionary()
 _watches: MutableMapping[Any, Watch] = WeakKeyDictionary()
 #: Seconds that the end of an event loop waits for the file to be written, at most.
 _FLUSH_PATIENCE = 1.0
+#: Seconds that no step takes, and that can still be waited for.
+_NEVER = 1e9
 
 
 def renew_lock() -> None:
@@ -69,7 +72,7 @@ class Session:
         at_loop_end: Callable[[], None],
         at_start_of_child: Callable[[], None],
     ) -> None:
-        self._config = config
+        config = self._config = replace(config, slow=min(config.slow, _NEVER))
         self._at_loop_end = at_loop_end
         self._at_start_of_child = at_start_of_child
         self._is_stopped = False

@@ -53,6 +53,14 @@ class TestEnable:
             backend.run(greenback.with_portal_run_sync, lambda: greenback.await_(nop()))
             assert [site.ok for site in greenback_trace.snapshot().sites] == [1]
 
+    @pytest.mark.parametrize("mode", ["on", "debug"])
+    def test_nothing_is_slow(self, backend: Any, mode: str) -> None:
+        """A limit that no step ever reaches is one like any other."""
+        greenback_trace.enable(config=Config(mode=mode, slow=1e300))
+        backend.run(greenback.with_portal_run_sync, greenback.await_, backend.sleep(0))
+        assert greenback_trace.snapshot().slow_steps == {}
+        assert greenback_trace.snapshot().active == {backend.name: 0}
+
 
 class TestFromEnvironment:
     def test_unset(self, python: Any) -> None:
