@@ -36,6 +36,8 @@ def enable(
 ) -> None:
     """Trace from now on, in every thread. Counts start at zero, also if tracing was enabled.
 
+    Those of `snapshot`, that is: counters that a meter provider has seen go on where they were.
+
     Telemetry goes to the providers that are given; else to `Config.file`, if that is set; else to
     the global ones of OpenTelemetry, whenever the application sets them.
 

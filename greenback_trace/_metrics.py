@@ -23,10 +23,16 @@ from ._snapshot import bridge_attributes
 from ._totals import Totals, ending_of
 
 _Values = Iterable[Tuple[float, Dict[str, Any]]]
+# Attributes that can be looked up.
+_Key = Tuple[Tuple[str, Any], ...]
 
 
 class Source:
-    """What the callbacks of one meter read. They stay registered, so that they outlive tracing."""
+    """What the callbacks of one meter read. They stay registered, so that they outlive tracing.
+
+    To whoever collects it, a counter never falls: when tracing is enabled again, it goes on where
+    it was, although the totals begin at zero.
+    """
 
     def __init__(self) -> None:
         #: None while tracing is disabled: then the callbacks report nothing.
@@ -41,15 +47,47 @@ class Source:
         self.on_read: Optional[Callable[[], None]] = None
         #: By name. None where nobody is to be called: the embedded pipeline has exact ones.
         self.histograms: Optional[Dict[str, Histogram]] = None
+        #: How to read the counters, by name.
+        self.counters: Dict[str, Callable[[Totals], _Values]] = {}
+        #: What they were when tracing was disabled.
+        self._before: Dict[str, Dict[_Key, float]] = {}
 
-    def read(self, values: Callable[[Totals], _Values]) -> Iterator[Observation]:
+    def read(self, name: str, values: Callable[[Totals], _Values]) -> Iterator[Observation]:
         self.was_read = True
+        # In this order, lest it is disabled in between.
+        before = self._before.get(name)
         totals = self.totals
         if totals is not None:
             if self.on_read is not None:
                 self.on_read()
-            for value, attributes in values(totals):
-                yield Observation(value, attributes)
+            if before:
+                for key, value in _added_up(before, values(totals)).items():
+                    yield Observation(value, dict(key))
+            else:
+                for value, attributes in values(totals):
+                    yield Observation(value, attributes)
+
+    def leave(self) -> None:
+        """Report nothing any more, but remember what was reported."""
+        totals, self.totals, self.on_read = self.totals, None, None
+        if totals is not None:
+            self._before = {
+                name: _added_up(self._before.get(name, {}), values(totals))
+                for name, values in self.counters.items()
+            }
+
+    def after_fork(self) -> None:
+        """Start at zero, in a forked child."""
+        self.was_read = False
+        self._before = {}
+
+
+def _added_up(before: Dict[_Key, float], values: _Values) -> Dict[_Key, float]:
+    totals = before.copy()
+    for value, attributes in values:
+        key = tuple(sorted(attributes.items()))
+        totals[key] = totals.get(key, 0) + value
+    return totals
 
 
 class _Functions(threading.local):
@@ -200,10 +238,11 @@ def register(meter: Meter, source: Source, is_private: bool) -> None:
     """
 
     def counter(name: str, unit: str, what: str, values: Callable[[Totals], _Values]) -> None:
-        meter.create_observable_counter(name, [_callback(source, values)], unit, what)
+        source.counters[name] = values
+        meter.create_observable_counter(name, [_callback(source, name, values)], unit, what)
 
     def up_down(name: str, unit: str, what: str, values: Callable[[Totals], _Values]) -> None:
-        meter.create_observable_up_down_counter(name, [_callback(source, values)], unit, what)
+        meter.create_observable_up_down_counter(name, [_callback(source, name, values)], unit, what)
 
     functions = _Functions()
 
@@ -279,9 +318,9 @@ def register(meter: Meter, source: Source, is_private: bool) -> None:
 
 
 def _callback(
-    source: Source, values: Callable[[Totals], _Values]
+    source: Source, name: str, values: Callable[[Totals], _Values]
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    return lambda options: source.read(values)
+    return lambda options: source.read(name, values)
 
 
 def _bridges(functions: Dict[str, Tally]) -> _Values:

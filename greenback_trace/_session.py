@@ -207,7 +207,7 @@ class Session:
             self._spans.after_fork()
         source = self._source
         if source is not None:
-            source.was_read = False
+            source.after_fork()
         if self.is_to_file:
             # The child's own is opened when it does something.
             if self._spans is not None:
@@ -281,6 +281,14 @@ class Session:
         watch.at_shutdown = self._on_shutdown
         self._watch = watch
 
+    def _watch_global_provider(self) -> None:
+        """The application has set one at last."""
+        from opentelemetry import trace
+
+        with lock:
+            if not self._is_stopped:
+                self._watch_provider(trace.get_tracer_provider())
+
     def _unwatch_provider(self) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:
@@ -314,22 +322,15 @@ class Session:
         """Send everything to these providers, or to the global ones where they are None."""
         from opentelemetry import metrics, trace
 
-        from ._metrics import Source, register
-
-        version = _version()
         if self._spans is not None:
             self._watch_provider(tracer_provider or trace.get_tracer_provider())
             self._spans.start(
-                trace.get_tracer("greenback", version, tracer_provider, schema_url=_SCHEMA_URL)
+                trace.get_tracer("greenback", _version(), tracer_provider, schema_url=_SCHEMA_URL),
+                self._watch_global_provider,
             )
         if meter_provider is None:
             meter_provider = metrics.get_meter_provider()
-        source = _sources.get(meter_provider)
-        if source is None:
-            source = _sources[meter_provider] = Source()
-            meter = meter_provider.get_meter("greenback", version, _SCHEMA_URL)
-            register(meter, source, is_private=self._pipeline is not None)
-        self._source = source
+        source = self._source = _source_of(meter_provider, is_private=self._pipeline is not None)
         source.was_read = False
         source.totals = self.totals
         source.dropped = self.dropped
@@ -393,7 +394,7 @@ class Session:
         if self._pipeline is not None:
             self._pipeline.close()
         if self._source is not None:
-            self._source.totals = self._source.on_read = None
+            self._source.leave()
 
 
 def _nothing() -> None:
@@ -469,8 +470,29 @@ def _tell_closed(portal: Portal, tally: PortalTally) -> None:
     portal_closed(portal, tally)
 
 
+def _source_of(meter_provider: Any, is_private: bool) -> Source:
+    """What is behind the instruments of a meter provider: there are some already, or they are made.
+
+    Those that were made of the global proxy are the instruments of what takes its place.
+    """
+    from opentelemetry.metrics import _internal as metrics
+
+    from ._metrics import Source, register
+
+    source = _sources.get(meter_provider)
+    # Not asked for, since that could create one.
+    if source is None and meter_provider is getattr(metrics, "_METER_PROVIDER", None):
+        source = _sources.get(getattr(metrics, "_PROXY_METER_PROVIDER", meter_provider))
+    if source is None:
+        source = Source()
+        meter = meter_provider.get_meter("greenback", _version(), _SCHEMA_URL)
+        register(meter, source, is_private)
+    _sources[meter_provider] = source
+    return source
+
+
 def _sdk_is_set() -> bool:
-    """Whether the application has set a global provider. Asking for one could create it."""
+    """Whether the application has set a global provider."""
     from opentelemetry import trace
     from opentelemetry.metrics import _internal as metrics
 

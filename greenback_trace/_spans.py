@@ -80,6 +80,7 @@ class Spans:
         "_dropped_inside",
         "_failing",
         "_is_private",
+        "_on_sdk",
         "_only_suspended",
         "_portals",
         "_process",
@@ -110,6 +111,7 @@ class Spans:
         self._tracer: Optional[Tracer] = None
         #: The application has set no SDK, but may still do so.
         self._waits_for_sdk = False
+        self._on_sdk: Optional[Callable[[], None]] = None
         self._all_bridges = False
         self.after_fork()
         totals.listener = self
@@ -133,9 +135,13 @@ class Spans:
         self._unsampled: Optional[Context] = None
         self.was_recorded = False
 
-    def start(self, tracer: Tracer) -> None:
-        """Make spans with *tracer* from now on."""
-        self._waits_for_sdk = type(tracer) is trace.ProxyTracer
+    def start(self, tracer: Tracer, on_sdk: Callable[[], None]) -> None:
+        """Make spans with *tracer* from now on.
+
+        If the application has no SDK yet, *on_sdk* is called when it has, before the first span.
+        """
+        self._waits_for_sdk = type(tracer) is trace.ProxyTracer and _no_sdk()
+        self._on_sdk = on_sdk
         self._all_bridges = self._which == "all"
         self._tracer = tracer
         watch_collections(self)
@@ -186,7 +192,7 @@ class Spans:
             bridge.opened = None
             bridge.portal = portal
             bridge.awaitable = awaitable
-            if self._all_bridges and not (self._waits_for_sdk and _no_sdk()):
+            if self._all_bridges and not (self._waits_for_sdk and self._is_idle()):
                 current = _current_context()
                 if current is not self._unsampled:
                     self._start(bridge, frame, current)
@@ -423,7 +429,15 @@ class Spans:
     # All of them
 
     def _is_idle(self) -> bool:
-        return self._waits_for_sdk and _no_sdk()
+        """Whether there is no SDK yet."""
+        if not self._waits_for_sdk:
+            return False
+        if _no_sdk() or not self._may_call(sys._getframe(1)):
+            return True
+        self._waits_for_sdk = False
+        if self._on_sdk is not None:
+            self._on_sdk()
+        return False
 
     def _may_call(self, frame: Any) -> bool:
         """Whether the SDK can be called from here."""

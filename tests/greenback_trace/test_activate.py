@@ -174,6 +174,38 @@ asyncio.run(main())
         )
         assert "greenback.summary" not in done.stderr
 
+    def test_enabled_again_once_there_is_an_sdk(self, python: Any) -> None:
+        """What was registered while there was none is the SDK's by then."""
+        pytest.importorskip("opentelemetry.sdk.trace")
+        done = python(
+            "-W",
+            "error",
+            "-c",
+            """
+import asyncio
+import greenback, greenback_trace
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+async def nop(): pass
+def page(): greenback.await_(nop())
+async def main():
+    for again in range(3):
+        if again == 1:
+            reader = InMemoryMetricReader()
+            metrics.set_meter_provider(MeterProvider([reader]))
+        greenback_trace.enable(config=greenback_trace.Config())
+        await greenback.with_portal_run_sync(page)
+        if again:
+            (resource,) = reader.get_metrics_data().resource_metrics
+            print([point.value for scope in resource.scope_metrics for metric in scope.metrics
+                   if metric.name == "greenback.bridges" for point in metric.data.data_points])
+        greenback_trace.disable()
+asyncio.run(main())
+""",
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "[2]\n[3]\n", "")
+
 
 class TestSummary:
     def test_without_an_sdk(self, python: Any) -> None:

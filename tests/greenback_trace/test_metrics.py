@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 import pytest
 
@@ -13,8 +13,8 @@ from greenback_trace import Config
 
 pytest.importorskip("opentelemetry.sdk.metrics", reason="these tests need greenback[report]")
 
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics import MeterProvider, ObservableCounter
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 
 from greenback_trace._metrics import Measurements
 from greenback_trace._totals import Totals
@@ -23,8 +23,9 @@ Points = Dict[Tuple[Tuple[str, Any], ...], float]
 
 
 class Reading:
-    def __init__(self) -> None:
-        self.reader = InMemoryMetricReader()
+    def __init__(self, counters: Optional[AggregationTemporality] = None) -> None:
+        temporality = {} if counters is None else {ObservableCounter: counters}
+        self.reader = InMemoryMetricReader(preferred_temporality=temporality)
         self.provider = MeterProvider([self.reader], shutdown_on_exit=False)
 
     def enable(self, **settings: Any) -> None:
@@ -165,8 +166,27 @@ class TestMetrics:
         assert not any(reading.points().values())
         reading.enable(spans="none")
         backend.run(greenback.with_portal_run_sync, fails)
-        (point,) = reading.points()["greenback.bridges"]
-        assert ("greenback.outcome", "error") in point
+        points = reading.points()["greenback.bridges"]
+        assert [dict(point)["greenback.outcome"] for point in points] == ["ok", "error"]
+
+    @pytest.mark.parametrize("is_delta", [False, True])
+    def test_enabled_again(self, backend: Any, is_delta: bool) -> None:
+        """What is exported never falls, although the totals begin at zero again."""
+        reading = Reading(AggregationTemporality.DELTA if is_delta else None)
+        seen = []
+        for count in (5, 2):
+            reading.enable(spans="none")
+            for _ in range(2):
+                for _ in range(count):
+                    backend.run(greenback.with_portal_run_sync, bridge_to_nop)
+                points = reading.points()
+                seen.append(sum(points["greenback.bridges"].values()))
+                assert set(points["greenback.portal.active"].values()) == {0}
+            (site,) = greenback_trace.snapshot().sites
+            assert site.ok == 2 * count
+            greenback_trace.disable()
+            assert reading.points() == {}
+        assert seen == ([5, 5, 2, 2] if is_delta else [5, 10, 12, 14])
 
     def test_spans_left_out(self, backend: Any) -> None:
         """Spans that the rate limit leaves out are counted."""
