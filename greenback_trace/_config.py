@@ -6,12 +6,15 @@ import logging
 import os
 import re
 from dataclasses import dataclass, fields
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, Mapping, Optional, Set, Tuple
 
 from .misuse.report import ALLOWED_ACTIONS, actions_of
 
 _MODES = {"0": "off", "off": "off", "1": "on", "on": "on", "debug": "debug"}
 _SPANS = ("all", "suspended", "portals", "none")
+# Bad values of this process's environment that were told of. Written by whoever reads them, which
+# is whoever imports greenback or enables tracing.
+_told: Set[Tuple[str, str]] = set()
 _UNITS = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -79,6 +82,7 @@ class Config:
         Args:
             environ: Where to look instead of `os.environ`.
         """
+        told = _told if environ is None else set()
         environ = os.environ if environ is None else environ
         settings: Dict[str, Any] = {"mode": "off"}
         for name, setting in _FIELDS.items():
@@ -89,15 +93,16 @@ class Config:
                 value = setting.parse(text)
             except (ValueError, KeyError, OverflowError):
                 value = None
-            if value is None or not setting.accepts(value):
+            if value is not None and setting.accepts(value):
+                settings[name] = value
+            elif (setting.variable, text) not in told:
+                told.add((setting.variable, text))
                 logging.getLogger("greenback").warning(
                     "%s=%r is ignored: it must be %s",
                     setting.variable,
                     text,
                     setting.allowed_in_environment,
                 )
-            else:
-                settings[name] = value
         return cls(**settings)
 
 

@@ -99,6 +99,23 @@ class TestCommand:
         assert result.returncode == 0, result.stderr
         assert ('"await_ bridge"' in result.stdout) is is_traced
 
+    def test_a_typo_is_one_warning(self, python: Any) -> None:
+        """Under opentelemetry-instrument, too, although the environment is looked at twice."""
+        result = python(
+            "-c",
+            COMMAND,
+            sys.executable,
+            "-c",
+            PROGRAM,
+            OTEL_TRACES_EXPORTER="none",
+            OTEL_METRICS_EXPORTER="none",
+            OTEL_LOGS_EXPORTER="none",
+            GREENBACK_TRACE="1",
+            GREENBACK_TRACE_SITES="many",
+        )
+        assert result.returncode == 0
+        assert result.stderr.count("GREENBACK_TRACE_SITES='many' is ignored") == 1
+
     @pytest.mark.parametrize("flush", [True, False])
     def test_metrics(self, python: Any, flush: bool) -> None:
         """Under opentelemetry-instrument, the counts reach the exporter, at exit at the latest."""
