@@ -30,7 +30,8 @@ def _speedscope(paths: List[str], by: str) -> bytes:
 
 
 def _folded(paths: List[str], by: str) -> bytes:
-    return folded(load(paths), by).encode()
+    # JSON, which the other text formats are, has escapes of its own for half a surrogate pair.
+    return folded(load(paths), by).encode(errors="backslashreplace")
 
 
 def _perfetto(paths: List[str], by: str) -> bytes:

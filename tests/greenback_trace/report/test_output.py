@@ -21,6 +21,7 @@ COMMANDS: List[Tuple[str, ...]] = [
     ("plan", "after.jsonl"),
     ("diff", "before.jsonl", "after.jsonl"),
 ]
+EXPORT = ("export", "after.jsonl", "--format", "folded")
 
 
 def call(
@@ -72,7 +73,9 @@ class TestEncoding:
         assert b" ####" in done.stdout
         assert b"\\u" not in done.stdout
 
-    @pytest.mark.parametrize("arguments", COMMANDS, ids=[each[0] for each in COMMANDS])
+    @pytest.mark.parametrize(
+        "arguments", [*COMMANDS, EXPORT], ids=[each[0] for each in (*COMMANDS, EXPORT)]
+    )
     def test_names_that_no_encoding_has(self, tmp_path: Path, arguments: Sequence[str]) -> None:
         """Neither has UTF-8 half of a surrogate pair, which JSON can have."""
         write(tmp_path, "shop.\udcff")
@@ -167,7 +170,7 @@ def span(name: str) -> str:
 ALL: List[Tuple[str, ...]] = [
     *COMMANDS,
     *[(*each, "--json") for each in COMMANDS],
-    ("export", "after.jsonl", "--format", "folded"),
+    EXPORT,
     ("export", "after.jsonl", "--format", "html"),
 ]
 
