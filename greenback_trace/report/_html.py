@@ -21,6 +21,7 @@ from ._load import Numbers, SiteReport, Trace
 from ._plan import Plan, Planned, Step
 from ._roadmap import changed, kinds, moves
 from ._timeline import SLOW_STEP, STEP, Lane, Process, Slice
+from ._wording import plural
 
 #: The slices that a page has at most: so many are still drawn while one waits for it.
 _SLICES = 3000
@@ -171,8 +172,8 @@ def _stays(chain: Planned, base: str) -> Dict[str, Any]:
 
 def _left_out(plan: Plan) -> str:
     steps, chains = len(plan.steps) - _STEPS, len(plan.blocked) - _STAYING
-    found = [f"{steps:,} more steps"] if steps > 0 else []
-    found += [f"{chains:,} more chains that stay"] if chains > 0 else []
+    found = [f"{steps:,} more {plural(steps, 'step')}"] if steps > 0 else []
+    found += [f"{chains:,} more {plural(chains, 'chain')} of what stays"] if chains > 0 else []
     return f"And {' and '.join(found)}: greenback-trace plan has all." if found else ""
 
 

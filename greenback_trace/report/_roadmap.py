@@ -6,7 +6,7 @@ import os
 from typing import Dict, List, Set
 
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
 from rich.text import Text
 
 from ._classify import AWAIT, CONSTRUCT, CONVERTIBLE, THIRD_PARTY, UNKNOWN, Frame
@@ -45,11 +45,8 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def _print(console: Console, text: str, indent: int = 0, style: str = "") -> None:
-    grid = Table.grid()
-    grid.add_column(width=indent)
-    grid.add_column(overflow="fold")
-    grid.add_row("", Text(visible(text), style=style))
-    console.print(grid)
+    shown = Text(visible(text), style, overflow="fold")
+    console.print(Padding(shown, (0, 0, 0, indent), expand=False))
 
 
 def kinds(plan: Plan) -> str:
@@ -81,7 +78,7 @@ def changed(plan: Plan) -> str:
 
 
 def _is(count: float) -> str:
-    return "is" if count == 1 else "are"
+    return "is" if digits(count) == "1" else "are"
 
 
 def _show_step(number: int, step: Step, shown: Set[str], console: Console) -> None:
@@ -94,7 +91,8 @@ def _show_step(number: int, step: Step, shown: Set[str], console: Console) -> No
         console,
         f"{full * filled}{empty * (_BAR - filled)} {step.share:.1%} removed so far; this step "
         f"removes {digits(step.removed.bridges)} {plural(step.removed.bridges, 'bridge')} and "
-        f"{duration(step.removed.time)}; about {digits(step.bridges_left)} are left",
+        f"{duration(step.removed.time)}; about {digits(step.bridges_left)} "
+        f"{_is(step.bridges_left)} left",
         2,
     )
     _show_edits(step.edits, console)
@@ -103,7 +101,8 @@ def _show_step(number: int, step: Step, shown: Set[str], console: Console) -> No
     for line in lines[:_MOVES]:
         _print(console, line, 4, "dim")
     if len(lines) > _MOVES:
-        _print(console, f"and {len(lines) - _MOVES} more callers: --json has all", 4, "dim")
+        more = len(lines) - _MOVES
+        _print(console, f"and {more} more {plural(more, 'caller')}: --json has all", 4, "dim")
     if step.breaks:
         _print(console, "Callers outside the trace that would get a coroutine:", 2, "yellow")
         _show_edits(step.breaks, console)
@@ -139,7 +138,8 @@ def _show_edits(edits: List[Edit], console: Console) -> None:
 
 def _show_blocked(plan: Plan, console: Console) -> None:
     stays: List[float] = [chain.numbers.bridges for chain in plan.blocked]
-    _print(console, f"What stays: {digits(sum(stays))} bridges", style="bold")
+    count = sum(stays)
+    _print(console, f"What stays: {digits(count)} {plural(count, 'bridge')}", style="bold")
     for chain in plan.blocked[:_BLOCKED]:
         frame = chain.verdict.frame
         where = "" if frame is None else f"{frame.function} ({place_of(frame.file, frame.line)})"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 
@@ -132,6 +133,37 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Traced:
         )
         assert done.returncode == 0, done.stderr.decode()
         return file
+
+    return run
+
+
+@pytest.fixture
+def run_main(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the files of a project, runs its main.py traced, and says where the trace is."""
+
+    def run(files: Dict[str, str], project: Path = tmp_path) -> Path:
+        for name, text in files.items():
+            file = project / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(textwrap.dedent(text))
+        trace = project / "trace.jsonl"
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("GREENBACK_", "OTEL_"))
+        }
+        environ.update(
+            GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(trace), PYTHONPATH=str(REPOSITORY)
+        )
+        done = subprocess.run(
+            [sys.executable, str(project / "main.py")],
+            env=environ,
+            check=False,
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return trace
 
     return run
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 
@@ -22,6 +22,8 @@ from greenback_trace.report._load import load
 from greenback_trace.report._plan import make_plan
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+
+RunMain = Callable[..., Path]
 
 PROGRAM = """
 import asyncio
@@ -251,6 +253,37 @@ class TestText:
         assert max(map(len, result.output.splitlines())) <= columns
         assert "Step 2: make 3 functions async" in result.output
         assert "What stays: 8 bridges" in result.output
+
+    def test_margin(self, traced: Path) -> None:
+        """What is not indented begins in the first column."""
+        lines = plan(traced).output.splitlines()
+        assert lines[0].startswith("20 bridges")
+        assert {"Step 1: plain awaits", "What stays: 8 bridges"} <= set(lines)
+
+    def test_one(self, run_main: RunMain) -> None:
+        """One of something is not said in the plural."""
+        trace = run_main(
+            {
+                "main.py": """
+                import asyncio
+                import greenback
+
+                class Box:
+                    def __init__(self): greenback.await_(asyncio.sleep(0))
+
+                def low(): greenback.await_(asyncio.sleep(0))
+
+                async def main():
+                    await greenback.ensure_portal()
+                    low(), Box()
+
+                asyncio.run(main())
+                """
+            }
+        )
+        output = plan(trace).output
+        assert "What stays: 1 bridge\n" in output
+        assert "about 1 is left" in output
 
 
 class TestChanged:
