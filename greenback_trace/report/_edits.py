@@ -7,11 +7,12 @@ function is meant, the edit says that it is a guess.
 from __future__ import annotations
 
 import ast
-import os
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Set, Tuple
 
-from ._classify import Classifier, Frame, Function, Sources, name_of, own_nodes, real
+from ._classify import Classifier
+from ._project import Project
+from ._sources import Frame, Function, Sources, name_of, own_nodes, real
 from ._uses import Place, Use, Uses
 
 DEF = "def"
@@ -63,12 +64,15 @@ class Editor:
     def __init__(
         self,
         sources: Sources,
+        project: Project,
         classifier: Classifier,
-        roots: Sequence[str],
+        uses: Uses,
         chains: Sequence[Tuple[Frame, ...]],
     ) -> None:
         self._sources = sources
+        self._project = project
         self._classifier = classifier
+        self._uses = uses
         #: By the key of each of the two functions of a call, caller and callee; without a callee
         #: where the call is one of ``await_``.
         self._edges: Dict[Key, Set[Tuple[Frame, Optional[Frame]]]] = {}
@@ -77,8 +81,6 @@ class Editor:
                 for each in (frame, callee):
                     if each is not None:
                         self._edges.setdefault(each.key, set()).add((frame, callee))
-        own = {frame.file for chain in chains for frame in chain if classifier.is_own(frame.file)}
-        self._uses = Uses(sources, [*(roots or sorted(map(_top, own))), *own])
         #: Where the functions begin that are async by now: file and line.
         self._async: Set[Tuple[str, int]] = set()
         #: Calls in functions that are still sync, of functions that are async by now.
@@ -176,7 +178,7 @@ class Editor:
     def _edge(self, frame: Frame, callee: Frame, done: Set[Key], seen: Set[ast.AST]) -> List[Edit]:
         """The edits of a call of the trace, whose callee is async now."""
         file = real(frame.file)
-        if not self._classifier.is_own(frame.file):
+        if not self._project.is_own(frame.file):
             return self._called_by_others(frame, callee)
         if self._classifier.is_callback(frame, callee):
             passed = self._sources.passed_on(frame, callee)
@@ -323,13 +325,3 @@ def _where(place: Place) -> str:
     if isinstance(scope, ast.GeneratorExp):
         return "a generator expression"
     return "a lambda" if isinstance(scope, ast.Lambda) else scope.name
-
-
-def _top(file: str) -> str:
-    """The package that a file is in, the outermost one; or the file itself."""
-    directory = os.path.dirname(os.path.realpath(file))
-    top = file
-    while os.path.exists(os.path.join(directory, "__init__.py")):
-        top = directory
-        directory = os.path.dirname(directory)
-    return top

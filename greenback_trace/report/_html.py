@@ -14,12 +14,12 @@ from collections import Counter
 from datetime import datetime, timezone
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from ._classify import Frame as Caller
 from ._edits import Edit
 from ._flames import Frame, stacks
 from ._load import Numbers, SiteReport, Trace
 from ._plan import Plan, Planned, Step
 from ._roadmap import changed, kinds, moves
+from ._sources import Frame as Caller
 from ._timeline import SLOW_STEP, STEP, Lane, Process, Slice
 from ._wording import plural
 

@@ -11,9 +11,12 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, FrozenSet, List, Sequence, Set, Tuple
 
-from ._classify import AWAIT, CONVERTIBLE, Classifier, Frame, Sources, Verdict, frames_of
+from ._classify import AWAIT, CONVERTIBLE, Classifier, Verdict
 from ._edits import Edit, Editor
 from ._load import NothingToReportError, Numbers, Trace
+from ._project import Project
+from ._sources import Frame, Sources, frames_of
+from ._uses import Uses
 
 #: What a bridge costs over a plain await, what one that suspends costs on top, and that for each
 #: sync function below it, in seconds. Measured on CPython 3.13; see docs/performance.rst.
@@ -158,8 +161,6 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
     Raises:
         NothingToReportError: The trace has no sync chains.
     """
-    sources = Sources()
-    classifier = Classifier(roots, sources)
     # Chains that differ only in comprehensions are one.
     counted: Dict[Tuple[Frame, Tuple[Frame, ...]], Numbers] = {}
     total = Numbers()
@@ -169,6 +170,9 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
                 key = Frame(site.function, site.file, site.line), frames_of(chain)
                 counted.setdefault(key, Numbers()).add(numbers)
                 total.add(numbers)
+    project = Project(roots, {each for site, frames in counted for each in (site, *frames)})
+    sources = Sources()
+    classifier = Classifier(project, sources)
     chains = [
         Planned(
             bridging,
@@ -185,7 +189,8 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
             "own SDK have none. Run the program with GREENBACK_TRACE=1 "
             "GREENBACK_TRACE_FILE=trace.jsonl, and let it bridge"
         )
-    editor = Editor(sources, classifier, roots, [chain.frames for chain in chains])
+    uses = Uses(sources, project.files)
+    editor = Editor(sources, project, classifier, uses, [chain.frames for chain in chains])
     steps: List[Step] = []
     whole = sum(chain.weight for chain in chains)
     gone = 0.0
@@ -204,7 +209,7 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
     blocked = [chain for chain in chains if chain.verdict.kind not in (AWAIT, CONVERTIBLE)]
     blocked.sort(key=lambda chain: -chain.weight)
     files = {frame.file for chain in chains for frame in (chain.site, *chain.frames)}
-    own = sorted(file for file in files if classifier.is_own(file))
+    own = sorted(file for file in files if project.is_own(file))
     changed = [file for file in own if trace.end is not None and _written(file) > trace.end]
     return Plan(weight, total, steps, blocked, chains, changed)
 

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from ._classify import AWAIT, CONSTRUCT, CONVERTIBLE, THIRD_PARTY, UNKNOWN, Frame
+from ._classify import AWAIT, CONSTRUCT, CONVERTIBLE, THIRD_PARTY, UNKNOWN
 from ._edits import Edit
 from ._plan import Plan, Step
+from ._sources import Frame
 from ._wording import digits, duration, marks, place_of, plural, visible
 
 _BAR = 20

@@ -11,10 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
-from ._classify import Function, Sources, name_of, own_nodes, real
+from ._sources import Function, Sources, name_of, own_nodes, real
 
-#: Directories whose sources are nobody's callers.
-_NOT_SOURCES = ("__pycache__", "site-packages", "dist-packages", "node_modules")
 _LITERALS = (
     ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.SetComp, ast.Tuple, ast.Constant,
     ast.JoinedStr,
@@ -128,13 +126,11 @@ class _File:
 
 
 class Uses:
-    """Finds uses in all sources below *tops*: directories and files."""
+    """Finds uses in files, which are named by their real paths."""
 
-    def __init__(self, sources: Sources, tops: Sequence[str]) -> None:
-        self._sources = sources
-        self._paths = sorted({real(file) for file in _below(tops)})
+    def __init__(self, sources: Sources, paths: Sequence[str]) -> None:
         self._files: Dict[str, _File] = {}
-        for path in self._paths:
+        for path in paths:
             tree = sources.tree(path)
             if tree is not None:
                 self._files[path] = _File(tree)
@@ -359,14 +355,3 @@ def _hides(place: Place, function: Function) -> bool:
                 if bound == function.name and not isinstance(node, ast.Attribute):
                     return True
     return False
-
-
-def _below(tops: Sequence[str]) -> Iterator[str]:
-    for top in tops:
-        if os.path.isfile(top):
-            yield top
-        for directory, names, files in os.walk(top):
-            names[:] = [
-                name for name in names if name not in _NOT_SOURCES and not name.startswith(".")
-            ]
-            yield from (os.path.join(directory, file) for file in files if file.endswith(".py"))
