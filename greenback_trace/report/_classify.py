@@ -149,9 +149,13 @@ class Classifier:
         if by == _STANDARD_LIBRARY and frame.name in CALLS_BACK:  # on PyPy, reduce() for one
             return Verdict(CONSTRUCT, frame, f"C callback ({frame.name})", _CALLBACK)
         # A decorator or a base class of the standard library's: the callee says more.
-        if by == _STANDARD_LIBRARY and callee is not None and self._project.is_own(callee.file):
-            if self._construct(callee) is not None:
-                return None
+        if (
+            by == _STANDARD_LIBRARY
+            and callee is not None
+            and self._project.is_own(callee.file)
+            and self._construct(callee) is not None
+        ):
+            return None
         return Verdict(
             THIRD_PARTY, frame, by, f"use an async interface of {by}, or keep the bridge"
         )

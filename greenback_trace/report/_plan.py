@@ -87,6 +87,7 @@ class Plan:
     Attributes:
         blocked: The chains that stay, the heaviest first.
         changed: The user's files that were written after the trace, whose lines may be others now.
+        project: The code that is the user's, and where callers were looked for.
     """
 
     weight: str
@@ -95,12 +96,18 @@ class Plan:
     blocked: List[Planned]
     chains: List[Planned]
     changed: List[str]
+    project: Project
 
     def as_dict(self) -> Dict[str, Any]:
         return {
             "weight": self.weight,
             "total": _numbers(self.total),
             "changed": self.changed,
+            "sources": {
+                "directories": self.project.directories,
+                "files": len(self.project.files),
+                "complete": self.project.is_whole,
+            },
             "steps": [
                 {
                     "functions": [_frame(each) for each in step.functions],
@@ -211,7 +218,7 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
     files = {frame.file for chain in chains for frame in (chain.site, *chain.frames)}
     own = sorted(file for file in files if project.is_own(file))
     changed = [file for file in own if trace.end is not None and _written(file) > trace.end]
-    return Plan(weight, total, steps, blocked, chains, changed)
+    return Plan(weight, total, steps, blocked, chains, changed, project)
 
 
 def _written(file: str) -> int:

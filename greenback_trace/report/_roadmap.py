@@ -34,6 +34,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         style="bold",
     )
     _print(console, kinds(plan))
+    if plan.project.files:
+        _print(console, looked_at(plan), style="" if plan.project.is_whole else "yellow")
     if plan.changed:
         _print(console, changed(plan), style="yellow")
     shown: Set[str] = set()
@@ -66,6 +68,19 @@ def kinds(plan: Plan) -> str:
     if unknown:
         text += f" Of {digits(unknown)}, the trace does not have the whole chain."
     return text
+
+
+def looked_at(plan: Plan) -> str:
+    """Where callers outside the trace were looked for."""
+    count, places = len(plan.project.files), plan.project.directories
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    text = (
+        f"Callers were looked for in {digits(count)} {plural(count, 'file')} below "
+        f"{', '.join(places[:3])}{more}"
+    )
+    if not plan.project.is_whole:
+        text += ", the nearest ones, and there are more: name your code with --root to have all"
+    return f"{text}."
 
 
 def changed(plan: Plan) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import os
+import re
+import tokenize
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from ._sources import Function, Sources, name_of, own_nodes, real
 
@@ -17,6 +19,10 @@ _LITERALS = (
     ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.SetComp, ast.Tuple, ast.Constant,
     ast.JoinedStr,
 )  # fmt: skip
+_WORD = re.compile(r"[^\W\d]\w*")
+_CLASS = re.compile(
+    r"^[ \t]*class[ \t]+(?P<name>\w+)[ \t]*(?:\[[^\]]*\]\s*)?(?:\((?P<bases>[^:]*?)\))?\s*:", re.M
+)
 #: What something is that is of no class of the user's.
 _FOREIGN = ""
 
@@ -129,27 +135,42 @@ class Uses:
     """Finds uses in files, which are named by their real paths."""
 
     def __init__(self, sources: Sources, paths: Sequence[str]) -> None:
+        self._sources = sources
+        #: Those that were parsed.
         self._files: Dict[str, _File] = {}
-        for path in paths:
-            tree = sources.tree(path)
-            if tree is not None:
-                self._files[path] = _File(tree)
+        #: By word, the files that have it. To parse one takes ten times as long as to read it, and
+        #: many times its size in memory: only those are that have the name of what is asked for.
+        self._having: Dict[str, List[str]] = {}
+        #: Of all files.
         self._bases: Dict[str, Set[str]] = {}
         self._classes: List[Tuple[str, ast.ClassDef]] = []
-        for path, file in self._files.items():
-            for node in ast.walk(file.tree):
-                if isinstance(node, ast.ClassDef):
-                    self._classes.append((path, node))
-                    bases = self._bases.setdefault(node.name, set())
-                    bases.update(name_of(base) for base in node.bases)
+        for path in paths:
+            text = _text(path)
+            for word in set(_WORD.findall(text)):
+                self._having.setdefault(word, []).append(path)
+            for match in _CLASS.finditer(text):
+                bases = self._bases.setdefault(match["name"], set())
+                bases.update(_bases(match["bases"] or ""))
+
+    def _read(self, names: Iterable[str]) -> None:
+        """Parse what has one of the names."""
+        for name in names:
+            for path in self._having.pop(name, ()):
+                tree = None if path in self._files else self._sources.tree(path)
+                if tree is not None:
+                    self._files[path] = _File(tree)
+                    self._classes += [
+                        (path, node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+                    ]
 
     def of(self, path: str, function: Function) -> Iterator[Use]:
         """The uses of the function that is defined by a node in a file."""
+        self._read([function.name])
         home = real(path)
         if home not in self._files:
             return
         around = self._place(home, function)
-        for other, file in self._files.items():
+        for other, file in sorted(self._files.items()):
             if around.scopes and other != home:
                 continue
             names = [function.name]
@@ -168,6 +189,7 @@ class Uses:
 
     def overrides(self, path: str, function: Function) -> Iterator[Tuple[str, str, Function]]:
         """The methods that are called in the place of one: file, class, definition."""
+        self._read([function.name])
         around = self._place(real(path), function)
         if not _is_method(function, around) or around.owner is None:
             return
@@ -179,8 +201,10 @@ class Uses:
 
     def decorated(self, path: str, function: Function) -> Iterator[Tuple[str, Function]]:
         """The functions that one is put in the place of, since it is what a decorator returns."""
+        self._read([function.name])
         around = self._place(real(path), function)
         names = {each.name for each in around.scopes if isinstance(each, ast.FunctionDef)}
+        self._read(names)
         for file, content in self._files.items() if names else ():
             for node in content.functions:
                 for decorator in node.decorator_list:
@@ -298,6 +322,23 @@ class Uses:
                 found.add(each)
                 waiting += self._bases[each]
         return found
+
+
+def _text(path: str) -> str:
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (OSError, SyntaxError, ValueError):
+        return ""  # which cannot be parsed either
+
+
+def _bases(text: str) -> Iterator[str]:
+    try:
+        header = ast.parse(f"class _({text}): pass").body[0]
+    except (SyntaxError, ValueError):
+        return
+    if isinstance(header, ast.ClassDef):
+        yield from map(name_of, header.bases)
 
 
 def _is_method(function: Function, around: Place) -> bool:

@@ -1,0 +1,196 @@
+"""Which files a plan looks at for callers, with and without ``--root``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+import pytest
+
+pytest.importorskip("click", reason="the report needs greenback[report]")
+pytest.importorskip("rich", reason="the report needs greenback[report]")
+pytest.importorskip("opentelemetry.sdk", reason="the report needs greenback[report]")
+
+from click.testing import CliRunner
+
+from greenback_trace.cli import main
+from greenback_trace.report import _project
+
+RunMain = Callable[..., Path]
+
+ORDERS = """
+import asyncio
+from greenback import await_
+
+def place(x): return await_(asyncio.sleep(0, x))
+"""
+MAIN = """
+import asyncio
+import os
+import sys
+
+import greenback
+
+sys.path[:0] = [os.path.join(sys.path[0], each) for each in ("src", "project/src")]
+import orders
+
+async def main():
+    await greenback.ensure_portal()
+    orders.place(1)
+
+asyncio.run(main())
+"""
+REPAIR = """
+from orders import place
+
+def repair(): return place(3)
+"""
+
+
+def plan(*arguments: Any) -> str:
+    result = CliRunner().invoke(main, ["plan", *map(str, arguments)], env={"COLUMNS": "500"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def planned(*arguments: Any) -> Dict[str, Any]:
+    found: Dict[str, Any] = json.loads(plan(*arguments, "--json"))
+    return found
+
+
+def said(*arguments: Any, of: str = "breaks") -> List[Tuple[str, str]]:
+    """What the plan says of which file."""
+    steps = planned(*arguments)["steps"]
+    return [(os.path.basename(each["file"]), each["what"]) for step in steps for each in step[of]]
+
+
+BROKEN = ("repair.py", "repair calls place and stays sync")
+
+
+class TestFiles:
+    def test_beside(self, run_main: RunMain) -> None:
+        """Files beside the one that the trace names are looked at: its async caller is in one."""
+        trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
+        assert ("main.py", "await place(...)") in said(trace, of="edits")
+        assert said(trace) == [BROKEN]
+
+    def test_package(self, run_main: RunMain) -> None:
+        """So are those around a package."""
+        trace = run_main(
+            {
+                "main.py": MAIN.replace("import orders", "from shop import orders"),
+                "shop/__init__.py": "",
+                "shop/orders.py": ORDERS,
+                "tests/repair.py": REPAIR.replace("from orders", "from shop.orders"),
+            }
+        )
+        assert ("main.py", "await place(...)") in said(trace, of="edits")
+        assert said(trace) == [BROKEN]
+
+    @pytest.mark.parametrize("mark", ["pyproject.toml", "setup.py", "setup.cfg", ".git/HEAD"])
+    def test_project(self, run_main: RunMain, mark: str) -> None:
+        """All of the project that a file of the trace belongs to is looked at, and no more."""
+        trace = run_main(
+            {
+                "main.py": MAIN,
+                f"project/{mark}": "",
+                "project/src/orders.py": ORDERS,
+                "project/tests/unit/repair.py": REPAIR,
+            }
+        )
+        assert said(trace) == [BROKEN]
+        assert {file for file, _ in said(trace, of="edits")} == {"orders.py"}
+
+    def test_repository(self, run_main: RunMain) -> None:
+        """A repository of many projects is looked at as a whole."""
+        trace = run_main(
+            {
+                "main.py": MAIN,
+                ".git/HEAD": "",
+                "project/pyproject.toml": "",
+                "project/src/orders.py": ORDERS,
+                "another/pyproject.toml": "",
+                "another/repair.py": REPAIR,
+            }
+        )
+        assert said(trace) == [BROKEN]
+
+    @pytest.mark.parametrize(
+        "directory",
+        [
+            "venv/lib/site-packages",
+            "environment/lib",
+            ".tox",
+            "node_modules/x",
+            "build/lib",
+            "lib/python3.9",
+        ],
+    )
+    def test_left_out(self, run_main: RunMain, directory: str) -> None:
+        """What is installed, hidden or built is not the user's, and has no callers."""
+        trace = run_main(
+            {
+                "main.py": MAIN,
+                "pyproject.toml": "",
+                "environment/pyvenv.cfg": "",
+                "orders.py": ORDERS,
+                f"{directory}/repair.py": REPAIR,
+            }
+        )
+        assert said(trace) == []
+        assert planned(trace)["sources"]["files"] == 2
+
+    def test_wide(self, run_main: RunMain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a home directory, and of one like it, only the files beside are looked at."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        files = {".git/HEAD": "", "main.py": MAIN, "orders.py": ORDERS, "letters/repair.py": REPAIR}
+        trace = run_main(files)
+        assert said(trace) == []
+        assert ("main.py", "await place(...)") in said(trace, of="edits")
+
+    def test_root(self, run_main: RunMain, tmp_path: Path) -> None:
+        """With --root, it is what is below that."""
+        trace = run_main(
+            {
+                "main.py": MAIN,
+                ".git/HEAD": "",
+                "src/orders.py": ORDERS,
+                "src/repair.py": REPAIR,
+                "another/repairs.py": REPAIR,
+            }
+        )
+        assert said(trace, "--root", tmp_path / "src") == [BROKEN]
+        assert {file for file, _ in said(trace, "--root", tmp_path / "src", of="edits")} == {
+            "orders.py"
+        }
+
+
+class TestSaid:
+    def test_said(self, run_main: RunMain, tmp_path: Path) -> None:
+        """The plan says which files it has looked at."""
+        trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
+        where = os.path.realpath(tmp_path)
+        assert f"Callers were looked for in 3 files below {where}.\n" in plan(trace)
+        sources = {"directories": [where], "files": 3, "complete": True}
+        assert planned(trace)["sources"] == sources
+
+    def test_too_many(self, run_main: RunMain, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It looks at so many, the nearest ones, and says what to do where there are more."""
+        monkeypatch.setattr(_project, "_MOST_FILES", 3)
+        trace = run_main(
+            {
+                ".git/HEAD": "",
+                "main.py": MAIN,
+                "src/orders.py": ORDERS,
+                "src/repair.py": REPAIR,
+                **{f"a/{number}.py": "" for number in range(5)},
+            }
+        )
+        assert said(trace) == [BROKEN]
+        assert "for in 3 files" in plan(trace)
+        assert "and there are more: name your code with --root" in plan(trace)
+        assert not planned(trace)["sources"]["complete"]
+        assert planned(trace, "--root", trace.parent)["sources"]["complete"]
