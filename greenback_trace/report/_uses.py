@@ -13,6 +13,7 @@ import tokenize
 from dataclasses import dataclass
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
+from ._modules import Modules
 from ._sources import Function, Sources, name_of, own_nodes, real
 
 _LITERALS = (
@@ -72,7 +73,8 @@ class _File:
         #: By the last name, what may be a use of a function.
         self.found: Dict[str, List[_Found]] = {}
         self.functions: Dict[Function, Place] = {}
-        #: By name in this file, the module's last name and the name in it; none of a module.
+        #: By name in this file, the module and the name in it, which is empty for a module. That
+        #: of a module relative to this one begins with dots.
         self.imported: Dict[str, Tuple[str, str]] = {}
         self.imports_all: Set[str] = set()
         self._collect(tree, Place(), None)
@@ -80,10 +82,10 @@ class _File:
     def _collect(self, node: ast.AST, place: Place, given_to: Optional[ast.Call]) -> None:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                name = alias.asname or alias.name.partition(".")[0]
-                self.imported[name] = alias.name.rpartition(".")[2] if alias.asname else name, ""
+                top = alias.name.partition(".")[0]
+                self.imported[alias.asname or top] = alias.name if alias.asname else top, ""
         elif isinstance(node, ast.ImportFrom):
-            module = (node.module or "").rpartition(".")[2]
+            module = "." * node.level + (node.module or "")
             for alias in node.names:
                 if alias.name == "*":
                     self.imports_all.add(module)
@@ -136,6 +138,7 @@ class Uses:
 
     def __init__(self, sources: Sources, paths: Sequence[str]) -> None:
         self._sources = sources
+        self._modules = Modules(paths)
         #: Those that were parsed.
         self._files: Dict[str, _File] = {}
         #: By word, the files that have it. To parse one takes ten times as long as to read it, and
@@ -183,7 +186,7 @@ class Uses:
                 if _is_method(function, around):
                     certain = self._is_of_class(file, found, around.owner)
                 else:
-                    certain = _is_of_module(home, other == home, file, found, function, around)
+                    certain = self._is_of_module(home, other, found, function, around)
                 if certain is not None:
                     yield Use(other, found.node, found.call, found.given_to, found.place, certain)
 
@@ -231,6 +234,45 @@ class Uses:
             return name == owner.name if name else None
         # What is only passed on by a name is too often something else: x.get = 1.
         return False if found.call is not None else None
+
+    def _is_of_module(
+        self, home: str, path: str, found: _Found, function: Function, around: Place
+    ) -> Optional[bool]:
+        """Whether it is certain that a use is that of a function; None if it is not one."""
+        if around.scopes:
+            # A function within a function has its name in there.
+            is_inside = found.place.scopes[: len(around.scopes)] == around.scopes
+            return True if is_inside and isinstance(found.node, ast.Name) else None
+        file = self._files[path]
+        if isinstance(found.node, ast.Name):
+            if path == home:
+                return None if _hides(found.place, function) else True
+            if found.node.id in file.imported:
+                module, name = file.imported[found.node.id]
+                return self._has(home, path, module, function) if name == function.name else None
+            modules = [self._modules.find(path, each) for each in file.imports_all]
+            return False if any(home in each for each in modules) else None
+        if path == home or not isinstance(found.node, ast.Attribute):
+            return None
+        if _is_imported(file, found.node.value):
+            return self._has(home, path, _module(file, found.node.value), function)
+        # It may have been imported by its name in a string, or be passed.
+        is_named = name_of(found.node.value) in (home.split(os.sep)[-2], _stem(home))
+        return False if is_named else None
+
+    def _has(self, home: str, path: str, module: str, function: Function) -> Optional[bool]:
+        """Whether it is certain that a module, as a file imports it, has a function of another.
+
+        None if it has not.
+        """
+        modules = self._modules.find(path, module)
+        if home in modules:
+            return len(modules) == 1
+        for each in modules:
+            file = self._files.get(each)
+            if file is not None and (function.name in file.imported or file.imports_all):
+                return False  # It may have it from there.
+        return None
 
     def _class_of(self, file: _File, value: ast.expr, place: Place) -> Optional[str]:
         """The name of the class that an expression is of; None if that cannot be seen."""
@@ -345,36 +387,24 @@ def _is_method(function: Function, around: Place) -> bool:
     return around.owner is not None and function in around.owner.body
 
 
-def _is_of_module(
-    home: str, is_home: bool, file: _File, found: _Found, function: Function, around: Place
-) -> Optional[bool]:
-    """Whether it is certain that a use is that of a function; None if it is not one."""
-    if around.scopes:
-        # A function within a function has its name in there.
-        is_inside = found.place.scopes[: len(around.scopes)] == around.scopes
-        return True if is_inside and isinstance(found.node, ast.Name) else None
-    module = os.path.splitext(os.path.basename(home))[0]
-    parts = home.split(os.sep)[:-1]
-    if module == "__init__":
-        module = parts[-1]
-    if isinstance(found.node, ast.Name):
-        if is_home:
-            return None if _hides(found.place, function) else True
-        if found.node.id in file.imported:
-            origin, name = file.imported[found.node.id]
-            if name == function.name:
-                return origin == module
-            return None
-        return False if module in file.imports_all else None
-    if is_home or not isinstance(found.node, ast.Attribute):
-        return None
-    name = name_of(found.node.value)
-    origin, inside = file.imported.get(name, ("", ""))
-    names = {name, inside or origin}
-    if module in names:
-        return True
-    # A package can have it from one of its modules.
-    return False if names & set(parts[-3:]) and name in file.imported else None
+def _is_imported(file: _File, value: ast.expr) -> bool:
+    """Whether an expression is a module, or something in one."""
+    while isinstance(value, ast.Attribute):
+        value = value.value
+    return isinstance(value, ast.Name) and value.id in file.imported
+
+
+def _module(file: _File, value: ast.expr) -> str:
+    """The name of an imported module that an expression is."""
+    if isinstance(value, ast.Attribute):
+        return f"{_module(file, value.value)}.{value.attr}"
+    assert isinstance(value, ast.Name)
+    module, name = file.imported[value.id]
+    return module + name if module.endswith(".") else f"{module}.{name}" if name else module
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def _hides(place: Place, function: Function) -> bool:

@@ -167,6 +167,109 @@ class TestFiles:
             "orders.py"
         }
 
+    def test_base_classes(self, run_main: RunMain) -> None:
+        """Classes are related through a file, too, that has nothing else to do with a method."""
+        trace = run_main(
+            {
+                "main.py": MAIN.replace("orders.place(1)", "orders.Orders().place(1)"),
+                "orders.py": """
+                import asyncio
+                import greenback
+
+                class Orders:
+                    def place(self, x): return greenback.await_(asyncio.sleep(0, x))
+                """,
+                "between.py": """
+                from orders import Orders
+
+                class Some(
+                    Orders,
+                ): pass
+                """,
+                "repair.py": """
+                from between import Some
+
+                class Repairs(Some):
+                    def place(self, x): return x
+
+                class Other:
+                    def place(self, x): return x
+                """,
+            }
+        )
+        what = "async def place, since Repairs.place is called like it"
+        assert [each for each in said(trace, of="edits") if each[0] == "repair.py"] == [
+            ("repair.py", what)
+        ]
+
+
+class TestModules:
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "from orders import place\nplace(1)",
+            "import orders\norders.place(1)",
+            "import another.orders\nanother.orders.place(1)",
+            "from another import orders as o\no.place(1)",
+            "from .orders import place as p\np(1)",
+            "from . import orders\norders.place(1)",
+        ],
+    )
+    def test_of_that_name(self, run_main: RunMain, code: str) -> None:
+        """What is imported from another module of that name is not called by it."""
+        trace = run_main(
+            {
+                "main.py": MAIN,
+                "orders.py": ORDERS,
+                "another/orders.py": "def place(x): return x",
+                "another/use.py": code,
+            }
+        )
+        assert said(trace) == []
+
+    @pytest.mark.parametrize(
+        ("code", "certain"),
+        [
+            ("from shop.orders import place\nplace(1)", True),
+            ("import shop.orders\nshop.orders.place(1)", True),
+            ("import shop.orders as o\no.place(1)", True),
+            ("from shop import orders\norders.place(1)", True),
+            ("from .orders import place as p\np(1)", True),
+            ("from . import orders as o\no.place(1)", True),
+            ("from ..shop.orders import place as p\np(1)", True),
+            ("from shop import place\nplace(1)", False),
+            ("import shop\nshop.place(1)", False),
+            ("def use(orders): orders.place(1)", False),
+        ],
+    )
+    def test_of_that_module(self, run_main: RunMain, code: str, certain: bool) -> None:
+        """However a module is imported, a call of its function is found; some are a guess."""
+        trace = run_main(
+            {
+                "main.py": MAIN.replace("import orders", "from shop import orders"),
+                "shop/__init__.py": "from .orders import place",
+                "shop/orders.py": ORDERS,
+                "shop/use.py": code,
+                "another/orders.py": "def place(x): return x",
+            }
+        )
+        (step,) = planned(trace)["steps"]
+        found = [each for each in step["breaks"] if each["file"].endswith("use.py")]
+        assert [each["certain"] for each in found] == [certain]
+
+    def test_in_a_package(self, run_main: RunMain) -> None:
+        """A module beside one in a package is not what that imports by the bare name."""
+        trace = run_main(
+            {
+                "main.py": MAIN,
+                "orders.py": ORDERS,
+                "shop/__init__.py": "",
+                "shop/orders.py": "def place(x): return x",
+                "shop/repair.py": REPAIR,
+            }
+        )
+        assert said(trace) == [BROKEN]
+
 
 class TestSaid:
     def test_said(self, run_main: RunMain, tmp_path: Path) -> None:
