@@ -239,7 +239,7 @@ def export(files: Tuple[str, ...], kind: str, output: str, weight: str) -> None:
     metavar="PATH",
     type=click.Path(exists=True),
     help="Where your own code is; can be repeated. Without it, what is neither in site-packages "
-    "nor of the standard library.",
+    "nor of the standard library, and the project around it is looked through for callers.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(files: Tuple[str, ...], weight: str, roots: Tuple[str, ...], as_json: bool) -> None:

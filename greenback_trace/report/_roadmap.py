@@ -75,7 +75,7 @@ def looked_at(plan: Plan) -> str:
     count, places = len(plan.project.files), plan.project.directories
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
     text = (
-        f"Callers were looked for in {digits(count)} {plural(count, 'file')} below "
+        f"Callers were looked for in {digits(count)} {plural(count, 'file')} of "
         f"{', '.join(places[:3])}{more}"
     )
     if not plan.project.is_whole:

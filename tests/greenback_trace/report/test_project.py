@@ -276,7 +276,7 @@ class TestSaid:
         """The plan says which files it has looked at."""
         trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
         where = os.path.realpath(tmp_path)
-        assert f"Callers were looked for in 3 files below {where}.\n" in plan(trace)
+        assert f"Callers were looked for in 3 files of {where}.\n" in plan(trace)
         sources = {"directories": [where], "files": 3, "complete": True}
         assert planned(trace)["sources"] == sources
 
