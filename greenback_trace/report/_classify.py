@@ -15,7 +15,8 @@ from typing import Dict, Optional, Tuple
 
 from .._sites import CHAIN_LIMIT
 from ._project import PACKAGES, Project, is_standard_library
-from ._sources import CALLS_BACK, Frame, Sources, name_of, own_nodes
+from ._sources import CALLBACKS, CALLS_BACK, RUN_SYNC, Frame, Function, Sources, name_of, own_nodes
+from ._uses import Uses
 
 AWAIT = "await"
 CONVERTIBLE = "convertible"
@@ -90,7 +91,9 @@ class Verdict:
         by: Its distribution, or the construct.
         idiom: What to write instead.
         stops: How many functions of the chain, from the outside, at least stay above a bridge,
-            even if all that can be async are.
+            even if all that can be async are. The caller is one of them.
+        caller: The async function that passes the outermost one to C code, if that is so. The
+            chain does not have it.
     """
 
     kind: str
@@ -98,29 +101,33 @@ class Verdict:
     by: str = ""
     idiom: str = ""
     stops: int = 0
+    caller: Optional[Frame] = None
 
 
 class Classifier:
     """Sorts chains by what can be done about them."""
 
-    def __init__(self, project: Project, sources: Sources) -> None:
+    def __init__(self, project: Project, sources: Sources, uses: Uses) -> None:
         self._project = project
         self._sources = sources
+        self._uses = uses
+        self._entries: Dict[Function, Optional[Verdict]] = {}
         self._distributions: Optional[Dict[str, str]] = None
 
     def classify(self, frames: Tuple[Frame, ...]) -> Verdict:
         """What becomes of a chain: the first thing in the way, seen from the outside."""
         if not frames:
             return Verdict(AWAIT, idiom="its caller is async: write await in place of await_")
-        first: Optional[Verdict] = None
-        stops = 0
-        for place, (frame, callee) in enumerate(zip(frames, (*frames[1:], None)), 1):
+        first = self._entry(frames)
+        caller = None if first is None else first.caller
+        outside = stops = 0 if caller is None else 1
+        for place, (frame, callee) in enumerate(zip(frames, (*frames[1:], None)), 1 + outside):
             verdict = self._in_the_way(frame, callee)
             if verdict is not None:
                 first = first or verdict
                 stops = place
         if first is not None:
-            return replace(first, stops=stops)
+            return replace(first, stops=stops, caller=caller)
         if len(frames) >= CHAIN_LIMIT:
             return Verdict(
                 UNKNOWN,
@@ -130,6 +137,35 @@ class Classifier:
                 stops=1,
             )
         return Verdict(CONVERTIBLE)
+
+    def _entry(self, frames: Tuple[Frame, ...]) -> Optional[Verdict]:
+        """C code that an async function passes the outermost one to; None if one may call it."""
+        outermost = frames[0]
+        if len(frames) >= CHAIN_LIMIT or not self._project.is_own(outermost.file):
+            return None
+        definition = self._sources.definition(outermost)
+        if definition is None:
+            return None
+        if definition not in self._entries:
+            self._entries[definition] = self._passed_on(outermost, definition)
+        return self._entries[definition]
+
+    def _passed_on(self, function: Frame, definition: Function) -> Optional[Verdict]:
+        found: Optional[Verdict] = None
+        for use in self._uses.of(function.file, definition):
+            through = "" if use.given_to is None else name_of(use.given_to.func)
+            if through == RUN_SYNC:
+                return None
+            # A sync function would be in the chain.
+            if not isinstance(use.place.scope, ast.AsyncFunctionDef) or not use.certain:
+                continue
+            if use.call is not None:
+                return None
+            if found is None and through in CALLBACKS:
+                caller = Frame(use.place.name, use.file, use.node.lineno)
+                by = f"C callback ({through})"
+                found = Verdict(CONSTRUCT, caller, by, _CALLBACK, caller=caller)
+        return found
 
     def _in_the_way(self, frame: Frame, callee: Optional[Frame]) -> Optional[Verdict]:
         if not frame.file:

@@ -12,7 +12,7 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from ._classify import Classifier
 from ._project import Project
-from ._sources import Frame, Function, Sources, name_of, own_nodes, real
+from ._sources import RUN_SYNC, Frame, Function, Sources, name_of, own_nodes, real
 from ._uses import Place, Use, Uses
 
 DEF = "def"
@@ -28,7 +28,6 @@ _ADAPTERS = {
     "async_context": "with async_context(...) becomes async with ...",
     "async_iter": "for ... in async_iter(...) becomes async for ... in ...",
 }
-_RUN_SYNC = "with_portal_run_sync"
 
 Key = Tuple[str, str]
 
@@ -245,8 +244,8 @@ class Editor:
         """The edit of a use that the trace has not been at."""
         if use.call is None:
             given_to = "" if use.given_to is None else name_of(use.given_to.func)
-            if given_to == _RUN_SYNC and use.given_to is not None:
-                what = f"{_RUN_SYNC}({name}, ...) becomes with_portal_run({name}, ...)"
+            if given_to == RUN_SYNC and use.given_to is not None:
+                what = f"{RUN_SYNC}({name}, ...) becomes with_portal_run({name}, ...)"
                 edits.append(_at(use.file, use.given_to.func, PORTAL, what))
             else:
                 what = f"{_where(use.place)} passes {name} on: autoawait({name}), for now"

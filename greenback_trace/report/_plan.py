@@ -50,12 +50,14 @@ class Move:
         before: The bridges below that call today.
         after: About how many there will be: one for each call, as many as the busiest of its
             chains had.
+        is_async: Whether the caller does not stay sync: it passes the callee to C code.
     """
 
     frame: Frame
     callee: Frame
     before: float
     after: float
+    is_async: bool
 
 
 @dataclass
@@ -120,6 +122,7 @@ class Plan:
                             "callee": move.callee.function,
                             "before": move.before,
                             "after": move.after,
+                            "is_async": move.is_async,
                         }
                         for move in step.moved
                     ],
@@ -179,7 +182,8 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
                 total.add(numbers)
     project = Project(roots, {each for site, frames in counted for each in (site, *frames)})
     sources = Sources()
-    classifier = Classifier(project, sources)
+    uses = Uses(sources, project.files)
+    classifier = Classifier(project, sources, uses)
     chains = [
         Planned(
             bridging,
@@ -196,7 +200,6 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
             "own SDK have none. Run the program with GREENBACK_TRACE=1 "
             "GREENBACK_TRACE_FILE=trace.jsonl, and let it bridge"
         )
-    uses = Uses(sources, project.files)
     editor = Editor(sources, project, classifier, uses, [chain.frames for chain in chains])
     steps: List[Step] = []
     whole = sum(chain.weight for chain in chains)
@@ -287,18 +290,23 @@ def _left(chains: List[Planned], done: Set[Key]) -> Tuple[List[Move], float]:
     for chain in chains:
         if chain.verdict.kind == AWAIT:
             continue
-        depth = len(chain.frames)
-        while depth > chain.verdict.stops and chain.frames[depth - 1].key in done:
+        caller = chain.verdict.caller
+        frames = chain.frames if caller is None else (caller, *chain.frames)
+        depth = len(frames)
+        while depth > chain.verdict.stops and frames[depth - 1].key in done:
             depth -= 1
         if not depth:
             continue
         count = chain.numbers.bridges
-        if depth == len(chain.frames):
+        if depth == len(frames):
             left += count
             continue
-        outer = chain.frames[:depth]
-        callee = chain.frames[depth]
-        move = moves.setdefault((*outer, Frame(*callee.key, 0)), Move(outer[-1], callee, 0, 0))
+        outer = frames[:depth]
+        callee = frames[depth]
+        is_async = outer[-1] is caller or outer[-1].key in done
+        move = moves.setdefault(
+            (*outer, Frame(*callee.key, 0)), Move(outer[-1], callee, 0, 0, is_async)
+        )
         move.before += count
         move.after = max(move.after, count)
     found = sorted(moves.values(), key=lambda move: -move.before)

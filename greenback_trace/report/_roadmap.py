@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Dict, List, Set
+from typing import Dict, List, Set, Tuple
 
 from rich.console import Console
 from rich.padding import Padding
@@ -126,15 +126,16 @@ def _show_step(number: int, step: Step, shown: Set[str], console: Console) -> No
 
 def moves(step: Step) -> List[str]:
     """Where bridges have moved to: one line for each caller, whoever called that."""
-    callers: Dict[Frame, List[float]] = {}
+    callers: Dict[Tuple[Frame, bool], List[float]] = {}
     for move in step.moved:
-        counts = callers.setdefault(move.frame, [0, 0])
+        counts = callers.setdefault((move.frame, move.is_async), [0, 0])
         counts[0] += move.before
         counts[1] += move.after
     return [
-        f"{frame.function} ({place_of(frame.file, frame.line)}) stays sync and bridges itself: "
+        f"{frame.function} ({place_of(frame.file, frame.line)}) "
+        f"{'bridges through C code' if is_async else 'stays sync and bridges itself'}: "
         f"about {digits(after)} for {digits(before)} below it today"
-        for frame, (before, after) in callers.items()
+        for (frame, is_async), (before, after) in callers.items()
     ]
 
 

@@ -22,7 +22,11 @@ _PARTIAL = re.compile(r"functools\.(partial\.)?__call__")
 
 #: What is written in C and calls what it is passed. The builtin functions do so, too.
 CALLS_BACK = ("reduce", "sort", "accumulate", "groupby", "starmap", "takewhile", "dropwhile")
-_TRANSPARENT = ("partial", "partialmethod")
+#: These and the builtin functions of which one can be sure, as one cannot of print(f).
+CALLBACKS = (*CALLS_BACK, "sorted", "map", "filter", "max", "min", "iter", "defaultdict")
+#: What calls a sync function in a portal.
+RUN_SYNC = "with_portal_run_sync"
+PARTIALS = ("partial", "partialmethod")
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class Sources:
         if any(name_of(call.func) == callee.name for call in calls):
             return None
         for call in calls:
-            if name_of(call.func) in _TRANSPARENT:
+            if name_of(call.func) in PARTIALS:
                 continue
             for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
                 is_lambda = callee.name == "<lambda>" and isinstance(argument, ast.Lambda)
@@ -180,7 +184,7 @@ class Sources:
                     return name_of(call.func), argument
         if any(not _is_of_c(call) for call in calls):
             return None
-        through = [name_of(call.func) for call in calls if name_of(call.func) not in _TRANSPARENT]
+        through = [name_of(call.func) for call in calls if name_of(call.func) not in PARTIALS]
         if through:
             return through[0], None
         return ("an iterator", None) if self._iterates(frame) else None
@@ -206,7 +210,7 @@ class Sources:
 def _is_partial(node: ast.expr, name: str) -> bool:
     return (
         isinstance(node, ast.Call)
-        and name_of(node.func) in _TRANSPARENT
+        and name_of(node.func) in PARTIALS
         and bool(node.args)
         and name_of(node.args[0]) == name
     )
@@ -215,7 +219,7 @@ def _is_partial(node: ast.expr, name: str) -> bool:
 def _is_of_c(call: ast.Call) -> bool:
     """Whether a call is one of a function in C that may call what it is passed."""
     name = name_of(call.func)
-    if name in _TRANSPARENT or name in CALLS_BACK:
+    if name in PARTIALS or name in CALLS_BACK:
         return True
     return isinstance(call.func, ast.Name) and hasattr(builtins, name)
 

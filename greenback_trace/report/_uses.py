@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from ._modules import Modules
-from ._sources import Function, Sources, name_of, own_nodes, real
+from ._sources import PARTIALS, Function, Sources, name_of, own_nodes, real
 
 _LITERALS = (
     ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.SetComp, ast.Tuple, ast.Constant,
@@ -40,6 +40,13 @@ class Place:
     @property
     def scope(self) -> Optional[Scope]:
         return self.scopes[-1] if self.scopes else None
+
+    @property
+    def name(self) -> str:
+        """The names of the class and of the functions in it, with dots."""
+        found = [] if self.owner is None else [self.owner.name]
+        found += [getattr(scope, "name", "<lambda>") for scope in self.scopes]
+        return ".".join(found)
 
 
 class Use(NamedTuple):
@@ -121,10 +128,12 @@ class _File:
                 self._collect(node.func.value, place, None)
             elif not isinstance(node.func, ast.Name):
                 self._collect(node.func, place, None)
+            # What a partial is given to, it passes its function on to.
+            taker = given_to if name in PARTIALS and given_to is not None else node
             for argument in node.args:
-                self._collect(argument, place, node)
+                self._collect(argument, place, taker)
             for keyword in node.keywords:
-                self._collect(keyword.value, place, node)
+                self._collect(keyword.value, place, taker)
             return
         elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):
             found = _Found(node, None, given_to, place)

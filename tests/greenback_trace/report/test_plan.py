@@ -214,6 +214,80 @@ class TestBlocked:
         assert [names(step) for step in found["steps"]] == [[]]
 
 
+def calling(code: str, entry: str = "") -> Dict[str, str]:
+    """A program with a *code* in its async function, and *entry* before that."""
+    return {
+        "main.py": f"""
+import asyncio
+import functools
+import greenback
+
+def low(*arguments):
+    greenback.await_(asyncio.sleep(0))
+    return 0
+
+{entry}
+
+async def main():
+    await greenback.ensure_portal()
+    items = [3, 1, 2]
+    {code}
+
+asyncio.run(main())
+"""
+    }
+
+
+class TestCallbacks:
+    @pytest.mark.parametrize(
+        ("code", "through"),
+        [
+            ("sorted(items, key=low)", "sorted"),
+            ("items.sort(key=low)", "sort"),
+            ("list(map(low, items))", "map"),
+            ("for each in filter(low, items): pass", "filter"),
+            ("max(items, key=low)", "max"),
+            ("functools.reduce(low, items)", "reduce"),
+            ("sorted(items, key=functools.partial(low, 1))", "sorted"),
+        ],
+    )
+    def test_of_an_async_function(self, run_main: RunMain, code: str, through: str) -> None:
+        """What an async function passes to C code cannot be converted: that does not await."""
+        found = planned(run_main(calling(code)))
+        assert found["steps"] == []
+        (blocked,) = found["blocked"]
+        assert blocked["by"] == f"C callback ({through})"
+        assert blocked["frame"]["function"] == "main"
+        assert blocked["frame"]["line"] == 15
+
+    def test_called_as_well(self, run_main: RunMain) -> None:
+        """Where it also calls it itself, which call it was is not known: the plan names both."""
+        (step,) = planned(run_main(calling("low(sorted(items, key=low))")))["steps"]
+        assert (15, "await low(...)") in edits([step], "await")
+        assert edits([step], "breaks", "breaks") == [
+            (15, "main passes low on: autoawait(low), for now")
+        ]
+
+    def test_async_for_others(self, run_main: RunMain) -> None:
+        """What is async for other callers is not said to stay sync: C code bridges to it."""
+        entry = "def once(): return low()"
+        trace = run_main(calling("once(), sorted(items, key=low)", entry))
+        (step,) = planned(trace)["steps"]
+        assert names(step) == ["once", "low"]
+        assert step["bridges_left"] == 3
+        (moved,) = step["moved"]
+        assert (moved["caller"]["function"], moved["is_async"]) == ("main", True)
+        assert "stays sync" not in plan(trace).output
+
+    def test_in_an_async_function(self, run_main: RunMain) -> None:
+        """What is async, and passes an async function to C code, is not said to stay sync."""
+        entry = "def both():\n    low()\n    sorted([3, 1, 2], key=low)"
+        output = plan(run_main(calling("both()", entry))).output
+        assert "async def both" in output
+        assert "stays sync" not in output
+        assert "bridges through C code" in output
+
+
 class TestEdits:
     def test_lines(self, traced: Path) -> None:
         """The edits are the lines of the definitions, of the calls and of the bridges."""
