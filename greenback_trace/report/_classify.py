@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from .._sites import CHAIN_LIMIT
 from ._project import PACKAGES, Project, is_standard_library
@@ -112,6 +112,7 @@ class Classifier:
         self._sources = sources
         self._uses = uses
         self._entries: Dict[Function, Optional[Verdict]] = {}
+        self._made: Dict[Function, Optional[Tuple[str, str]]] = {}
         self._distributions: Optional[Dict[str, str]] = None
 
     def classify(self, frames: Tuple[Frame, ...]) -> Verdict:
@@ -223,6 +224,25 @@ class Classifier:
                 return f"{construct} (@{name})", idiom
         if any(isinstance(node, (ast.Yield, ast.YieldFrom)) for node in own_nodes(definition)):
             return "generator", _ITERATION
+        if definition not in self._made:
+            self._made[definition] = self._made_into(frame, definition)
+        return self._made[definition]
+
+    def _made_into(self, frame: Frame, definition: Function) -> Optional[Tuple[str, str]]:
+        """What a function becomes by its name: value = property(load), or __len__ = count."""
+        for use in self._uses.of(frame.file, definition):
+            if use.call is not None or not use.certain:
+                continue
+            if use.given_to is not None:
+                name = _maker(use.given_to)
+                if name in _DECORATORS:
+                    construct, idiom = _DECORATORS[name]
+                    return f"{construct} ({name})", idiom
+            if use.place.scope is None and use.place.owner is not None:
+                for name in _assigned(use.place.owner, use.node):
+                    found = _protocol(name)
+                    if found is not None:
+                        return found
         return None
 
     def _callback(self, frame: Frame, callee: Optional[Frame]) -> Optional[Tuple[str, str]]:
@@ -250,6 +270,24 @@ class Classifier:
         if self._distributions is None:
             self._distributions = _top_levels()
         return self._distributions.get(top) or top.partition(".py")[0]
+
+
+def _maker(call: ast.Call) -> str:
+    """The name of what is called, also of lru_cache(maxsize=1)(f)."""
+    called: ast.AST = call
+    while isinstance(called, ast.Call):
+        called = called.func
+    return name_of(called)
+
+
+def _assigned(owner: ast.ClassDef, value: ast.expr) -> List[str]:
+    """The names that a class gives to a value."""
+    return [
+        name_of(target)
+        for statement in owner.body
+        if isinstance(statement, ast.Assign) and statement.value is value
+        for target in statement.targets
+    ]
 
 
 def _protocol(name: str) -> Optional[Tuple[str, str]]:

@@ -193,7 +193,7 @@ class Uses:
             ]
             for found in (each for name in names for each in file.found.get(name, ())):
                 if _is_method(function, around):
-                    certain = self._is_of_class(file, found, around.owner)
+                    certain = self._is_of_class(file, found, around)
                 else:
                     certain = self._is_of_module(home, other, found, function, around)
                 if certain is not None:
@@ -228,10 +228,12 @@ class Uses:
         file = self._files.get(path)
         return Place() if file is None else file.functions.get(function, Place())
 
-    def _is_of_class(
-        self, file: _File, found: _Found, owner: Optional[ast.ClassDef]
-    ) -> Optional[bool]:
+    def _is_of_class(self, file: _File, found: _Found, around: Place) -> Optional[bool]:
         """Whether it is certain that a use is that of a class's method; None if it is not."""
+        owner = around.owner
+        if isinstance(found.node, ast.Name):
+            # In the body of the class it goes by its bare name.
+            return True if found.place == around else None
         if not isinstance(found.node, ast.Attribute) or owner is None:
             return None
         value = found.node.value

@@ -288,6 +288,55 @@ class TestCallbacks:
         assert "bridges through C code" in output
 
 
+class TestNames:
+    @pytest.mark.parametrize(
+        ("code", "entry", "by"),
+        [
+            ("Box().value", "class Box:\n    value = property(low)", "property (property)"),
+            (
+                "Box().value",
+                "class Box:\n    def load(self): return low()\n    value = property(fget=load)",
+                "property (property)",
+            ),
+            (
+                "Box().value = 1",
+                "class Box:\n    value = property(print)\n    value = value.setter(low)",
+                "property (setter)",
+            ),
+            (
+                "len(Box())",
+                "class Box:\n    def count(self): return low()\n    size = __len__ = count",
+                "len() (__len__)",
+            ),
+            ("cached()", "cached = functools.lru_cache(low)", "cache (lru_cache)"),
+            ("cached()", "cached = functools.lru_cache(maxsize=1)(low)", "cache (lru_cache)"),
+        ],
+    )
+    def test_constructs(self, run_main: RunMain, code: str, entry: str, by: str) -> None:
+        """What is made a construct by its name blocks its chain, as it would with a decorator."""
+        found = planned(run_main(calling(code, entry)))
+        assert found["steps"] == []
+        assert [each["by"] for each in found["blocked"]] == [by]
+
+    @pytest.mark.parametrize(
+        "statement", ["alias = load", "table = {'load': load}", "alias: object = load"]
+    )
+    def test_in_a_class(self, run_main: RunMain, statement: str) -> None:
+        """A method that the body of its class puts somewhere is named there."""
+        entry = f"class Box:\n    def load(self): return low()\n    {statement}"
+        (step,) = planned(run_main(calling("Box().load()", entry)))["steps"]
+        what = "the body of Box has load without a call: await where it is called"
+        assert edits([step], "breaks", "breaks") == [(12, what)]
+
+    def test_called_in_a_class(self, run_main: RunMain) -> None:
+        """So is one that it calls."""
+        entry = "class Box:\n    def load(self=0): return low()\n    if 0: load()"
+        (step,) = planned(run_main(calling("Box().load()", entry)))["steps"]
+        assert edits([step], "breaks", "breaks") == [
+            (12, "the body of Box calls load and stays sync")
+        ]
+
+
 class TestEdits:
     def test_lines(self, traced: Path) -> None:
         """The edits are the lines of the definitions, of the calls and of the bridges."""
