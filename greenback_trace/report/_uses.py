@@ -21,9 +21,7 @@ _LITERALS = (
     ast.JoinedStr,
 )  # fmt: skip
 _WORD = re.compile(r"[^\W\d]\w*")
-_CLASS = re.compile(
-    r"^[ \t]*class[ \t]+(?P<name>\w+)[ \t]*(?:\[[^\]]*\]\s*)?(?:\((?P<bases>[^:]*?)\))?\s*:", re.M
-)
+_CLASS = re.compile(r"^[ \t]*class[ \t]+(\w+)", re.MULTILINE)
 #: What something is that is of no class of the user's.
 _FOREIGN = ""
 
@@ -70,6 +68,11 @@ class _Found(NamedTuple):
     call: Optional[ast.Call]
     given_to: Optional[ast.Call]
     place: Place
+
+
+class _Class(NamedTuple):
+    path: str
+    node: ast.ClassDef
 
 
 class _File:
@@ -153,27 +156,31 @@ class Uses:
         #: By word, the files that have it. To parse one takes ten times as long as to read it, and
         #: many times its size in memory: only those are that have the name of what is asked for.
         self._having: Dict[str, List[str]] = {}
-        #: Of all files.
-        self._bases: Dict[str, Set[str]] = {}
-        self._classes: List[Tuple[str, ast.ClassDef]] = []
+        #: By the name of a class, the files that have one.
+        self._defining: Dict[str, List[str]] = {}
+        #: Those of the files that were parsed, by name.
+        self._classes: Dict[str, List[_Class]] = {}
+        self._lineages: Dict[_Class, Set[_Class]] = {}
         for path in paths:
             text = _text(path)
             for word in set(_WORD.findall(text)):
                 self._having.setdefault(word, []).append(path)
-            for match in _CLASS.finditer(text):
-                bases = self._bases.setdefault(match["name"], set())
-                bases.update(_bases(match["bases"] or ""))
+            for name in set(_CLASS.findall(text)):
+                self._defining.setdefault(name, []).append(path)
 
     def _read(self, names: Iterable[str]) -> None:
         """Parse what has one of the names."""
         for name in names:
-            for path in self._having.pop(name, ()):
-                tree = None if path in self._files else self._sources.tree(path)
-                if tree is not None:
-                    self._files[path] = _File(tree)
-                    self._classes += [
-                        (path, node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
-                    ]
+            self._parse(self._having.pop(name, ()))
+
+    def _parse(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            tree = None if path in self._files else self._sources.tree(path)
+            if tree is not None:
+                self._files[path] = _File(tree)
+                for node in ast.walk(tree):
+                    if isinstance(node, ast.ClassDef):
+                        self._classes.setdefault(node.name, []).append(_Class(path, node))
 
     def of(self, path: str, function: Function) -> Iterator[Use]:
         """The uses of the function that is defined by a node in a file."""
@@ -193,7 +200,7 @@ class Uses:
             ]
             for found in (each for name in names for each in file.found.get(name, ())):
                 if _is_method(function, around):
-                    certain = self._is_of_class(file, found, around)
+                    certain = self._is_of_class(home, other, found, around)
                 else:
                     certain = self._is_of_module(home, other, found, function, around)
                 if certain is not None:
@@ -205,11 +212,15 @@ class Uses:
         around = self._place(real(path), function)
         if not _is_method(function, around) or around.owner is None:
             return
-        for file, owner in self._classes:
-            if owner is not around.owner and self._is_related(owner.name, around.owner.name):
-                for node in owner.body:
-                    if isinstance(node, ast.FunctionDef) and node.name == function.name:
-                        yield file, owner.name, node
+        own = _Class(real(path), around.owner)
+        for each in [each for named in self._classes.values() for each in named]:
+            methods = [
+                node
+                for node in each.node.body
+                if isinstance(node, ast.FunctionDef) and node.name == function.name
+            ]
+            if methods and each != own and self._lineage(each) & self._lineage(own):
+                yield from ((each.path, each.node.name, method) for method in methods)
 
     def decorated(self, path: str, function: Function) -> Iterator[Tuple[str, Function]]:
         """The functions that one is put in the place of, since it is what a decorator returns."""
@@ -228,7 +239,7 @@ class Uses:
         file = self._files.get(path)
         return Place() if file is None else file.functions.get(function, Place())
 
-    def _is_of_class(self, file: _File, found: _Found, around: Place) -> Optional[bool]:
+    def _is_of_class(self, home: str, path: str, found: _Found, around: Place) -> Optional[bool]:
         """Whether it is certain that a use is that of a class's method; None if it is not."""
         owner = around.owner
         if isinstance(found.node, ast.Name):
@@ -236,10 +247,13 @@ class Uses:
             return True if found.place == around else None
         if not isinstance(found.node, ast.Attribute) or owner is None:
             return None
+        file = self._files[path]
         value = found.node.value
         made = self._class_of(file, value, found.place)
         if made is not None:
-            return True if self._is_related(made, owner.name) else None
+            lineages = [self._lineage(each) for each in self._meant(path, made)]
+            own = self._lineage(_Class(home, owner))
+            return True if any(lineage & own for lineage in lineages) else None
         if isinstance(value, ast.Name) and value.id in file.imported:
             _, name = file.imported[value.id]
             return name == owner.name if name else None
@@ -293,11 +307,11 @@ class Uses:
             name = name_of(value.func)
             if name == "super" and place.owner is not None:
                 return place.owner.name
-            return name if name in self._bases else None
+            return name if name in self._defining else None
         if isinstance(value, ast.Name):
             if value.id in ("self", "cls") and place.owner is not None:
                 return place.owner.name
-            if value.id in self._bases:
+            if value.id in self._defining:
                 return value.id
             scopes: List[ast.AST] = [*reversed(place.scopes), file.tree]
             for scope in scopes:
@@ -354,27 +368,54 @@ class Uses:
         if isinstance(value, _LITERALS):
             return _FOREIGN
         name = name_of(value.func) if isinstance(value, ast.Call) else ""
-        return name if name in self._bases else None
+        return name if name in self._defining else None
 
     def _annotated(self, annotation: ast.expr) -> Optional[str]:
         if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
             name = annotation.value.rpartition(".")[2]
         else:
             name = name_of(annotation)
-        return name if name in self._bases else None
+        return name if name in self._defining else None
 
-    def _is_related(self, one: str, other: str) -> bool:
-        return bool(self._ancestors(one) & self._ancestors(other))
+    def _meant(self, path: str, name: str, module: str = "") -> List[_Class]:
+        """What a file may mean by the name of a class, of a module that it imports or its own."""
+        self._parse(self._defining.get(name, ()))
+        file = self._files.get(path)
+        found = self._classes.get(name, [])
+        here = [each for each in found if each.path == path]
+        if not module:
+            if here:
+                return here
+            if file is None or name not in file.imported:
+                return found
+            module, name = file.imported[name]
+        if not name:
+            return []
+        self._parse(self._defining.get(name, ()))
+        found = self._classes.get(name, [])
+        modules = self._modules.find(path, module)
+        there = [each for each in found if each.path in modules]
+        # A module can have it from another one.
+        return there or (found if modules else [])
 
-    def _ancestors(self, name: str) -> Set[str]:
-        found: Set[str] = set()
-        waiting = [name]
-        while waiting:
-            each = waiting.pop()
-            if each in self._bases and each not in found:
+    def _lineage(self, own: _Class) -> Set[_Class]:
+        """A class and those of the project that it is derived from."""
+        if own not in self._lineages:
+            found: Set[_Class] = set()
+            waiting = [own]
+            while waiting:
+                each = waiting.pop()
+                if each in found:
+                    continue
                 found.add(each)
-                waiting += self._bases[each]
-        return found
+                file = self._files[each.path]
+                for base in each.node.bases:
+                    module = ""
+                    if isinstance(base, ast.Attribute) and _is_imported(file, base.value):
+                        module = _module(file, base.value)
+                    waiting += self._meant(each.path, name_of(base), module)
+            self._lineages[own] = found
+        return self._lineages[own]
 
 
 def _text(path: str) -> str:
@@ -383,15 +424,6 @@ def _text(path: str) -> str:
             return file.read()
     except (OSError, SyntaxError, ValueError):
         return ""  # which cannot be parsed either
-
-
-def _bases(text: str) -> Iterator[str]:
-    try:
-        header = ast.parse(f"class _({text}): pass").body[0]
-    except (SyntaxError, ValueError):
-        return
-    if isinstance(header, ast.ClassDef):
-        yield from map(name_of, header.bases)
 
 
 def _is_method(function: Function, around: Place) -> bool:

@@ -257,6 +257,35 @@ class TestModules:
         found = [each for each in step["breaks"] if each["file"].endswith("use.py")]
         assert [each["certain"] for each in found] == [certain]
 
+    @pytest.mark.parametrize(
+        ("other", "related"),
+        [
+            ("class Orders:\n    def place(self, x): return x", False),
+            ("from foreign import Orders\nclass Own(Orders):\n    def place(self, x): pass", False),
+            ("from orders import Orders\nclass Own(Orders):\n    def place(self, x): pass", True),
+            ("import orders as o\nclass Own(o.Orders):\n    def place(self, x): pass", True),
+            ("import orders\nclass Orders(orders.Orders):\n    def place(self, x): pass", True),
+            ("from orders import *\nclass Own(Orders):\n    def place(self, x): pass", True),
+            (
+                "class Orders: pass\nclass Own(Orders):\n    def place(self, x): return x\n"
+                "def repair(): Orders().place(1), Own().place(2)",
+                False,
+            ),
+        ],
+    )
+    def test_classes(self, run_main: RunMain, other: str, related: bool) -> None:
+        """A class of the same name in another module is another one."""
+        trace = run_main(
+            {
+                "main.py": MAIN.replace("orders.place(1)", "orders.Orders().place(1)"),
+                "orders.py": ORDERS.replace("def place(x)", "class Orders:\n  def place(self, x)"),
+                "other.py": other,
+            }
+        )
+        (step,) = planned(trace)["steps"]
+        files = [os.path.basename(each["file"]) for each in step["edits"] + step["breaks"]]
+        assert files.count("other.py") == related
+
     def test_in_a_package(self, run_main: RunMain) -> None:
         """A module beside one in a package is not what that imports by the bare name."""
         trace = run_main(
