@@ -13,7 +13,7 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple
 from ._classify import Classifier
 from ._project import Project
 from ._sources import RUN_SYNC, Frame, Function, Sources, name_of, own_nodes, real
-from ._uses import Place, Use, Uses
+from ._uses import Place, Use, Uses, is_partial
 
 DEF = "def"
 AWAIT = "await"
@@ -186,7 +186,7 @@ class Editor:
                 return [Edit(file, frame.line, WRAP, what)]
             seen.add(passed[1])
             return [_at(file, passed[1], WRAP, what)]
-        calls = self._sources.calls_of(frame, callee, self._other_names(callee))
+        calls = self._sources.calls_of(frame, callee, self._names_in(frame, callee))
         is_async = frame.key in done
         edits: List[Edit] = []
         for call in calls:
@@ -227,6 +227,16 @@ class Editor:
             return []
         return [decorated.name for _, decorated in self._uses.decorated(callee.file, node)]
 
+    def _names_in(self, frame: Frame, callee: Frame) -> List[str]:
+        """What a function is called in another one besides its name."""
+        node, scope = self._sources.definition(callee), self._sources.definition(frame)
+        names = self._other_names(callee)
+        if node is not None and scope is not None:
+            for use in self._uses.of(callee.file, node):
+                if use.call is not None and use.place.scope is scope:
+                    names.append(name_of(use.node))
+        return names
+
     def _sync_callees(self, frame: Frame, call: ast.Call, done: Set[Key]) -> List[str]:
         return sorted(
             {
@@ -248,11 +258,13 @@ class Editor:
                 what = f"{RUN_SYNC}({name}, ...) becomes with_portal_run({name}, ...)"
                 edits.append(_at(use.file, use.given_to.func, PORTAL, what))
             else:
-                what = f"{_where(use.place)} passes {name} on: autoawait({name}), for now"
+                where = _where(use.place)
                 if use.given_to is None:
-                    what = (
-                        f"{_where(use.place)} has {name} without a call: await where it is called"
-                    )
+                    what = f"{where} has {name} without a call: await where it is called"
+                elif is_partial(use):
+                    what = f"{where} makes a partial of {name}: await where it is called"
+                else:
+                    what = f"{where} passes {name} on: autoawait({name}), for now"
                 breaks.append(_at(use.file, use.node, BREAKS, what, use.certain))
         elif self._is_async(use.file, use.place):
             edits.append(self._awaited(use, name))

@@ -129,6 +129,12 @@ class _File:
                 self.found.setdefault(name, []).append(_Found(node.func, node, None, place))
             if isinstance(node.func, ast.Attribute):
                 self._collect(node.func.value, place, None)
+            elif isinstance(node.func, ast.Call) and name_of(node.func.func) in PARTIALS:
+                for argument in node.func.args[:1]:
+                    found = _Found(argument, node, None, place)
+                    self.found.setdefault(name_of(argument), []).append(found)
+                for argument in [*node.func.args[1:], *(each.value for each in node.func.keywords)]:
+                    self._collect(argument, place, None)
             elif not isinstance(node.func, ast.Name):
                 self._collect(node.func, place, None)
             # What a partial is given to, it passes its function on to.
@@ -204,7 +210,24 @@ class Uses:
                 else:
                     certain = self._is_of_module(home, other, found, function, around)
                 if certain is not None:
-                    yield Use(other, found.node, found.call, found.given_to, found.place, certain)
+                    yield from self._through_partial(Use(other, *found, certain))
+
+    def _through_partial(self, use: Use) -> Iterator[Use]:
+        """A use; in place of one that makes a partial in a function, those of that."""
+        scope = use.place.scope
+        names = [
+            target.id
+            for node in (() if scope is None or not is_partial(use) else own_nodes(scope))
+            if isinstance(node, ast.Assign) and node.value is use.given_to
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        ]
+        if not names:
+            yield use
+        depth = len(use.place.scopes)
+        for found in (each for name in names for each in self._files[use.file].found.get(name, ())):
+            if isinstance(found.node, ast.Name) and found.place.scopes[:depth] == use.place.scopes:
+                yield Use(use.file, *found, use.certain)
 
     def overrides(self, path: str, function: Function) -> Iterator[Tuple[str, str, Function]]:
         """The methods that are called in the place of one: file, class, definition."""
@@ -428,6 +451,12 @@ def _text(path: str) -> str:
 
 def _is_method(function: Function, around: Place) -> bool:
     return around.owner is not None and function in around.owner.body
+
+
+def is_partial(use: Use) -> bool:
+    """Whether a use makes a partial of the function."""
+    made = use.given_to
+    return made is not None and name_of(made.func) in PARTIALS and made.args[:1] == [use.node]
 
 
 def _is_imported(file: _File, value: ast.expr) -> bool:

@@ -337,6 +337,76 @@ class TestNames:
         ]
 
 
+def said(steps: List[Dict[str, Any]]) -> List[Tuple[int, str]]:
+    """What the steps say besides which functions become async and which bridges go."""
+    return sorted(
+        (each["line"], each["what"])
+        for step in steps
+        for each in step["edits"] + step["breaks"]
+        if each["kind"] not in ("def", "unwrap")
+    )
+
+
+#: One in a variable, and one that is called at once.
+PARTIALS = ["p = functools.partial(low, 1); p(); str(p())", "functools.partial(low, 1)()"]
+
+
+class TestPartials:
+    @pytest.mark.parametrize("call", PARTIALS)
+    def test_called(self, run_main: RunMain, call: str) -> None:
+        """A partial is awaited where it is called; what it is made of is left as it is."""
+        name = "p" if "p()" in call else "low"
+        times = call.count("()")
+        trace = run_main(calling("top()", f"def top(): {call}"))
+        assert said(planned(trace)["steps"]) == [
+            *[(10, f"await {name}(...)")] * times,
+            (15, "await top(...)"),
+        ]
+
+    @pytest.mark.parametrize("call", PARTIALS)
+    def test_called_by_an_async_function(self, run_main: RunMain, call: str) -> None:
+        """So it is where an async function calls it, which the trace does not have."""
+        name = "p" if "p()" in call else "low"
+        trace = run_main(calling(call))
+        assert said(planned(trace)["steps"]) == [(15, f"await {name}(...)")] * call.count("()")
+
+    def test_in_a_sync_function(self, run_main: RunMain) -> None:
+        """In a function that stays sync, the call of the partial bridges, and nothing else."""
+        entry = "class Box:\n    @property\n    def top(self): p = functools.partial(low); p()"
+        trace = run_main(calling("low(); Box().top", entry))
+        assert said(planned(trace)["steps"]) == [
+            (12, "await_(p(...)) for now"),
+            (17, "await low(...)"),
+        ]
+
+    def test_untraced(self, run_main: RunMain) -> None:
+        """A caller that the trace has not been in is named where it calls the partial."""
+        entry = "def top():\n    p = functools.partial(low, 1)\n    p()\n    return p"
+        trace = run_main(calling("low()", entry))
+        assert said(planned(trace)["steps"]) == [
+            (12, "top calls p and stays sync"),
+            (13, "top has p without a call: await where it is called"),
+            (18, "await low(...)"),
+        ]
+
+    def test_elsewhere(self, run_main: RunMain) -> None:
+        """Of a partial that is kept somewhere else, what is made async has to be awaited."""
+        entry = "later = functools.partial(low, 1)\ndef top(): return later()"
+        trace = run_main(calling("top()", entry))
+        assert said(planned(trace)["steps"]) == [
+            (10, "the module makes a partial of low: await where it is called"),
+            (11, "await later(...)"),
+            (16, "await top(...)"),
+        ]
+
+    def test_in_c_code(self, run_main: RunMain) -> None:
+        """C code that an async function passes one to cannot await it, either."""
+        trace = run_main(calling("p = functools.partial(low, 1); sorted(items, key=p)"))
+        found = planned(trace)
+        assert found["steps"] == []
+        assert [each["by"] for each in found["blocked"]] == ["C callback (sorted)"]
+
+
 class TestEdits:
     def test_lines(self, traced: Path) -> None:
         """The edits are the lines of the definitions, of the calls and of the bridges."""
