@@ -109,6 +109,7 @@ class Plan:
                 "directories": self.project.directories,
                 "files": len(self.project.files),
                 "complete": self.project.is_whole,
+                "missing": self.project.missing,
             },
             "steps": [
                 {
@@ -171,16 +172,22 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
     Raises:
         NothingToReportError: The trace has no sync chains.
     """
+    found = [
+        (Frame(site.function, site.file, site.line), frames_of(chain), numbers)
+        for site in trace.sites
+        for chain, numbers in site.chains.items()
+        if numbers.bridges
+    ]
+    project = Project(
+        roots, {each for bridging, frames, _ in found for each in (bridging, *frames)}
+    )
     # Chains that differ only in comprehensions are one.
     counted: Dict[Tuple[Frame, Tuple[Frame, ...]], Numbers] = {}
     total = Numbers()
-    for site in trace.sites:
-        for chain, numbers in site.chains.items():
-            if numbers.bridges:
-                key = Frame(site.function, site.file, site.line), frames_of(chain)
-                counted.setdefault(key, Numbers()).add(numbers)
-                total.add(numbers)
-    project = Project(roots, {each for site, frames in counted for each in (site, *frames)})
+    for bridging, frames, numbers in found:
+        key = project.here(bridging), tuple(map(project.here, frames))
+        counted.setdefault(key, Numbers()).add(numbers)
+        total.add(numbers)
     sources = Sources()
     uses = Uses(sources, project.files)
     classifier = Classifier(project, sources, uses)

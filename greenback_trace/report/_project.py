@@ -7,8 +7,10 @@ import re
 import sysconfig
 import tempfile
 from collections import deque
+from dataclasses import replace
 from functools import lru_cache
-from typing import Iterable, Iterator, List, Sequence, Set
+from itertools import takewhile
+from typing import Collection, Dict, Iterable, Iterator, List, Sequence, Set
 
 from ._sources import Frame, real
 
@@ -39,21 +41,30 @@ class Project:
         directories: Where sources were looked for, without what is in another of them.
         files: The sources, by their real paths, whether the trace names them or not.
         is_whole: Whether these are all that there are.
+        missing: The files of the user's that the trace names and that are not here. One that is
+            below a root, wherever it was when the program was traced, is not missing.
     """
 
-    def __init__(self, roots: Sequence[str], frames: Iterable[Frame]) -> None:
+    def __init__(self, roots: Sequence[str], frames: Collection[Frame]) -> None:
         self._roots = [os.path.realpath(root) for root in roots]
-        own = {real(frame.file) for frame in frames if self.is_own(frame.file)}
-        found = {file for file in own if os.path.isfile(file)}
         self.is_whole = True
-        if roots:
-            tops = self._roots
-            found.update(file for top in tops for file in _below(top, set()))
-        else:
-            tops = _around(found)
+        below = {file for root in self._roots for file in _below(root, set())}
+        lost = {frame for frame in frames if _is_lost(frame.file)}
+        #: By the path in the trace, the one here.
+        self._moved = _found_again(lost, below)
+        self.missing = sorted({frame.file for frame in lost} - set(self._moved))
+        files = {self.here(frame).file for frame in frames}
+        found = {real(file) for file in files if self.is_own(file) and os.path.isfile(file)}
+        tops = self._roots or _around(found)
+        found |= below
+        if not roots:
             self._add_nearest(tops, found)
         self.directories = _outermost(tops)
         self.files = sorted(found)
+
+    def here(self, frame: Frame) -> Frame:
+        """A function of the trace, in the file that is here."""
+        return replace(frame, file=self._moved.get(frame.file, frame.file))
 
     def _add_nearest(self, tops: Sequence[str], found: Set[str]) -> None:
         wide = _wide()
@@ -74,7 +85,11 @@ class Project:
         path = real(file)
         if self._roots:
             return any(path == root or path.startswith(root + os.sep) for root in self._roots)
-        return PACKAGES.search(path) is None and not is_standard_library(path)
+        return not _is_others(path)
+
+
+def _is_others(path: str) -> bool:
+    return PACKAGES.search(path) is not None or is_standard_library(path)
 
 
 def is_standard_library(path: str) -> bool:
@@ -85,6 +100,47 @@ def is_standard_library(path: str) -> bool:
 @lru_cache(maxsize=None)
 def _stdlib() -> str:
     return os.path.realpath(sysconfig.get_paths()["stdlib"]) + os.sep
+
+
+def _is_lost(file: str) -> bool:
+    is_file = bool(file) and not file.startswith("<")
+    return is_file and not os.path.exists(file) and not _is_others(real(file))
+
+
+def _found_again(lost: Iterable[Frame], files: Iterable[str]) -> Dict[str, str]:
+    """Of files that are elsewhere, the one of *files* that ends with the most of its path.
+
+    That is at least what the name of its module says: of shop.orders, shop/orders.py.
+    """
+    named: Dict[str, List[str]] = {}
+    for file in files:
+        named.setdefault(os.path.basename(file), []).append(file)
+    found: Dict[str, str] = {}
+    for frame in lost:
+        parts = re.split(r"[\\/]", frame.file)
+        shared = {file: _shared(parts, file.split(os.sep)) for file in named.get(parts[-1], ())}
+        most = max(shared.values(), default=0)
+        best = [file for file, count in shared.items() if count == most]
+        if len(best) == 1 and most >= _module_parts(frame.function, parts):
+            found[frame.file] = best[0]
+    return found
+
+
+def _shared(one: List[str], other: List[str]) -> int:
+    """How many parts two paths have in common at their ends."""
+    pairs = zip(reversed(one), reversed(other))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _module_parts(function: str, parts: List[str]) -> int:
+    """How many parts of a path the module of a function names."""
+    names = [*parts[:-1], parts[-1].partition(".")[0]]
+    is_package = names[-1] == "__init__"
+    if is_package:
+        names.pop()
+    counts = range(len(names), 0, -1)
+    count = next((n for n in counts if function.startswith(".".join(names[-n:]) + ".")), 1)
+    return count + is_package
 
 
 def _around(files: Iterable[str]) -> List[str]:

@@ -36,6 +36,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     _print(console, kinds(plan))
     if plan.project.files:
         _print(console, looked_at(plan), style="" if plan.project.is_whole else "yellow")
+    if plan.project.missing:
+        _print(console, missing(plan), style="yellow")
     if plan.changed:
         _print(console, changed(plan), style="yellow")
     shown: Set[str] = set()
@@ -81,6 +83,18 @@ def looked_at(plan: Plan) -> str:
     if not plan.project.is_whole:
         text += ", the nearest ones, and there are more: name your code with --root to have all"
     return f"{text}."
+
+
+def missing(plan: Plan) -> str:
+    """Which sources are not here, and what to do about that."""
+    files = plan.project.missing
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    it, its = ("it", "its") if len(files) == 1 else ("them", "their")
+    return (
+        f"Not found: {', '.join(files[:3])}{more}. What is said of {it} is from the trace alone, "
+        f"and {its} callers were not looked for. Name the directory of the sources: "
+        "greenback-trace plan --root PATH."
+    )
 
 
 def changed(plan: Plan) -> str:

@@ -306,7 +306,7 @@ class TestSaid:
         trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
         where = os.path.realpath(tmp_path)
         assert f"Callers were looked for in 3 files of {where}.\n" in plan(trace)
-        sources = {"directories": [where], "files": 3, "complete": True}
+        sources = {"directories": [where], "files": 3, "complete": True, "missing": []}
         assert planned(trace)["sources"] == sources
 
     def test_too_many(self, run_main: RunMain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,3 +326,69 @@ class TestSaid:
         assert "and there are more: name your code with --root" in plan(trace)
         assert not planned(trace)["sources"]["complete"]
         assert planned(trace, "--root", trace.parent)["sources"]["complete"]
+
+
+class TestMissing:
+    @pytest.fixture
+    def moved(self, run_main: RunMain, tmp_path: Path) -> Tuple[Path, Path]:
+        """A trace of a program that is gone, and where its sources are now."""
+        old, new = tmp_path / "old", tmp_path / "new"
+        shop = {
+            "shop/__init__.py": "",
+            "shop/orders.py": ORDERS,
+            "shop/repair.py": REPAIR.replace("from orders", "from shop.orders"),
+            "other/orders.py": "",
+        }
+        main = MAIN.replace("import orders", "from shop import orders")
+        trace = run_main({"main.py": main, **shop}, old)
+        trace.rename(tmp_path / "trace.jsonl")
+        old.rename(new)
+        return tmp_path / "trace.jsonl", new
+
+    def test_said(self, moved: Tuple[Path, Path], tmp_path: Path) -> None:
+        """Sources that are not there are named, with what to do."""
+        trace, _ = moved
+        orders = str(tmp_path / "old" / "shop" / "orders.py")
+        output = plan(trace)
+        assert f"Not found: {orders}. What is said of it is from the trace alone" in output
+        assert "Name the directory of the sources: greenback-trace plan --root PATH." in output
+        assert planned(trace)["sources"]["missing"] == [orders]
+        assert ("orders.py", "async def place, around this line") in said(trace, of="edits")
+
+    @pytest.mark.parametrize(
+        ("below", "root"), [("", ""), ("", "shop"), ("src", ""), ("src", "src")]
+    )
+    def test_found_again(self, moved: Tuple[Path, Path], below: str, root: str) -> None:
+        """Below --root they are found by their place in it, wherever they were when traced."""
+        trace, new = moved
+        if below:
+            (new / below).mkdir()
+            (new / "shop").rename(new / below / "shop")
+        assert "Not found" not in plan(trace, "--root", new / root)
+        (step,) = planned(trace, "--root", new / root)["steps"]
+        orders = os.path.realpath(new / below / "shop" / "orders.py")
+        assert {each["file"] for each in step["edits"] if each["kind"] == "def"} == {orders}
+        assert said(trace, "--root", new / root) == [BROKEN]
+
+    def test_of_another_package(self, moved: Tuple[Path, Path]) -> None:
+        """A file of that name in another package is not it."""
+        trace, new = moved
+        output = plan(trace, "--root", new / "other")
+        assert "shop/orders.py. What is said of it" in output
+        assert planned(trace, "--root", new / "other")["steps"] == []
+
+    def test_installed(self, run_main: RunMain, tmp_path: Path) -> None:
+        """What is installed is not missed: it is not the user's."""
+        packages = "lib/site-packages/through.py"
+        files = {
+            "main.py": MAIN.replace("import orders", "import orders, lib").replace(
+                "orders.place(1)", "lib.through(orders.place)"
+            ),
+            "orders.py": ORDERS,
+            "lib/__init__.py": "import sys\nsys.path.append(__path__[0] + '/site-packages')\n"
+            "from through import through\n",
+            packages: "def through(function): return function(1)",
+        }
+        trace = run_main(files)
+        (tmp_path / packages).unlink()
+        assert "Not found" not in plan(trace)
