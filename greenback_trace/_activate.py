@@ -203,7 +203,7 @@ def _tell_of_end() -> None:
 
 def _after_fork() -> None:
     """In a forked child, where nobody holds our locks. Those of an SDK are left alone."""
-    _session.renew_lock()
+    _session.after_fork()
     _start_log_over()
     if _current is not None:
         _current.after_fork()

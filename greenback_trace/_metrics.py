@@ -11,7 +11,7 @@ import sys
 import threading
 from random import random
 from time import perf_counter
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
@@ -23,7 +23,7 @@ from ._snapshot import bridge_attributes
 from ._totals import Totals, ending_of
 
 _Values = Iterable[Tuple[float, Dict[str, Any]]]
-# Attributes that can be looked up.
+# Attributes that can be looked up: those of one counter always come in the same order.
 _Key = Tuple[Tuple[str, Any], ...]
 
 
@@ -52,20 +52,17 @@ class Source:
         #: What they were when tracing was disabled.
         self._before: Dict[str, Dict[_Key, float]] = {}
 
-    def read(self, name: str, values: Callable[[Totals], _Values]) -> Iterator[Observation]:
+    def read(self, name: str, values: Callable[[Totals], _Values]) -> List[Observation]:
         self.was_read = True
-        # In this order, lest it is disabled in between.
-        before = self._before.get(name)
         totals = self.totals
-        if totals is not None:
-            if self.on_read is not None:
-                self.on_read()
-            if before:
-                for key, value in _added_up(before, values(totals)).items():
-                    yield Observation(value, dict(key))
-            else:
-                for value, attributes in values(totals):
-                    yield Observation(value, attributes)
+        if totals is None:
+            return []
+        if self.on_read is not None:
+            self.on_read()
+        found = _added_up(self._before.get(name, {}), values(totals))
+        if self.totals is not totals:
+            return []  # it was disabled in between, so that something may be in there twice
+        return [Observation(value, dict(key)) for key, value in found.items()]
 
     def leave(self) -> None:
         """Report nothing any more, but remember what was reported."""
@@ -76,16 +73,15 @@ class Source:
                 for name, values in self.counters.items()
             }
 
-    def after_fork(self) -> None:
-        """Start at zero, in a forked child."""
-        self.was_read = False
+    def forget(self) -> None:
+        """Start at zero, in a forked child whose SDK is yet to be set."""
         self._before = {}
 
 
 def _added_up(before: Dict[_Key, float], values: _Values) -> Dict[_Key, float]:
     totals = before.copy()
     for value, attributes in values:
-        key = tuple(sorted(attributes.items()))
+        key = tuple(attributes.items())
         totals[key] = totals.get(key, 0) + value
     return totals
 

@@ -43,10 +43,18 @@ _FLUSH_PATIENCE = 1.0
 _NEVER = 1e9
 
 
-def renew_lock() -> None:
-    """In a forked child: another thread of its parent may have had it."""
+def after_fork() -> None:
+    """In a forked child: another thread of its parent may have had the lock.
+
+    What its parent has counted is none of what an SDK of its own gets.
+    """
     global lock
     lock = threading.RLock()
+    if _sources:
+        proxy, provider = _global_meter_providers()
+        source = None if proxy is None or provider is not None else _sources.get(proxy)
+        if source is not None:
+            source.forget()
 
 
 class Session:
@@ -207,7 +215,7 @@ class Session:
             self._spans.after_fork()
         source = self._source
         if source is not None:
-            source.after_fork()
+            source.was_read = False
         if self.is_to_file:
             # The child's own is opened when it does something.
             if self._spans is not None:
@@ -475,14 +483,12 @@ def _source_of(meter_provider: Any, is_private: bool) -> Source:
 
     Those that were made of the global proxy are the instruments of what takes its place.
     """
-    from opentelemetry.metrics import _internal as metrics
-
     from ._metrics import Source, register
 
     source = _sources.get(meter_provider)
-    # Not asked for, since that could create one.
-    if source is None and meter_provider is getattr(metrics, "_METER_PROVIDER", None):
-        source = _sources.get(getattr(metrics, "_PROXY_METER_PROVIDER", meter_provider))
+    proxy, provider = _global_meter_providers()
+    if source is None and proxy is not None and meter_provider is provider:
+        source = _sources.get(proxy)
     if source is None:
         source = Source()
         meter = meter_provider.get_meter("greenback", _version(), _SCHEMA_URL)
@@ -494,12 +500,17 @@ def _source_of(meter_provider: Any, is_private: bool) -> Source:
 def _sdk_is_set() -> bool:
     """Whether the application has set a global provider."""
     from opentelemetry import trace
+
+    tracer_provider = getattr(trace, "_TRACER_PROVIDER", None)
+    return tracer_provider is not None or _global_meter_providers()[1] is not None
+
+
+def _global_meter_providers() -> Tuple[Any, Any]:
+    """The proxy, and what the application has set. Asking for the latter could create one."""
     from opentelemetry.metrics import _internal as metrics
 
-    return any(
-        getattr(module, name, None) is not None
-        for module, name in ((trace, "_TRACER_PROVIDER"), (metrics, "_METER_PROVIDER"))
-    )
+    proxy = getattr(metrics, "_PROXY_METER_PROVIDER", None)
+    return proxy, getattr(metrics, "_METER_PROVIDER", None)
 
 
 def _version() -> str:

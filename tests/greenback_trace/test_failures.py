@@ -53,8 +53,8 @@ print("done")
 class TestExporter:
     """Exporters of the application's own SDK."""
 
-    def run(self, python: Any, program: str) -> Any:
-        done = python("-c", BRIDGES + SDK + program, GREENBACK_TRACE="1")
+    def run(self, python: Any, program: str, **variables: str) -> Any:
+        done = python("-c", BRIDGES + SDK + program, GREENBACK_TRACE="1", **variables)
         assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
         return done
 
@@ -177,6 +177,49 @@ class TestExporter:
             "tracers.shutdown(); meters.shutdown()\n"
             "page(0); page(0)\n"
             "assert len(exporter.get_finished_spans()) == 2\n" + END.replace("== 100", "== 101"),
+        )
+        self.messages(done, ours=1, theirs=0)
+        assert "TracerProvider was shut down" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("portals", "spans"),
+        [
+            ("page(1); set_sdk(); page(1); shut_down(); page(0); page(0)", "all"),
+            ("page(1); set_sdk(); page(1); shut_down(); page(0); page(0)", "portals"),
+            ("page(1); set_sdk(); page(1); shut_down(); suspend(); suspend()", "suspended"),
+            ("page(1); within(set_sdk, bridge, shut_down, bridge, bridge)", "all"),
+            ("page(1); within(set_sdk, wait, shut_down, wait, wait)", "suspended"),
+            (
+                "page(1); set_sdk(); page(1)\n"
+                "for _ in range(2): greenback_trace.enable(); page(1)\n"
+                "shut_down(); page(1); page(1)",
+                "all",
+            ),
+        ],
+        ids=["all", "portals", "suspended", "one_portal", "late_spans", "enabled_again"],
+    )
+    def test_late_provider_is_shut_down_early(self, python: Any, portals: str, spans: str) -> None:
+        """One that was set after the first portal is no exception: one message says so."""
+        done = self.run(
+            python,
+            "from opentelemetry.sdk.trace.export import SimpleSpanProcessor\n"
+            "from opentelemetry.sdk.trace.export.in_memory_span_exporter import (\n"
+            "    InMemorySpanExporter)\n"
+            "exporter, tracers = InMemorySpanExporter(), TracerProvider()\n"
+            "tracers.add_span_processor(SimpleSpanProcessor(exporter))\n"
+            "def set_sdk(): trace.set_tracer_provider(tracers)\n"
+            "def shut_down():\n"
+            "    assert exporter.get_finished_spans()\n"
+            "    tracers.shutdown()\n"
+            "def bridge(): greenback.await_(nop(0))\n"
+            "def wait(): greenback.await_(asyncio.sleep(0))\n"
+            "def suspend(): asyncio.run(greenback.with_portal_run_sync(wait))\n"
+            "def within(*functions):\n"
+            "    def each():\n"
+            "        for function in functions: function()\n"
+            "    asyncio.run(greenback.with_portal_run_sync(each))\n"
+            f"{portals}\nprint('done')",
+            GREENBACK_TRACE_SPANS=spans,
         )
         self.messages(done, ours=1, theirs=0)
         assert "TracerProvider was shut down" in done.stderr

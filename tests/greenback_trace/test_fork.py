@@ -238,7 +238,16 @@ class TestSDK:
         assert done.returncode == 0, done.stderr
         return done
 
-    @pytest.mark.parametrize("before", ["", "page(3)"])
+    @pytest.mark.parametrize(
+        "before",
+        [
+            "",
+            "page(3)",
+            "page(3); greenback_trace.enable(); page(1)",
+            "page(3); greenback_trace.disable()",
+        ],
+        ids=["at_once", "traced", "enabled_again", "disabled"],
+    )
     def test_set_up_afterwards(self, python: Any, before: str) -> None:
         """A child that sets its SDK up itself exports its own numbers and spans."""
         done = self.run(
@@ -246,6 +255,7 @@ class TestSDK:
             f"{before}\n"
             "child = os.fork()\n"
             "if not child:\n"
+            "    if not greenback_trace.is_enabled(): greenback_trace.enable()\n"
             "    set_up(); page(2)\n"
             "    print(exported(), spans())\n"
             "    sys.exit()\n"
