@@ -151,7 +151,7 @@ class TestExporter:
             "asyncio.run(greenback.with_portal_run_sync(app, 3))\n"
             + END.replace("== 100", "== 103")
             + "(resource,) = reader.get_metrics_data().resource_metrics\n"
-            "(scope,) = resource.scope_metrics\n"
+            "(scope,) = [s for s in resource.scope_metrics if s.scope.name == 'greenback']\n"
             "(bridges,) = [m for m in scope.metrics if m.name == 'greenback.bridges']\n"
             "assert sum(point.value for point in bridges.data.data_points) == 103\n",
         )
