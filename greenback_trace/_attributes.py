@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 def first_attributes(bridge: Running) -> Dict[str, Any]:
+    """What the span of a bridge has from its beginning on, for samplers to see."""
     chain = bridge.node.chain()
     site = chain[-1]
     attributes: Dict[str, Any] = {
@@ -27,6 +28,7 @@ def first_attributes(bridge: Running) -> Dict[str, Any]:
 
 
 def portal_attributes(tally: PortalTally) -> Dict[str, Any]:
+    """The totals that the span of a portal gets at its end."""
     return {
         "greenback.portal.bridges": tally.bridges,
         "greenback.portal.suspended": tally.suspended,

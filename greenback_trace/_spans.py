@@ -277,8 +277,11 @@ class Spans:
     def _failed_to_finish(self, bridge: Running, error: BaseException) -> None:
         try:
             if type(bridge.opened) is _Open:
-                self._leave(bridge.opened)  # perhaps once more, which does no harm
-                bridge.opened = None
+                # It was interrupted before that was done, or while: twice does no harm.
+                self._finish(bridge, error, perf_counter_ns())
+        except Exception as failure:
+            self._failed(failure)
+        try:
             if not isinstance(error, Exception):
                 raise error
             self._failed(error)

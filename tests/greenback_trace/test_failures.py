@@ -21,7 +21,11 @@ pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenbac
 pytest.importorskip("opentelemetry.exporter.otlp.proto.common", reason="needs greenback[report]")
 
 from opentelemetry import trace
+from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter, MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 BRIDGES = """
 import asyncio, logging, os, sys
@@ -138,7 +142,6 @@ class TestExporter:
             "from opentelemetry.sdk.trace import SpanProcessor\n"
             "class Raises(SpanProcessor):\n"
             f"    def {hook}(self, span, parent_context=None):\n"
-            "        started = trace.get_current_span()\n"
             "        raise OSError('no processor today')\n"
             "tracers, reader = TracerProvider(), InMemoryMetricReader()\n"
             "tracers.add_span_processor(Raises())\n"
@@ -306,6 +309,34 @@ class TestSignalHandler:
         totals = greenback_trace.snapshot()
         assert totals.portals["run_sync"].bridges == 2
         assert totals.active == {backend.name: 0}
+
+    def test_in_a_histogram(self, backend: Any, interrupt: Callable[[], None]) -> None:
+        """It leaves a bridge that was being counted: its span ends all the same."""
+
+        class Interrupts(AlwaysOnExemplarFilter):
+            def should_sample(self, *args: Any, **kwds: Any) -> bool:
+                interrupt()
+                return False
+
+        def program() -> None:
+            with pytest.raises(TimeUp):
+                greenback.await_(Nop())
+            assert trace.get_current_span() is trace.INVALID_SPAN
+            greenback.await_(Nop())
+
+        exporter = InMemorySpanExporter()
+        tracers = TracerProvider(shutdown_on_exit=False)
+        tracers.add_span_processor(SimpleSpanProcessor(exporter))
+        meters = MeterProvider(
+            [InMemoryMetricReader()], shutdown_on_exit=False, exemplar_filter=Interrupts()
+        )
+        greenback_trace.enable(
+            config=Config(measurement_rate=0), tracer_provider=tracers, meter_provider=meters
+        )
+        backend.run(greenback.with_portal_run_sync, program)
+        names = [span.name.partition(" ")[0] for span in exporter.get_finished_spans()]
+        assert names == ["await_", "await_", "portal"]
+        assert greenback_trace.snapshot().active == {backend.name: 0}
 
     def test_in_a_log(
         self,
