@@ -18,6 +18,19 @@ async def nop(): pass
 def page(): greenback.await_(nop())
 asyncio.run(greenback.with_portal_run_sync(page))
 """
+BRIDGES_FOR_AN_SDK = """
+import asyncio
+import greenback
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+async def nop(): pass
+def page(): greenback.await_(nop())
+def bridges(reader):
+    (resource,) = reader.get_metrics_data().resource_metrics
+    return [point.value for scope in resource.scope_metrics for metric in scope.metrics
+            if metric.name == "greenback.bridges" for point in metric.data.data_points]
+"""
 HIDDEN = """
 import sys
 class Hide:
@@ -142,17 +155,12 @@ class TestFromEnvironment:
             "-W",
             "error",
             "-c",
-            """
-import asyncio
-import greenback
-from opentelemetry import metrics, trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+            BRIDGES_FOR_AN_SDK
+            + """
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-async def nop(): pass
-def page(): greenback.await_(nop())
 async def main():
     await greenback.with_portal_run_sync(page)
     reader, exporter = InMemoryMetricReader(), InMemorySpanExporter()
@@ -162,9 +170,7 @@ async def main():
     trace.set_tracer_provider(provider)
     await greenback.with_portal_run_sync(page)
     print([span.name for span in exporter.get_finished_spans()])
-    (resource,) = reader.get_metrics_data().resource_metrics
-    print([point.value for scope in resource.scope_metrics for metric in scope.metrics
-           if metric.name == "greenback.bridges" for point in metric.data.data_points])
+    print(bridges(reader))
 asyncio.run(main())
 """,
             GREENBACK_TRACE="1",
@@ -181,14 +187,9 @@ asyncio.run(main())
             "-W",
             "error",
             "-c",
-            """
-import asyncio
-import greenback, greenback_trace
-from opentelemetry import metrics
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-async def nop(): pass
-def page(): greenback.await_(nop())
+            BRIDGES_FOR_AN_SDK
+            + """
+import greenback_trace
 async def main():
     for again in range(3):
         if again == 1:
@@ -197,9 +198,7 @@ async def main():
         greenback_trace.enable(config=greenback_trace.Config())
         await greenback.with_portal_run_sync(page)
         if again:
-            (resource,) = reader.get_metrics_data().resource_metrics
-            print([point.value for scope in resource.scope_metrics for metric in scope.metrics
-                   if metric.name == "greenback.bridges" for point in metric.data.data_points])
+            print(bridges(reader))
         greenback_trace.disable()
 asyncio.run(main())
 """,

@@ -79,40 +79,35 @@ class TestInstrumentor:
         assert not greenback_trace.is_enabled()
 
 
+def instrumented(python: Any, program: str, *, traces: str, metrics: str, **variables: str) -> Any:
+    """Run *program* under opentelemetry-instrument, with these exporters."""
+    return python(
+        "-c",
+        COMMAND,
+        sys.executable,
+        "-c",
+        program,
+        OTEL_TRACES_EXPORTER=traces,
+        OTEL_METRICS_EXPORTER=metrics,
+        OTEL_LOGS_EXPORTER="none",
+        **variables,
+    )
+
+
 class TestCommand:
     @pytest.mark.parametrize(
         ("variables", "is_traced"), [({}, True), ({"GREENBACK_TRACE": "0"}, False)]
     )
     def test_opentelemetry_instrument(self, python: Any, variables: Any, is_traced: bool) -> None:
         """Under opentelemetry-instrument, bridges are exported unless GREENBACK_TRACE=0."""
-        result = python(
-            "-c",
-            COMMAND,
-            sys.executable,
-            "-c",
-            PROGRAM,
-            OTEL_TRACES_EXPORTER="console",
-            OTEL_METRICS_EXPORTER="console",
-            OTEL_LOGS_EXPORTER="none",
-            **variables,
-        )
+        result = instrumented(python, PROGRAM, traces="console", metrics="console", **variables)
         assert result.returncode == 0, result.stderr
         assert ('"await_ bridge"' in result.stdout) is is_traced
 
     def test_a_typo_is_one_warning(self, python: Any) -> None:
         """Under opentelemetry-instrument, too, although the environment is looked at twice."""
-        result = python(
-            "-c",
-            COMMAND,
-            sys.executable,
-            "-c",
-            PROGRAM,
-            OTEL_TRACES_EXPORTER="none",
-            OTEL_METRICS_EXPORTER="none",
-            OTEL_LOGS_EXPORTER="none",
-            GREENBACK_TRACE="1",
-            GREENBACK_TRACE_SITES="many",
-        )
+        variables = {"GREENBACK_TRACE": "1", "GREENBACK_TRACE_SITES": "many"}
+        result = instrumented(python, PROGRAM, traces="none", metrics="none", **variables)
         assert result.returncode == 0
         assert result.stderr.count("GREENBACK_TRACE_SITES='many' is ignored") == 1
 
@@ -123,16 +118,7 @@ class TestCommand:
         if flush:
             program += "from opentelemetry import metrics\n"
             program += "metrics.get_meter_provider().force_flush()\n"
-        result = python(
-            "-c",
-            COMMAND,
-            sys.executable,
-            "-c",
-            program,
-            OTEL_TRACES_EXPORTER="none",
-            OTEL_METRICS_EXPORTER="console",
-            OTEL_LOGS_EXPORTER="none",
-        )
+        result = instrumented(python, program, traces="none", metrics="console")
         assert result.returncode == 0, result.stderr
         assert '"greenback.bridges"' in result.stdout
 

@@ -117,30 +117,31 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Traced:
 
     def run(name: str, **variables: Any) -> Path:
         file = directory / f"{name}.jsonl"
-        environ = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("GREENBACK_", "OTEL_"))
-        }
-        environ.update(
-            GREENBACK_TRACE="debug",
-            GREENBACK_TRACE_FILE=str(file),
-            GREENBACK_TRACE_SLOW="0.02",
-            PYTHONPATH=str(REPOSITORY),
-        )
-        environ.update({name: str(value) for name, value in variables.items()})
-        done = subprocess.run(
-            [sys.executable, str(program)],
-            cwd=str(directory),
-            env=environ,
-            check=False,
-            capture_output=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr.decode()
+        _run_traced(program, file, "debug", GREENBACK_TRACE_SLOW="0.02", **variables)
         return file
 
     return run
+
+
+def _run_traced(program: Path, trace: Path, mode: str, **variables: Any) -> None:
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("GREENBACK_", "OTEL_"))
+    }
+    environ.update(
+        GREENBACK_TRACE=mode, GREENBACK_TRACE_FILE=str(trace), PYTHONPATH=str(REPOSITORY)
+    )
+    environ.update({name: str(value) for name, value in variables.items()})
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=str(program.parent),
+        env=environ,
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.fixture
@@ -153,22 +154,7 @@ def run_main(tmp_path: Path) -> Callable[..., Path]:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(textwrap.dedent(text))
         trace = project / "trace.jsonl"
-        environ = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("GREENBACK_", "OTEL_"))
-        }
-        environ.update(
-            GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(trace), PYTHONPATH=str(REPOSITORY)
-        )
-        done = subprocess.run(
-            [sys.executable, str(project / "main.py")],
-            env=environ,
-            check=False,
-            capture_output=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr.decode()
+        _run_traced(project / "main.py", trace, "1")
         return trace
 
     return run
