@@ -293,23 +293,26 @@ class TestEnabledAgain:
 
 @contextlib.contextmanager
 def _enabled_again_at(moment: int, reading: Reading) -> Iterator[Callable[[], bool]]:
-    """Enable tracing again at the call with this number that a collection makes of us."""
+    """Enable tracing again before the line with this number that a collection runs of ours."""
     left = moment
 
-    def look(frame: FrameType, event: str, _: Any) -> None:
+    def look(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
-        if event in ("call", "c_call") and frame.f_globals["__name__"] == Measurements.__module__:
+        if frame.f_globals.get("__name__") != Measurements.__module__:
+            return None
+        if event == "line":
             left -= 1
             if left == 0:
-                sys.setprofile(None)
+                sys.settrace(None)
                 reading.enable(spans="none")
+        return look
 
-    before = sys.getprofile()
-    sys.setprofile(look)
+    before = sys.gettrace()
+    sys.settrace(look)
     try:
         yield lambda: left <= 0
     finally:
-        sys.setprofile(before)
+        sys.settrace(before)
 
 
 class TestMeasurements:
