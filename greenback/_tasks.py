@@ -24,6 +24,8 @@ from typing import (
 
 import sniffio
 
+from ._c_tasks import LayoutError, layout_of
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -34,10 +36,6 @@ if TYPE_CHECKING:
 # `sniffio.thread_local.name` is what Trio sets while its loop runs in a thread; asyncio leaves it
 # alone. The same attribute is read by the hot path.
 sniffio_thread = sniffio.thread_local
-
-# The interpreters on which somebody has looked at where a C task keeps its coroutine, and on which
-# tests/greenback/test_tasks.py has swapped it: CPython with the GIL, up to this version.
-_NEWEST_VERIFIED = (3, 13)
 
 
 class Library:
@@ -159,8 +157,21 @@ class Asyncio(Library):
         self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
     ) -> None:
         if self._c_task is not None and isinstance(task, self._c_task):
-            _replace_in_c_task(self._c_task, task, old, new)
+            loop = self.loop_of(task)
+            if not _has_gil() and loop.is_running() and loop is not self._running_loop():
+                # Its thread may be stepping it at this moment.
+                raise _cannot_replace(task, "its event loop is running in another thread")
+            try:
+                layout_of(self._c_task).replace(task, old, new)
+            except LayoutError as error:
+                raise _cannot_replace(task, str(error)) from None
             return
+        if self._c_task is not None and sys.version_info >= (3, 14):
+            raise RuntimeError(
+                f"greenback cannot put a portal under {task!r}: it is written in Python, and from "
+                "Python 3.14 on asyncio.current_task() does not name such a task while it runs; "
+                "use asyncio.Task"
+            )
         try:
             holds_it = task._coro is old
             if holds_it:
@@ -174,6 +185,14 @@ class Asyncio(Library):
         return _yield_none()
 
     shielded_checkpoint = checkpoint
+
+
+if sys.version_info >= (3, 13):
+    _has_gil = sys._is_gil_enabled
+else:
+
+    def _has_gil() -> bool:
+        return True
 
 
 def _no_loop() -> None:
@@ -394,8 +413,8 @@ def _is_inner(first: Any, second: Any) -> bool:
     for the running one, and nothing but the stack tells which was started last. A coroutine whose
     frame is not in this greenlet's stack is further out than one whose frame is.
     """
-    first_frame = getattr(first, "cr_frame", None)
-    second_frame = getattr(second, "cr_frame", None)
+    first_frame = _own_frame(first)
+    second_frame = _own_frame(second)
     frame: Optional[types.FrameType] = sys._getframe()
     while frame is not None:
         if frame is first_frame:
@@ -406,72 +425,19 @@ def _is_inner(first: Any, second: Any) -> bool:
     return False
 
 
+def _own_frame(coroutine: Any) -> Any:
+    frame = getattr(coroutine, "cr_frame", None)
+    if frame is not None and frame.f_globals.get("__name__") == _LOOKALIKES:
+        # It waits for the task's own coroutine, which runs in another greenlet.
+        return frame.f_locals["steps"].portal.coroutine.cr_frame
+    return frame
+
+
+_LOOKALIKES = f"{__package__}._lookalike"
+
+
 def _cannot_replace(task: Any, why: str) -> RuntimeError:
     return RuntimeError(
         f"greenback cannot put a portal under {task!r}, because {why}; use "
         "'await greenback.with_portal_run(async_fn, *args)', which needs no access to the task"
     )
-
-
-class _CTaskLayout:
-    """Where the tasks that asyncio writes in C keep their coroutine, which they do not let one set.
-
-    Found from the first task that needs it.
-    """
-
-    __slots__ = ("_decref", "_incref", "_offset", "_task_type", "_word")
-
-    def __init__(self, task_type: Any, task: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
-        version = sys.version_info[:2]
-        abi_flags = getattr(sys, "abiflags", "")  # debug and free-threaded builds; not on Windows
-        if sys.implementation.name != "cpython" or version > _NEWEST_VERIFIED or abi_flags:
-            build = f"{sys.implementation.name} {version[0]}.{version[1]}{abi_flags}"
-            raise _cannot_replace(task, f"the layout of tasks in {build} has not been verified")
-        import ctypes
-
-        self._word = ctypes.c_size_t
-        size = ctypes.sizeof(self._word)
-        # Only the part that belongs to asyncio.Task itself: a subclass may well have a slot of
-        # its own that refers to the same coroutine.
-        words = (self._word * (task_type.__basicsize__ // size)).from_address(id(task))
-        found = [index for index, value in enumerate(words) if value == id(coroutine)]
-        if len(found) != 1:
-            raise _cannot_replace(task, f"its coroutine was found in {len(found)} places of it")
-        self._offset = found[0] * size
-        self._task_type = task_type
-        # At a tenth of the price of a call into ctypes.pythonapi, whose argument types are
-        # everybody's, besides.
-        import _ctypes
-
-        self._incref: Callable[[Any], None] = _ctypes.Py_INCREF
-        self._decref: Callable[[Any], None] = _ctypes.Py_DECREF
-
-    def replace(
-        self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
-    ) -> None:
-        """Write only over a word that holds *old*, and look at the result through the task's eyes.
-
-        The task owns a reference to what it holds, so the counts move with it.
-        """
-        field = self._word.from_address(id(task) + self._offset)
-        if field.value != id(old):
-            raise _cannot_replace(task, "its coroutine is not where other tasks have theirs")
-        self._incref(new)
-        field.value = id(new)
-        if self._task_type.get_coro(task) is not new:
-            field.value = id(old)
-            self._decref(new)
-            raise _cannot_replace(task, "it did not take the new coroutine")
-        self._decref(old)
-
-
-_c_task_layout: Optional[_CTaskLayout] = None
-
-
-def _replace_in_c_task(
-    task_type: Any, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
-) -> None:
-    global _c_task_layout
-    if _c_task_layout is None:
-        _c_task_layout = _CTaskLayout(task_type, task, old)
-    _c_task_layout.replace(task, old, new)

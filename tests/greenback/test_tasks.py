@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import platform
+import struct
 import subprocess
 import sys
 import warnings
 import weakref
 
 import pytest
+import sniffio
 
 import greenback
 from greenback.instruments import Portal
@@ -25,6 +27,9 @@ needs_c_tasks = pytest.mark.skipif(
 needs_refcounts = pytest.mark.skipif(
     platform.python_implementation() == "PyPy", reason="PyPy does not free objects at once"
 )
+
+#: Not where tasks are written in C, from 3.14 on: `asyncio.current_task()` is None in others.
+KNOWS_PYTHON_TASKS = sys.version_info < (3, 14) or platform.python_implementation() == "PyPy"
 
 
 @needs_eager
@@ -149,8 +154,40 @@ class TestKindsOfTask:
             asyncio.get_running_loop().set_task_factory(factory)
             task = asyncio.get_running_loop().create_task(child())
             if way == "bestow":
-                greenback.bestow_portal(task)
+                try:
+                    greenback.bestow_portal(task)
+                except RuntimeError:
+                    task.cancel()
+                    raise
             assert await task is task
+
+        if kind == "python" and not KNOWS_PYTHON_TASKS:
+            # asyncio itself does not know then that a task is running.
+            expected = sniffio.AsyncLibraryNotFoundError if way == "ensure" else RuntimeError
+            with pytest.raises(
+                expected, match="context" if way == "ensure" else "use asyncio.Task"
+            ):
+                asyncio_backend.run(main)
+        else:
+            asyncio_backend.run(main)
+
+    @pytest.mark.skipif(KNOWS_PYTHON_TASKS, reason="such a task gets a portal here")
+    def test_unknown_to_asyncio(self, asyncio_backend):
+        """A task that asyncio does not know of while it runs goes on without a portal."""
+
+        def factory(loop, coroutine, **kwds):
+            return asyncio.tasks._PyTask(coroutine, loop=loop, **kwds)
+
+        async def child():
+            await asyncio.sleep(0)
+            return greenback.has_portal()
+
+        async def main():
+            asyncio.get_running_loop().set_task_factory(factory)
+            async with greenback.portals_for_tree():
+                task = asyncio.get_running_loop().create_task(child())
+                assert await task is False
+                assert not greenback.has_portal(task)
 
         asyncio_backend.run(main)
 
@@ -174,7 +211,8 @@ class TestKindsOfTask:
 
         async def main():
             task = Odd(child(), loop=asyncio.get_running_loop())
-            with pytest.raises(RuntimeError, match="with_portal_run"):
+            remedy = "with_portal_run" if KNOWS_PYTHON_TASKS else "use asyncio.Task"
+            with pytest.raises(RuntimeError, match=remedy):
                 greenback.bestow_portal(task)
             assert not greenback.has_portal(task)
             assert await task == 5
@@ -342,14 +380,17 @@ class TestBestow:
         assert warned(True) == warned(False)
 
 
-@needs_c_tasks
-class TestUnverifiedInterpreter:
-    def test_refused(self):
-        """Where nobody has verified the layout of tasks, only with_portal_run opens portals."""
-        program = """
-import asyncio, greenback
-import greenback._tasks
-greenback._tasks._NEWEST_VERIFIED = (3, 7)
+def run_program(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().strip()
+
+
+REFUSED = """
+import asyncio, gc, sys, threading, weakref
+import greenback, greenback._c_tasks as c_tasks
+
+{sabotage}
 
 async def work():
     return greenback.await_(asyncio.sleep(0, 5))
@@ -359,7 +400,8 @@ async def main():
         try:
             await greenback.ensure_portal()
         except RuntimeError as error:
-            assert "with_portal_run" in str(error) and "verified" in str(error), error
+            assert "with_portal_run" in str(error), error
+            print(error)
         else:
             raise AssertionError("not refused")
         try:
@@ -371,8 +413,253 @@ async def main():
         assert not greenback.has_portal()
         assert await greenback.with_portal_run(work) == 5
 
+{mended}
 asyncio.run(main())
-print("refused")
 """
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True)
-        assert done.stdout.decode().strip() == "refused", done.stderr.decode()
+
+# What is wrong with an interpreter, and what the refusal says of it.
+WRONG = {
+    "no ctypes": ("sys.modules['_ctypes'] = None", "without _ctypes"),
+    "no thread": (
+        """
+def start(self): raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+""",
+        "can't start new thread",
+    ),
+    "two places": (
+        """
+import _asyncio
+find = c_tasks.Layout.__init__
+class Both(list):
+    pass
+def init(self, task_type, task, coroutine):
+    class Twice(_asyncio.Task):
+        __slots__ = ("mine",)
+    other = Twice(coroutine, loop=task.get_loop(), name="twice")
+    other._log_destroy_pending = False
+    other.mine = coroutine
+    find(self, Twice, other, coroutine)
+c_tasks.Layout.__init__ = init
+""",
+        "was found in 2 places",
+    ),
+    "another word": (
+        """
+find = c_tasks.Layout.__init__
+def init(self, *args):
+    find(self, *args)
+    self.offset -= 8
+c_tasks.Layout.__init__ = init
+""",
+        "not where other tasks have theirs",
+    ),
+    "a task that does not own its coroutine": (
+        "count = sys.getrefcount; sys.getrefcount = lambda thing: min(count(thing), 2)",
+        "it does not own one reference",
+    ),
+    "a copy for get_coro": (
+        """
+import _asyncio
+def replace(self, task, old, new):
+    self._incref(new)
+    self._decref(new)
+c_tasks.Layout.replace = replace
+""",
+        "get_coro() gives another one",
+    ),
+    "a collector that sees another": (
+        "gc.get_referents = lambda task: []",
+        "the garbage collector finds another one",
+    ),
+    "a leak of the old one": (
+        """
+replace = c_tasks.Layout.replace
+def leaks(self, task, old, new):
+    self._decref = lambda thing: None
+    replace(self, task, old, new)
+c_tasks.Layout.replace = leaks
+""",
+        "the old one's reference count is off",
+    ),
+    "a leak of the new one": (
+        """
+replace = c_tasks.Layout.replace
+def leaks(self, task, old, new):
+    replace(self, task, old, new)
+    self._incref(new)
+c_tasks.Layout.replace = leaks
+""",
+        "the new one's reference count is off",
+    ),
+    "a coroutine that is run anyway": (
+        """
+step = c_tasks._Loop.step
+def steps(self):
+    context, callback, args = self._due[0]
+    step(self)
+    if callback.__self__.done():
+        old().send(None)
+c_tasks._Loop.step = steps
+replace = c_tasks.Layout.replace
+def replaces(self, task, first, new):
+    global old
+    old = weakref.ref(first)
+    replace(self, task, first, new)
+c_tasks.Layout.replace = replaces
+""",
+        "its steps were",
+    ),
+    "a step too many": (
+        """
+step = c_tasks._Loop.step
+def steps(self):
+    due = self._due[0]
+    step(self)
+    if due[1].__self__.done():
+        self._due.append(due)
+c_tasks._Loop.step = steps
+""",
+        "it is to be stepped after its end",
+    ),
+    "a task that is kept": (
+        """
+step = c_tasks._Loop.step
+kept = []
+def steps(self):
+    kept.append(self._due[0])
+    step(self)
+c_tasks._Loop.step = steps
+""",
+        "it is not freed",
+    ),
+    "something unforeseen": (
+        "c_tasks._Loop.step = lambda self: 1 / 0",
+        "raised ZeroDivisionError",
+    ),
+}
+
+
+@needs_c_tasks
+class TestSelfTest:
+    """What is done to tasks written in C is done to tasks made for that, first of all."""
+
+    @pytest.mark.parametrize("wrong", WRONG)
+    def test_refused(self, wrong):
+        """Where something of it fails, the refusal says what; with_portal_run opens portals."""
+        sabotage, reason = WRONG[wrong]
+        printed = run_program(REFUSED.format(sabotage=sabotage, mended="")).splitlines()
+        assert len(printed) == 2
+        assert printed[0].partition(", because ")[2] == printed[1].partition(", because ")[2]
+        assert reason in printed[0]
+
+    def test_where_no_thread_could_be_started(self):
+        """A thread that could not be started is no verdict: the next portal tries again."""
+        program = """
+import asyncio, threading
+import greenback
+
+start = threading.Thread.start
+def fail(self):
+    raise RuntimeError("can't start new thread")
+
+async def main():
+    threading.Thread.start = fail
+    try:
+        await greenback.ensure_portal()
+    except RuntimeError as error:
+        assert "none could be started" in str(error), error
+    threading.Thread.start = start
+    await greenback.ensure_portal()
+    print(greenback.await_(asyncio.sleep(0, 5)))
+
+asyncio.run(main())
+"""
+        assert run_program(program) == "5"
+
+    def test_once(self):
+        """It is made once per process, whichever of several threads needs it first."""
+        program = """
+import asyncio, threading
+import greenback, greenback._c_tasks
+
+tests = []
+self_test = greenback._c_tasks.self_test
+def counted(task_type):
+    tests.append(threading.current_thread().name)
+    return self_test(task_type)
+greenback._c_tasks.self_test = counted
+
+barrier = threading.Barrier(8)
+results = []
+async def main():
+    barrier.wait(30)
+    await greenback.ensure_portal()
+    results.append(greenback.await_(asyncio.sleep(0, 5)))
+
+threads = [threading.Thread(target=lambda: asyncio.run(main())) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(results == [5] * 8, tests)
+"""
+        assert run_program(program) == "True ['greenback self-test']"
+
+    def test_leaves_nothing(self):
+        """The program sees nothing of it: no task, no number of a task, no thread, no warning."""
+        program = """
+import asyncio, gc, sys, threading, warnings
+import greenback
+
+warnings.simplefilter("error")
+async def nop():
+    pass
+
+async def main():
+    number = int(asyncio.ensure_future(nop()).get_name().partition("-")[2])
+    before = len(gc.get_objects())
+    await greenback.ensure_portal()
+    gc.collect()
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    assert not any("greenback" in name for name in names), names
+    assert asyncio.ensure_future(nop()).get_name() == f"Task-{number + 1}"
+    assert threading.active_count() == 1
+    assert not [each for each in gc.get_objects() if isinstance(each, asyncio.Task)
+                and "greenback" in each.get_name()]
+
+asyncio.run(main())
+print("nothing")
+"""
+        assert run_program(program) == "nothing"
+
+    @pytest.mark.skipif(
+        sys.version_info < (3, 14) or sys.platform != "linux",
+        reason="the interpreter publishes its offsets since 3.14, here in an ELF section",
+    )
+    def test_agrees_with_the_interpreter(self):
+        """The word that it finds is the one that the interpreter names to debuggers."""
+        import _asyncio
+
+        from greenback._c_tasks import layout_of
+
+        offsets = struct.unpack_from("=13Q", elf_section(b".AsyncioDebug"))
+        assert layout_of(_asyncio.Task).offset == offsets[5]
+
+
+def elf_section(name):
+    """The contents of a section of the file that has asyncio's C code."""
+    import _asyncio
+
+    with open(getattr(_asyncio, "__file__", sys.executable), "rb") as file:
+        data = file.read()
+    assert data[:6] == b"\x7fELF\x02\x01"  # 64 bits, little-endian
+    (start,) = struct.unpack_from("<Q", data, 0x28)
+    size, count, names = struct.unpack_from("<HHH", data, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", data, start + size * index) for index in range(count)]
+    names_at = headers[names][4]
+    for header in headers:
+        begin = names_at + header[0]
+        if data[begin : data.index(b"\0", begin)] == name:
+            return data[header[4] : header[4] + header[5]]
+    raise AssertionError(f"no section {name!r}")

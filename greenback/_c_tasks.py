@@ -1,0 +1,255 @@
+"""Replacing the coroutine of an asyncio task that is written in C, which does not let one set it.
+
+A task keeps its coroutine in one word of its own memory. Which one depends on the version and the
+build of the interpreter, and none of them says so. No list of versions is kept here: before the
+first write into a task of the program's, once per process, `self_test` finds the word in tasks of
+its own and does there all that will be done to others. Each later write is checked on both sides
+as well.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import sys
+import threading
+import types
+import weakref
+from collections import deque
+from typing import Any, Callable, Coroutine, Deque, Generator, List, Optional, Tuple, Union
+
+
+class LayoutError(Exception):
+    """A task's coroutine cannot be replaced safely; nothing has been changed. Says why."""
+
+
+class Layout:
+    """Where the tasks that are written in C keep their coroutine, in bytes from their address."""
+
+    __slots__ = ("_decref", "_incref", "_task_type", "_word", "offset")
+
+    def __init__(self, task_type: Any, task: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
+        import _ctypes
+        import ctypes
+
+        # At a tenth of the price of a call into ctypes.pythonapi, whose argument types are
+        # everybody's, besides.
+        self._incref: Callable[[Any], None] = _ctypes.Py_INCREF
+        self._decref: Callable[[Any], None] = _ctypes.Py_DECREF
+        self._task_type = task_type
+        self._word = ctypes.c_size_t
+        size = ctypes.sizeof(self._word)
+        # Only the part that belongs to asyncio.Task itself: a subclass may well have a slot of
+        # its own that refers to the same coroutine.
+        words = (self._word * (task_type.__basicsize__ // size)).from_address(id(task))
+        found = [index for index, value in enumerate(words) if value == id(coroutine)]
+        if len(found) != 1:
+            raise LayoutError(f"a task's coroutine was found in {len(found)} places of it")
+        self.offset = found[0] * size
+
+    def replace(
+        self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
+    ) -> None:
+        """Write only over a word that holds *old*, and look at the result through the task's eyes.
+
+        The task owns a reference to what it holds, so the counts move with it.
+
+        Raises:
+            LayoutError: It is another task than those that this layout is of.
+        """
+        field = self._word.from_address(id(task) + self.offset)
+        if field.value != id(old):
+            raise LayoutError("its coroutine is not where other tasks have theirs")
+        self._incref(new)
+        field.value = id(new)
+        if self._task_type.get_coro(task) is not new:
+            field.value = id(old)
+            self._decref(new)
+            raise LayoutError("it did not take the new coroutine")
+        self._decref(old)
+
+
+# Written once, under the lock: what the self-test has found, or why it has failed.
+_found: Union[Layout, LayoutError, None] = None
+_lock = threading.Lock()
+
+
+def layout_of(task_type: Any) -> Layout:
+    """Where the tasks of the type `_asyncio.Task` keep their coroutine.
+
+    Raises:
+        LayoutError: The self-test has failed, or could not be made.
+    """
+    if _found is None:
+        with _lock:
+            _test_in_thread(task_type)
+    if isinstance(_found, Layout):
+        return _found
+    assert _found is not None
+    raise LayoutError(str(_found))
+
+
+def _test_in_thread(task_type: Any) -> None:
+    """Run the self-test where no loop and no task of the program's is running."""
+    global _found
+    if _found is not None:
+        return
+    found: List[Union[Layout, LayoutError]] = []
+
+    def run() -> None:
+        try:
+            found.append(self_test(task_type))
+        except LayoutError as error:
+            found.append(error.with_traceback(None))
+        except Exception as error:  # a bug of the test's must not pass for a verified layout
+            found.append(LayoutError(f"the self-test of {_build()} raised {error!r}"))
+
+    thread = threading.Thread(target=run, name="greenback self-test", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # too many threads, or the interpreter is shutting down
+        raise LayoutError(f"its layout is verified in a thread, and none could be started: {error}")  # noqa: B904
+    thread.join()
+    (_found,) = found
+
+
+def _build() -> str:
+    flags = getattr(sys, "abiflags", "")  # debug and free-threaded builds; not on Windows
+    return f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}{flags}"
+
+
+def self_test(task_type: Any) -> Layout:
+    """Find the word in which tasks keep their coroutine, and replace it in tasks made for that.
+
+    To be called in a thread that runs no event loop.
+
+    Args:
+        task_type: `_asyncio.Task`.
+
+    Raises:
+        LayoutError: Something was not as expected; says what. Only such tasks have been written to.
+    """
+    import asyncio
+
+    loop = _Loop()
+    asyncio._set_running_loop(loop)  # type: ignore[arg-type]
+    try:
+        layout = None
+        for moment in (_NEW, _WAITING, _RUNNING):
+            layout = _try(task_type, loop, layout, moment)
+    except ImportError as error:
+        raise LayoutError(f"its memory cannot be written to without {error.name}") from None
+    finally:
+        asyncio._set_running_loop(None)
+    assert layout is not None
+    return layout
+
+
+# When the coroutine of a task is replaced.
+_NEW = "a task before its first step"
+_WAITING = "a task that waits"
+_RUNNING = "a task that is running"  # as by `ensure_portal`, which its coroutine calls
+
+
+def _try(task_type: Any, loop: _Loop, layout: Optional[Layout], moment: str) -> Layout:
+    """Replace the coroutine of one task, step it to its end, and look at all that can be seen.
+
+    The references that a task owns are most of what is known of it, so they are counted.
+    """
+
+    def check(holds: bool, otherwise: str) -> None:
+        if not holds:
+            raise LayoutError(
+                f"the layout of tasks in {_build()} could not be verified: with {moment}, "
+                + otherwise
+            )
+
+    log: List[str] = []
+
+    tasks: List[Any] = []
+
+    async def replaced() -> str:
+        log.append("old")
+        if tasks:
+            assert layout is not None
+            layout.replace(tasks.pop(), old, new)
+        await _yield()
+        log.append("old again")
+        return "old"
+
+    async def replacing() -> str:
+        log.append("new")
+        await _yield()
+        log.append("new again")
+        return "new"
+
+    old, new = replaced(), replacing()
+    old_alone, new_alone = sys.getrefcount(old), sys.getrefcount(new)
+    try:
+        task = task_type(old, loop=loop, name="greenback self-test")  # unnamed ones are numbered
+        task._log_destroy_pending = False  # where a check fails
+        check(sys.getrefcount(old) == old_alone + 1, "it does not own one reference to its own")
+        if layout is None:
+            layout = Layout(task_type, task, old)
+        if moment is _RUNNING:
+            tasks.append(task)
+        if moment is not _NEW:
+            loop.step()
+        if moment is not _RUNNING:
+            layout.replace(task, old, new)
+        check(task_type.get_coro(task) is new, "get_coro() gives another one")
+        seen = [each is new for each in gc.get_referents(task) if each is old or each is new]
+        check(seen == [True], "the garbage collector finds another one")
+        check(sys.getrefcount(old) == old_alone, "the old one's reference count is off")
+        check(sys.getrefcount(new) == new_alone + 1, "the new one's reference count is off")
+        loop.step()
+        loop.step()
+        began = [] if moment is _NEW else ["old"]
+        check(log == [*began, "new", "new again"], f"its steps were {log}")
+        check(task.done() and task.result() == "new", "the new one's result was lost")
+        check(not loop.has_more(), "it is to be stepped after its end")
+        reference = weakref.ref(task)
+        del task
+        check(reference() is None, "it is not freed")
+        check(sys.getrefcount(old) == old_alone, "the old one's reference count is off in the end")
+        check(sys.getrefcount(new) == new_alone, "the new one's reference count is off in the end")
+    finally:
+        old.close()
+        new.close()
+    return layout
+
+
+@types.coroutine
+def _yield() -> Generator[None, None, None]:
+    yield
+
+
+class _Loop:
+    """As much of an event loop as a task asks for; a real one would open files."""
+
+    def __init__(self) -> None:
+        self._due: Deque[Tuple[contextvars.Context, Callable[..., Any], Tuple[Any, ...]]] = deque()
+
+    def call_soon(
+        self,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: Optional[contextvars.Context] = None,
+    ) -> None:
+        self._due.append((context or contextvars.copy_context(), callback, args))
+
+    def step(self) -> None:
+        context, callback, args = self._due.popleft()
+        context.run(callback, *args)
+
+    def has_more(self) -> bool:
+        return bool(self._due)
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def call_exception_handler(self, context: Any) -> None:
+        """Nothing: what is wrong with a task is found by what it does."""
