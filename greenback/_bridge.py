@@ -56,6 +56,7 @@ from ._state import (
 from ._tasks import Library, sniffio_thread
 from ._work import (
     ERROR,
+    MOVED,
     CoroutineType,
     awaited,
     handled_exception,
@@ -555,7 +556,8 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
     """Run the portal's work, forwarding its traps to the event loop, and close the portal.
 
     Returns what the work returned, or `Raised` with what it raised: raising it again is left to
-    the caller, whose frame the traceback is to show.
+    the caller, whose frame the traceback is to show. Or `MOVED`, which leaves it to the caller to
+    drive on with ``portal.trap``, from where the task now waits.
 
     Args:
         portal: The portal.
@@ -566,11 +568,21 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
         if portal.resume is None:
             return finish(portal)
     worker, me, target = portal.worker, portal.greenlet, portal.resume
+    places = portal.places
     is_closing = False
     try:
         if _GREENLETS_HAVE_CONTEXT:
             context = me.gr_context
         while target is not None:
+            # A task that yields None is not going to wait.
+            if (
+                places is not None
+                and trap is not None
+                and not is_closing
+                and waits_elsewhere(portal)
+            ):
+                portal.trap = trap
+                return MOVED
             try:
                 answer = yield trap
             except BaseException as error:
@@ -618,6 +630,19 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
         finally:
             del result
     return result
+
+
+def waits_elsewhere(portal: Portal) -> bool:
+    """Whether the task's own coroutine waits at another line than its lookalike shows."""
+    frame = portal.coroutine.cr_frame
+    if frame is None or frame.f_lasti == portal.lasti:
+        return False
+    portal.lasti = frame.f_lasti
+    place = portal.places.get(frame.f_lineno, portal.at)  # type: ignore[union-attr]
+    if place == portal.at:
+        return False
+    portal.at = place
+    return True
 
 
 def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:

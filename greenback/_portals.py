@@ -6,6 +6,8 @@ import collections.abc
 import inspect
 import sys
 import types
+from functools import partial
+from operator import attrgetter
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -30,13 +32,16 @@ from ._bridge import (
     find_portal,
     no_portal_error,
     open_portal,
+    waits_elsewhere,
     wake_portal,
 )
+from ._lookalike import is_of_lookalike, lookalike_of
 from ._state import Portal, Raised, current_portal, portal_of, this_home
 from ._tasks import Library, is_loop_running, library_of, start_loop
 from ._work import (
     ERROR,
     context_of,
+    hide_this_frame,
     interruptible,
     own_codes,
     run_coroutine,
@@ -270,10 +275,15 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
         this_home().promised[task] = portal
     else:
         portal.coroutine = coroutine
-        shim = library.uninterruptible(_from_now_on)(portal)
-        shim.send(None)
-        _take_name(shim, coroutine)
-        looks_the_same: Any = TaskCoroutine(shim, portal, coroutine)
+        looks_the_same = _lookalike(portal, coroutine, partial(_next_steps, portal))
+        if looks_the_same is not None:
+            waits_elsewhere(portal)
+            looks_the_same.send(None)
+        else:
+            shim = library.uninterruptible(_from_now_on)(portal)
+            shim.send(None)
+            _take_name(shim, coroutine)
+            looks_the_same = TaskCoroutine(shim, portal, coroutine)
         library.replace_coroutine(task, coroutine, looks_the_same)
         open_portal(portal)
 
@@ -288,9 +298,40 @@ def _is_new(coroutine: Any) -> bool:
 def shim_from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
     """What a new task is to run in place of its coroutine."""
     portal.run = portal.run or run_coroutine
+    coroutine = unstarted.coroutine
+    looks_the_same = _lookalike(portal, coroutine, partial(_first_steps, portal, unstarted))
+    if looks_the_same is not None:
+        return looks_the_same
     shim = portal.library.uninterruptible(_from_the_start)(portal, unstarted)
-    _take_name(shim, unstarted.coroutine)
-    return TaskCoroutine(shim, portal, unstarted.coroutine)
+    _take_name(shim, coroutine)
+    return TaskCoroutine(shim, portal, coroutine)
+
+
+def _lookalike(portal: Portal, coroutine: Any, start: Callable[[], Any]) -> Any:
+    """A coroutine object that tools take for *coroutine*; None if there is to be none.
+
+    Args:
+        portal: The portal that *coroutine* is the work of.
+        coroutine: The task's own.
+        start: Gives the iterator that makes the first steps.
+    """
+    if portal.library.name != "asyncio" or type(coroutine) is not types.CoroutineType:
+        return None
+    lookalike = lookalike_of(coroutine.cr_code)
+    if lookalike is None:
+        return None
+    portal.places = lookalike.places
+    shim = lookalike.function(Steps(portal, coroutine, start))
+    _take_name(shim, coroutine)
+    return shim
+
+
+def is_shim(coroutine: Any) -> bool:
+    """Whether it is what a task is given to run in place of its own coroutine."""
+    if type(coroutine) is TaskCoroutine:
+        return True
+    frame = coroutine.cr_frame if type(coroutine) is types.CoroutineType else None
+    return frame is not None and is_of_lookalike(frame)
 
 
 def _take_name(shim: Any, coroutine: Any) -> None:
@@ -303,9 +344,10 @@ def _take_name(shim: Any, coroutine: Any) -> None:
 class TaskCoroutine:
     """What a task is given to run: its shim, with the looks of the coroutine that it had.
 
-    Whoever looks at the task sees what it would see without a portal: asyncio's repr() and
-    print_stack(), anyio, Trio's iter_await_frames(). The methods are the shim's own, so that
-    a step of Trio's costs what it did; one of asyncio's gains a look-up and a call.
+    For Trio; and for asyncio where no lookalike can be had (see _lookalike.py). Whoever looks at
+    the task sees what it would see without a portal: asyncio's repr() and print_stack(), anyio,
+    Trio's iter_await_frames(). The methods are the shim's own, so that a step of Trio's costs what
+    it did; one of asyncio's gains a look-up and a call.
     """
 
     __slots__ = (
@@ -380,6 +422,61 @@ class TaskCoroutine:
         return FramesBelow(frames[1:]) if len(frames) > 1 else None
 
 
+class Steps:
+    """What a lookalike awaits: the steps of a portal, from one of the places it waits at.
+
+    The methods are those of the iterator that makes the steps, so that nothing in Python comes
+    between. In the same process, asyncio's call graph goes on here, through the portal.
+    """
+
+    __slots__ = ("__next__", "__weakref__", "coroutine", "iterator", "portal", "start")
+
+    def __init__(self, portal: Portal, coroutine: Any, start: Callable[[], Any]) -> None:
+        self.portal = portal
+        self.coroutine = coroutine
+        self.start: Optional[Callable[[], Any]] = start
+        self.iterator: Any = None
+
+    def __await__(self) -> Steps:
+        start = self.start
+        if start is not None:
+            self.start = None
+            iterator = start()
+        else:
+            portal = self.portal
+            trap, portal.trap = portal.trap, None
+            iterator = drive(portal, trap)
+        self.iterator = iterator
+        self.__next__ = iterator.__next__
+        return self
+
+    # asyncio sends nothing but None, for which the interpreter takes `__next__`.
+    send = property(attrgetter("iterator.send"))
+    throw = property(attrgetter("iterator.throw"))
+    close = property(attrgetter("iterator.close"))
+
+    @property
+    def cr_frame(self) -> types.FrameType:
+        return self._below().cr_frame
+
+    @property
+    def cr_await(self) -> Optional[FramesBelow]:
+        """Raises AttributeError where the task's own coroutine is the innermost that can be seen:
+        that is how asyncio finds the end.
+        """
+        return self._below().cr_await
+
+    def _below(self) -> FramesBelow:
+        from ._stackscope import is_own, suspended_frames  # which imports this module
+
+        frames = [
+            frame for frame in suspended_frames(self) if frame is not None and not is_own(frame)
+        ]
+        if len(frames) < 2:
+            raise AttributeError("cr_await")
+        return FramesBelow(frames[1:])
+
+
 class FramesBelow:
     """Frames in the place of what a coroutine awaits."""
 
@@ -428,13 +525,9 @@ class Unstarted:
 
 
 async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
-    portal.coroutine = unstarted.take()
-    _, portal.task, existing = current_portal()
-    this_home().promised.pop(portal.task, None)
-    if existing is not None:
-        existing.scopes += portal.scopes
-        return await portal.coroutine
-    open_portal(portal)
+    alone = _begin_task(portal, unstarted)
+    if alone is not None:
+        return await alone
     result = await portal.library.uninterruptible(drive)(portal)
     if type(result) is not Raised:
         return result
@@ -447,10 +540,38 @@ async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
         # Entered with this frame in the traceback. From 3.11 on, raising again takes the
         # traceback from the exception, so that this frame can be kept out of it.
         set_context(error, context)
-        _hide_this_frame(error)
+        hide_this_frame(error)
         raise
     finally:
         del error, context
+
+
+def _first_steps(portal: Portal, unstarted: Unstarted) -> Any:
+    """`_from_the_start`, for a lookalike."""
+    alone = _begin_task(portal, unstarted)
+    if alone is None:
+        return drive(portal)
+    portal.places = None
+    return alone.__await__()
+
+
+def _begin_task(portal: Portal, unstarted: Unstarted) -> Any:
+    """Open the portal of a task that begins; or give the coroutine, to be run without it."""
+    portal.coroutine = unstarted.take()
+    promised = this_home().promised
+    try:
+        _, portal.task, existing = current_portal()
+    except RuntimeError:
+        # Nothing is known to be running: of a task written in Python, from Python 3.14 on.
+        for task in [task for task, its_portal in promised.items() if its_portal is portal]:
+            del promised[task]
+        return portal.coroutine
+    promised.pop(portal.task, None)
+    if existing is not None:
+        existing.scopes += portal.scopes
+        return portal.coroutine
+    open_portal(portal)
+    return None
 
 
 @types.coroutine
@@ -482,17 +603,24 @@ async def _from_now_on(portal: Portal) -> Any:
         raise error
     except BaseException:
         set_context(error, context)
-        _hide_this_frame(error)
+        hide_this_frame(error)
         raise
     finally:
         del error, context
 
 
-def _hide_this_frame(error: BaseException) -> None:
-    """Take the caller's frame, the outermost so far, out of the traceback."""
-    traceback = traceback_of(error)
-    assert traceback is not None
-    set_traceback(error, traceback.tb_next)
+@types.coroutine
+def _next_steps(portal: Portal) -> Generator[Any, Any, Any]:
+    """`_from_now_on`, for a lookalike."""
+    try:
+        portal.result = yield
+    except BaseException as thrown:
+        if not portal.registered:
+            raise
+        set_traceback(thrown, without_own_frames(traceback_of(thrown)))
+        portal.error = thrown
+        portal.result = ERROR
+    return (yield from drive(portal))
 
 
-own_codes.update(function.__code__ for function in (_first_answer, _from_now_on))
+own_codes.update(function.__code__ for function in (_first_answer, _from_now_on, _next_steps))

@@ -13,7 +13,8 @@ import greenlet
 from . import _bridge, _portals, _work
 from ._adapters import async_context
 from ._bridge import await_, drive
-from ._portals import TaskCoroutine, _from_now_on, _from_the_start
+from ._lookalike import for_each_lookalike, is_of_lookalike
+from ._portals import Steps, TaskCoroutine, _from_now_on, _from_the_start
 from ._state import Portal
 from ._tasks import _trio
 from ._work import run_coroutine
@@ -32,7 +33,7 @@ _AWAIT = await_.__code__
 def is_own(frame: types.FrameType) -> bool:
     """Whether the frame is none of the program's, but of greenback or greenlet."""
     name = frame.f_code.co_filename
-    return name.startswith(_HERE) or name == _GREENLET
+    return name.startswith(_HERE) or name == _GREENLET or is_of_lookalike(frame)
 
 
 def is_bridge(frame: types.FrameType) -> bool:
@@ -47,6 +48,8 @@ def suspended_frames(awaitable: Any) -> Iterator[Optional[types.FrameType]]:
     while awaitable is not None:
         if type(awaitable) is TaskCoroutine:
             awaitable = awaitable.shim
+        elif type(awaitable) is Steps:
+            awaitable = awaitable.iterator
         for prefix, below in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
             if hasattr(awaitable, below):
                 frame = getattr(awaitable, prefix + "_frame")
@@ -66,6 +69,11 @@ def suspended_frames(awaitable: Any) -> Iterator[Optional[types.FrameType]]:
 def work_ahead(coroutine: Any) -> Any:
     """What the shim of a portal will run from its first step on; None if it has made that."""
     frame = getattr(getattr(coroutine, "shim", coroutine), "cr_frame", None)
+    if frame is not None and is_of_lookalike(frame):
+        steps = frame.f_locals.get("steps")
+        if steps is not None and steps.portal.greenlet is None:
+            return steps.coroutine
+        return None
     if frame is not None and frame.f_code == _from_the_start.__code__:
         return frame.f_locals["unstarted"].coroutine
     if frame is not None and frame.f_code == _from_now_on.__code__:
@@ -159,5 +167,7 @@ def install_glue() -> None:
     elaborate_frame.register(drive)(elaborate_drive)
     for shim in (_from_the_start, _from_now_on):
         elaborate_frame.register(shim)(elaborate_shim)
+    for_each_lookalike(lambda lookalike: elaborate_frame.register(lookalike)(elaborate_shim))
+    unwrap_stackitem.register(Steps)(lambda steps: steps.iterator)
     unwrap_stackitem.register(TaskCoroutine)(lambda coroutine: coroutine.shim)
     unwrap_context.register(async_context)(lambda manager, context: manager._cm)

@@ -34,9 +34,9 @@ from typing import (
 
 from ._bridge import rest_portal
 from ._portals import (
-    TaskCoroutine,
     Unstarted,
     bestow,
+    is_shim,
     open_for_task,
     shim_from_the_start,
     with_portal_run,
@@ -193,18 +193,20 @@ class _TreeScope:
             rest_portal(self._opened)
 
 
-# Made by the first scope that is entered under Trio.
-_run_var: Optional[trio.lowlevel.RunVar[Optional[AutoPortalInstrument]]] = None
+# Has one at most, which the first scope makes that is entered under Trio. Of two that are entered
+# at once in two threads, both use the same: what one of them had set would be lost otherwise.
+_run_vars: Dict[str, trio.lowlevel.RunVar[Optional[AutoPortalInstrument]]] = {}
 
 
 def _instrument_of_run() -> trio.lowlevel.RunVar[Optional[AutoPortalInstrument]]:
     """Where a Trio run keeps the instrument that its scopes share."""
-    global _run_var
-    if _run_var is None:
+    name = "greenback.AutoPortalInstrument"
+    found = _run_vars.get(name)
+    if found is None:
         import trio
 
-        _run_var = trio.lowlevel.RunVar("greenback.AutoPortalInstrument", default=None)
-    return _run_var
+        found = _run_vars.setdefault(name, trio.lowlevel.RunVar(name, default=None))
+    return found
 
 
 class _TrioScope:
@@ -308,7 +310,7 @@ class _TaskFactory:
             not scopes
             or not asyncio.iscoroutine(coro)
             # An application's factory can come between two of ours.
-            or type(coro) is TaskCoroutine
+            or is_shim(coro)
         ):
             return self._make(loop, coro, kwds)
         _note_in_context(kwds.get("context"), scopes)

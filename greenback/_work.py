@@ -19,6 +19,9 @@ CoroutineType = types.CoroutineType
 # `__context__` of whatever is raised there.
 ERROR = object()
 
+# What `drive` returns when it is to be called again: the task waits at another line.
+MOVED = object()
+
 
 def work(first: List[Any]) -> None:
     """What a worker runs: the work of one portal after another.
@@ -196,3 +199,10 @@ def interruptible(library: Library, run: Callable[[Portal], Any]) -> Callable[[P
         copy = _interruptible[run] = library.interruptible(run)
         own_codes.add(copy.__code__)
     return copy
+
+
+def hide_this_frame(error: BaseException) -> None:
+    """Take the caller's frame, the outermost so far, out of the traceback."""
+    traceback = traceback_of(error)
+    assert traceback is not None
+    set_traceback(error, traceback.tb_next)
