@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import wraps
 from typing import (
     TYPE_CHECKING,
@@ -112,15 +111,9 @@ class async_context(Generic[T]):  # noqa: N801  (the name is the API)
             pass
         else:
             return await_(aenter(self._cm))
-        missing = "__aexit__" if hasattr(kind, "__aenter__") else "__aenter__"
-        if sys.version_info < (3, 9) and not hasattr(kind, "__aexit__"):
-            missing = "__aexit__"  # which was looked up first then
-        if sys.version_info < (3, 11):
-            raise AttributeError(missing)
-        raise TypeError(
-            f"{kind.__name__!r} object does not support the asynchronous context manager protocol"
-            + (" (missed __aexit__ method)" if missing == "__aexit__" else "")
-        )
+        # The interpreter says it itself: its words differ by version.
+        _async_with(self._cm).send(None)
+        raise AssertionError("async with has entered what has no __aenter__ or no __aexit__")
 
     def __exit__(
         self,
@@ -129,6 +122,11 @@ class async_context(Generic[T]):  # noqa: N801  (the name is the API)
         traceback: Optional[TracebackType],
     ) -> Optional[bool]:
         return await_(self._aexit(self._cm, kind, error, traceback))
+
+
+async def _async_with(cm: AsyncContextManager[Any]) -> None:
+    async with cm:
+        pass
 
 
 class async_iter(Generic[T]):  # noqa: N801  (the name is the API)

@@ -174,17 +174,23 @@ class Interpreter:
             elif kind == "try":
                 _, body, catch, handler, otherwise, final = statement
                 try:
-                    value = await self.asynchronous(body)
-                except CATCHES[catch] as error:
-                    self.log.append(("caught", described(error)))
-                    value = await self.asynchronous(handler)
-                else:
-                    if value is NOTHING:
-                        value = await self.asynchronous(otherwise)
-                finally:
+                    try:
+                        value = await self.asynchronous(body)
+                    except CATCHES[catch] as error:
+                        self.log.append(("caught", described(error)))
+                        value = await self.asynchronous(handler)
+                    else:
+                        if value is NOTHING:
+                            value = await self.asynchronous(otherwise)
+                except BaseException:
                     last = await self.asynchronous(final)
-                    if last is not NOTHING:
-                        return last  # noqa: B012
+                    if last is NOTHING:
+                        raise
+                else:
+                    last = await self.asynchronous(final)
+                # As a `return` in `finally`, of which Python 3.14 warns (PEP 765).
+                if last is not NOTHING:
+                    return last
                 if value is not NOTHING:
                     return value
             elif kind in ("checkpoint", "wait"):
@@ -214,17 +220,23 @@ class Interpreter:
             elif kind == "try":
                 _, body, catch, handler, otherwise, final = statement
                 try:
-                    value = self.synchronous(body)
-                except CATCHES[catch] as error:
-                    self.log.append(("caught", described(error)))
-                    value = self.synchronous(handler)
-                else:
-                    if value is NOTHING:
-                        value = self.synchronous(otherwise)
-                finally:
+                    try:
+                        value = self.synchronous(body)
+                    except CATCHES[catch] as error:
+                        self.log.append(("caught", described(error)))
+                        value = self.synchronous(handler)
+                    else:
+                        if value is NOTHING:
+                            value = self.synchronous(otherwise)
+                except BaseException:
                     last = self.synchronous(final)
-                    if last is not NOTHING:
-                        return last  # noqa: B012
+                    if last is NOTHING:
+                        raise
+                else:
+                    last = self.synchronous(final)
+                # As a `return` in `finally`, of which Python 3.14 warns (PEP 765).
+                if last is not NOTHING:
+                    return last
                 if value is not NOTHING:
                     return value
             elif kind in ("checkpoint", "wait"):

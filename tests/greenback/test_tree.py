@@ -1293,11 +1293,12 @@ class TestEagerTasks:
         )
 
         def without_eager_start(loop: Any, coro: Any, **kwds: Any) -> Any:
-            # uvloop 0.23 passes an argument that no factory of asyncio took before 3.13.3.
+            # uvloop 0.23 passes None, which asyncio's factories take for no since Python 3.13.3,
+            # and do not take at all before.
             kwds.pop("eager_start", None)
             return factory(loop, coro, **kwds)
 
-        return without_eager_start if sys.version_info < (3, 13, 3) else factory
+        return without_eager_start
 
     @pytest.mark.parametrize("which", [0, 1])
     def test_in_the_first_step(self, asyncio_backend: Any, which: int) -> None:
@@ -1350,6 +1351,41 @@ class TestEagerTasks:
                 failed = asyncio.create_task(eager(LookupError()))
                 assert failed.done()
                 assert type(failed.exception()) is LookupError
+
+        asyncio_backend.run(main)
+
+    @pytest.mark.skipif(
+        sys.version_info < (3, 14), reason="create_task() takes eager_start since Python 3.14"
+    )
+    @pytest.mark.parametrize("eager_start", [True, False, None])
+    @pytest.mark.parametrize("has_factory", [False, True])
+    def test_as_eager_as_outside(
+        self, asyncio_backend: Any, has_factory: bool, eager_start: Optional[bool]
+    ) -> None:
+        """With `eager_start`, and uvloop's None for it, a child starts when it would outside."""
+
+        async def start() -> Tuple[bool, bool]:
+            log: List[str] = []
+
+            async def eager() -> bool:
+                log.append("started")
+                return await child()
+
+            task = asyncio.create_task(eager(), eager_start=eager_start)  # type: ignore[call-arg]
+            is_eager = bool(log)
+            return is_eager, await task
+
+        async def main() -> None:
+            if has_factory:
+                asyncio.get_running_loop().set_task_factory(
+                    asyncio.eager_task_factory  # type: ignore[attr-defined]
+                )
+            is_eager, has_portal = await start()
+            assert not has_portal
+            if eager_start is not None:
+                assert is_eager is eager_start
+            async with greenback.portals_for_tree():
+                assert await start() == (is_eager, True)
 
         asyncio_backend.run(main)
 
