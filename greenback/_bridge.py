@@ -557,7 +557,7 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
 
     Returns what the work returned, or `Raised` with what it raised: raising it again is left to
     the caller, whose frame the traceback is to show. Or `MOVED`, which leaves it to the caller to
-    drive on with ``portal.trap``, from where the task now waits.
+    drive on with ``portal.shown.trap``, from where the task now waits.
 
     Args:
         portal: The portal.
@@ -568,7 +568,7 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
         if portal.resume is None:
             return finish(portal)
     worker, me, target = portal.worker, portal.greenlet, portal.resume
-    places = portal.places
+    shown = portal.shown
     is_closing = False
     try:
         if _GREENLETS_HAVE_CONTEXT:
@@ -576,12 +576,12 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
         while target is not None:
             # A task that yields None is not going to wait.
             if (
-                places is not None
+                shown is not None
                 and trap is not None
                 and not is_closing
-                and waits_elsewhere(portal)
+                and shown.must_move(portal.coroutine)
             ):
-                portal.trap = trap
+                shown.trap = trap
                 return MOVED
             try:
                 answer = yield trap
@@ -630,19 +630,6 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
         finally:
             del result
     return result
-
-
-def waits_elsewhere(portal: Portal) -> bool:
-    """Whether the task's own coroutine waits at another line than its lookalike shows."""
-    frame = portal.coroutine.cr_frame
-    if frame is None or frame.f_lasti == portal.lasti:
-        return False
-    portal.lasti = frame.f_lasti
-    place = portal.places.get(frame.f_lineno, portal.at)  # type: ignore[union-attr]
-    if place == portal.at:
-        return False
-    portal.at = place
-    return True
 
 
 def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:

@@ -32,7 +32,7 @@ _TEMPLATE = """
 async def lookalike(steps):
     try:
         while True:
-            at = steps.portal.at
+            at = steps.shown.at
 {awaits}
             if result is not MOVED:
                 break
@@ -85,6 +85,35 @@ class Lookalike:
         self.of = of  # such that no other code gets its id
         self.function = function
         self.places = places
+
+
+class Shown:
+    """Where a lookalike shows its task to wait.
+
+    Attributes:
+        at: The number of the await.
+        trap: What the task waits for, on its way from one await to another.
+    """
+
+    __slots__ = ("_instruction", "_places", "at", "trap")
+
+    def __init__(self, lookalike: Lookalike) -> None:
+        self.at = 0
+        self.trap: Any = None
+        self._places = lookalike.places
+        self._instruction = -1  # the last one that was looked up
+
+    def must_move(self, coroutine: Any) -> bool:
+        """Look where the task's own coroutine is; whether that is at another line than before."""
+        frame = coroutine.cr_frame
+        if frame is None or frame.f_lasti == self._instruction:
+            return False
+        self._instruction = frame.f_lasti
+        at = self._places.get(frame.f_lineno, self.at)
+        if at == self.at:
+            return False
+        self.at = at
+        return True
 
 
 # By the id of the code. Written by whichever thread comes first: what two write is equal.

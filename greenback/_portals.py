@@ -32,10 +32,9 @@ from ._bridge import (
     find_portal,
     no_portal_error,
     open_portal,
-    waits_elsewhere,
     wake_portal,
 )
-from ._lookalike import is_of_lookalike, lookalike_of
+from ._lookalike import Shown, is_of_lookalike, lookalike_of
 from ._state import Portal, Raised, current_portal, portal_of, this_home
 from ._tasks import Library, is_loop_running, library_of, start_loop
 from ._work import (
@@ -277,7 +276,8 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
         portal.coroutine = coroutine
         looks_the_same = _lookalike(portal, coroutine, partial(_next_steps, portal))
         if looks_the_same is not None:
-            waits_elsewhere(portal)
+            assert portal.shown is not None
+            portal.shown.must_move(coroutine)
             looks_the_same.send(None)
         else:
             shim = library.uninterruptible(_from_now_on)(portal)
@@ -320,8 +320,8 @@ def _lookalike(portal: Portal, coroutine: Any, start: Callable[[], Any]) -> Any:
     lookalike = lookalike_of(coroutine.cr_code)
     if lookalike is None:
         return None
-    portal.places = lookalike.places
-    shim = lookalike.function(Steps(portal, coroutine, start))
+    shown = portal.shown = Shown(lookalike)
+    shim = lookalike.function(Steps(portal, shown, coroutine, start))
     _take_name(shim, coroutine)
     return shim
 
@@ -429,10 +429,13 @@ class Steps:
     between. In the same process, asyncio's call graph goes on here, through the portal.
     """
 
-    __slots__ = ("__next__", "__weakref__", "coroutine", "iterator", "portal", "start")
+    __slots__ = ("__next__", "__weakref__", "coroutine", "iterator", "portal", "shown", "start")
 
-    def __init__(self, portal: Portal, coroutine: Any, start: Callable[[], Any]) -> None:
+    def __init__(
+        self, portal: Portal, shown: Shown, coroutine: Any, start: Callable[[], Any]
+    ) -> None:
         self.portal = portal
+        self.shown = shown
         self.coroutine = coroutine
         self.start: Optional[Callable[[], Any]] = start
         self.iterator: Any = None
@@ -443,9 +446,9 @@ class Steps:
             self.start = None
             iterator = start()
         else:
-            portal = self.portal
-            trap, portal.trap = portal.trap, None
-            iterator = drive(portal, trap)
+            shown = self.shown
+            trap, shown.trap = shown.trap, None
+            iterator = drive(self.portal, trap)
         self.iterator = iterator
         self.__next__ = iterator.__next__
         return self
@@ -551,7 +554,7 @@ def _first_steps(portal: Portal, unstarted: Unstarted) -> Any:
     alone = _begin_task(portal, unstarted)
     if alone is None:
         return drive(portal)
-    portal.places = None
+    portal.shown = None
     return alone.__await__()
 
 

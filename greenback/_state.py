@@ -12,6 +12,7 @@ from greenlet import getcurrent
 from ._tasks import Library, current, sniffio_thread
 
 if TYPE_CHECKING:
+    from ._lookalike import Shown
     from ._tasks import Task
 
 #: Idle workers kept per thread and nesting level. One takes 20-30 kB on CPython 3.11 and later.
@@ -71,6 +72,7 @@ class Portal:
         "resume",
         "run",
         "scopes",
+        "shown",
         "task",
         "worker",
     )
@@ -109,6 +111,8 @@ class Portal:
         #: just calling the function.
         self.run: Optional[Callable[[Portal], Any]] = None
         self.coroutine: Any = None
+        #: Where a lookalike of the coroutine shows the task to wait; None if there is none.
+        self.shown: Optional[Shown] = None
         #: Set while hooks run inside the portal: their own bridges are not announced.
         self.hushed = False
         #: What whoever listens keeps with it.
