@@ -193,8 +193,8 @@ class _TreeScope:
             rest_portal(self._opened)
 
 
-# Has one at most, which the first scope makes that is entered under Trio. Of two that are entered
-# at once in two threads, both use the same: what one of them had set would be lost otherwise.
+# Holds one, made by the first scope that is entered under Trio. A dictionary, by whose
+# `setdefault` two threads that are the first at once get the same.
 _run_vars: Dict[str, trio.lowlevel.RunVar[Optional[AutoPortalInstrument]]] = {}
 
 

@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+import threading
 from time import perf_counter_ns
 
 _SECOND = 1_000_000_000
 
 
 class Budget:
-    """At most so many per second. With a rate of 0, there is no limit.
+    """At most so many per second, in all threads. With a rate of 0, there is no limit.
 
     Times are those of `time.perf_counter_ns`, which whoever asks has at hand.
     """
 
-    __slots__ = ("_left", "_rate", "_since", "empty_until")
+    __slots__ = ("_left", "_lock", "_rate", "_since", "empty_until")
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
+        # Reentrant: a signal handler or a finalizer that runs in here may bridge.
+        self._lock = threading.RLock()
+        # These are written under the lock.
         self._left = rate
         self._since = perf_counter_ns()
         #: Until then, there is none left.
         self.empty_until = 0
 
     def has_some(self, now: int) -> bool:
-        # Two threads can both take the last one: a limit that is exact is not worth a lock.
+        """Whether it is worth while to try and `take` one."""
         if not self._rate or self._left >= 1:
             return True
-        passed = now - self._since
-        if passed < _SECOND:
-            self.empty_until = self._since + _SECOND
-            return False
-        # With a rate below 1, what is left over adds up.
-        self._left = min(self._left + passed / _SECOND * self._rate, max(self._rate, 1.0))
-        self._since = now
-        return self._left >= 1
+        with self._lock:
+            passed = now - self._since
+            if self._left >= 1:
+                return True  # another thread was here
+            if passed < _SECOND:
+                self.empty_until = self._since + _SECOND
+                return False
+            # With a rate below 1, what is left over adds up.
+            self._left = min(self._left + passed / _SECOND * self._rate, max(self._rate, 1.0))
+            self._since = now
+            return self._left >= 1
 
-    def take(self) -> None:
-        self._left -= 1
+    def take(self) -> bool:
+        """Take one. False if another thread has taken the last one."""
+        if not self._rate:
+            return True
+        with self._lock:
+            if self._left < 1:
+                return False
+            self._left -= 1
+            return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
@@ -34,14 +35,27 @@ _KEPT = 2_000
 class _Told:
     """When an event was told, and how often it was left out since."""
 
-    __slots__ = ("at", "left_out")
+    __slots__ = ("_left_out", "_lock", "_told", "at", "leave_out")
 
     def __init__(self, at: float) -> None:
         self.at = at
-        self.left_out = Ticks()
+        self._left_out = Ticks()
+        self.leave_out = self._left_out.add
+        #: Of those that were left out, how many were told of.
+        self._told = 0
+        # Reentrant, for finalizers and signal handlers that log in the middle of this.
+        self._lock = threading.RLock()
+
+    def tell(self, now: float) -> int:
+        """It is told: how often it was left out. Of two that are told at once, one says so."""
+        with self._lock:
+            self.at = now
+            left_out = self._left_out.read() - self._told
+            self._told += left_out
+            return left_out
 
 
-# Used by any thread, by finalizers and by signal handlers, hence without a lock: where two of them
+# Used by any thread, by finalizers and by signal handlers, in single operations: where two of them
 # find at once that it is time to tell an event again, both tell it.
 _told: Dict[Tuple[str, str], _Told] = {}
 
@@ -115,10 +129,9 @@ def _left_out(event: str, site: str) -> Optional[int]:
         if last is this:
             return 0
     if now - last.at < _QUIET:
-        last.left_out.add()
+        last.leave_out()
         return None
-    _told[key] = _Told(now)
-    return last.left_out.read()
+    return last.tell(now)
 
 
 def start_over() -> None:

@@ -17,7 +17,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
 from greenback._signals import raise_if_from_signal_handler
 
-from ._counts import BOUNDS, PORTAL_BOUNDS, Tally, count_of
+from ._counts import BOUNDS, PORTAL_BOUNDS, Counts, Tally, count_of
 from ._sdk import inside, is_within
 from ._snapshot import bridge_attributes
 from ._totals import Totals, ending_of
@@ -57,8 +57,9 @@ class Source:
         totals = self.totals
         if totals is None:
             return []
-        if self.on_read is not None:
-            self.on_read()
+        on_read = self.on_read
+        if on_read is not None:  # another thread may take it away now
+            on_read()
         found = _added_up(self._before.get(name, {}), values(totals))
         if self.totals is not totals:
             return []  # it was disabled in between, so that something may be in there twice
@@ -110,7 +111,8 @@ class Measurements:
     """Passes on to an SDK's histograms one event in so many: a call takes the SDK 3 to 7 us.
 
     Which ones is left to chance, since what a program does is often periodic. How many are left
-    out follows from how many there were, which is known exactly.
+    out follows from how many there were, which is known exactly. Each thread counts down for
+    itself (`Counts.skip`) to the next one; the methods are called when it is below 0.
 
     Args:
         totals: What counts.
@@ -122,7 +124,6 @@ class Measurements:
         "_before",
         "_calls",
         "_every",
-        "_gap",
         "_histograms",
         "_in_window",
         "_lock",
@@ -130,7 +131,6 @@ class Measurements:
         "_seen",
         "_since",
         "_totals",
-        "skip",
     )
 
     def __init__(self, totals: Totals, histograms: Dict[str, Histogram], rate: float) -> None:
@@ -140,58 +140,60 @@ class Measurements:
         # Reentrant for whoever asks from a signal handler; `inside` keeps the rest out.
         self._lock = threading.RLock()
         self._before = totals.events()
-        #: Events to let pass before the next call. All threads count it down, and may lose some.
-        self.skip = 0
         # These are written under the lock.
         self._calls = 0
         self._every = 1.0
-        self._gap = 0
         self._seen = 0
         self._in_window = 0
         self._since = perf_counter()
 
     def bridge(
-        self, library: str, error: Optional[BaseException], suspended: bool, spent: int
+        self,
+        counts: Counts,
+        library: str,
+        error: Optional[BaseException],
+        suspended: bool,
+        spent: int,
     ) -> None:
-        self.skip -= 1
-        if self.skip < 0:
-            attributes = bridge_attributes(library, ending_of(error, suspended))
-            self._measure("bridge", spent, attributes)
+        attributes = bridge_attributes(library, ending_of(error, suspended))
+        self._measure(counts, "bridge", spent, attributes)
 
-    def switch(self, direction: str, spent: int) -> None:
-        self.skip -= 1
-        if self.skip < 0:
-            self._measure("switch", spent, {"greenback.switch.direction": direction})
+    def switch(self, counts: Counts, direction: str, spent: int) -> None:
+        self._measure(counts, "switch", spent, {"greenback.switch.direction": direction})
 
-    def step(self, library: str, spent: int) -> None:
-        self.skip -= 1
-        if self.skip < 0:
-            self._measure("step", spent, {"greenback.async_library": library})
+    def step(self, counts: Counts, library: str, spent: int) -> None:
+        self._measure(counts, "step", spent, {"greenback.async_library": library})
 
-    def switch_and_step(self, switched: int, library: str, spent: int) -> None:
+    def switch_and_step(self, counts: Counts, switched: int, library: str, spent: int) -> None:
         """A step that has ended by a switch to the loop, for which 2 were taken off `skip`."""
-        self.skip += 2
-        self.switch("to_loop", switched)
-        self.step(library, spent)
+        counts.skip += 1
+        if counts.skip < 0:
+            self.switch(counts, "to_loop", switched)
+        counts.skip -= 1
+        if counts.skip < 0:
+            self.step(counts, library, spent)
 
-    def portal(self, kind: str, spent: int) -> None:
-        self.skip -= 1
-        if self.skip < 0:
-            self._measure("portal", spent, {"greenback.portal.kind": kind})
+    def portal(self, counts: Counts, kind: str, spent: int) -> None:
+        self._measure(counts, "portal", spent, {"greenback.portal.kind": kind})
+
+    def skip_some(self, counts: Counts) -> None:
+        """Draw how many events of a thread are to pass before its next one."""
+        every = self._every
+        counts.skip = counts.skipped_from = int(random() * 2 * every) if every > 1 else 0
 
     def count_dropped(self) -> int:
         """The events that no histogram was told of."""
         with self._lock:
             return self._totals.events() - self._before - self._calls
 
-    def _measure(self, name: str, spent: int, attributes: Dict[str, Any]) -> None:
+    def _measure(self, counts: Counts, name: str, spent: int, attributes: Dict[str, Any]) -> None:
         if inside.now or is_within(sys._getframe(1)):
             return
         if not self._lock.acquire(blocking=False):
             return  # another thread is here, or this one, further out
         inside.now = True
         try:
-            if self._may_call():
+            if self._may_call(counts):
                 self._histograms[name].record(spent / 1e9, attributes)
                 self._calls += 1
         except Exception as error:
@@ -206,10 +208,10 @@ class Measurements:
             inside.now = False
             self._lock.release()
 
-    def _may_call(self) -> bool:
+    def _may_call(self, counts: Counts) -> bool:
         if not self._rate:
             return True
-        self._seen += self._gap + 1
+        self._seen += counts.skipped_from - counts.skip  # also those that found the lock taken
         elapsed = perf_counter() - self._since
         if elapsed >= 1:
             self._every = self._seen / elapsed / self._rate
@@ -220,7 +222,7 @@ class Measurements:
             self._in_window += 1
         else:  # more than in the second before, which 'every' was made for
             self._every = max(self._every, self._seen / max(elapsed, 0.001) / self._rate)
-        self._gap = self.skip = int(random() * 2 * self._every) if self._every > 1 else 0
+        self.skip_some(counts)
         return may
 
 
@@ -276,8 +278,9 @@ def register(meter: Meter, source: Source, is_private: bool) -> None:
     )
 
     def misuses(totals: Totals) -> _Values:
-        if source.misuses is not None:
-            for (kind, function), count in source.misuses():
+        by_function = source.misuses
+        if by_function is not None:
+            for (kind, function), count in by_function():
                 yield count, {"greenback.misuse.kind": kind, "code.function.name": function}
 
     counter("greenback.misuses", "{misuse}", "Bridges from unsafe places.", misuses)

@@ -13,6 +13,7 @@ from greenback._signals import raise_if_from_signal_handler
 from greenback.instruments import is_primary, set_primary
 
 from ._config import Config
+from ._counts import Ticks
 from ._totals import Totals
 
 if TYPE_CHECKING:
@@ -190,9 +191,10 @@ class Session:
 
     def close_socket(self) -> None:
         """Remove it, and open none any more."""
-        self._socket = None
-        if self._server is not None:
-            self._server.close()
+        with lock:  # which whoever opens it has
+            self._socket = None
+            if self._server is not None:
+                self._server.close()
 
     def after_fork(self) -> None:
         """Start at zero, in a forked child. Takes no lock and calls no SDK."""
@@ -268,12 +270,15 @@ class Session:
         if self._is_given or _sdk_is_set():
             self._measure(source.histograms)
             return
+        # Several threads can look at once, and those that collect have the locks of an SDK.
+        found = Ticks()
 
         def look() -> None:
-            if self._source is source and (source.was_read or _sdk_is_set()):
-                source.on_read = self.totals.on_portal = None
-                if self._measurements is None:
-                    self._measure(source.histograms)
+            if self._source is source and (source.was_read or _sdk_is_set()) and not found.add():
+                self._measure(source.histograms)
+                self.totals.on_portal = None
+                if source.on_read is look:
+                    source.on_read = None
 
         source.on_read = self.totals.on_portal = look
 
@@ -304,11 +309,12 @@ class Session:
 
     def _on_shutdown(self) -> None:
         """Make no more spans; the counts go on."""
-        self._unwatch_provider()
-        if self._spans is not None:
-            self._spans.stop()
-        if self._is_called():
-            self._at_first_portal(self._tell_of_shutdown)
+        with lock:  # else tracing could be disabled in between, and enabled by this
+            self._unwatch_provider()
+            if self._spans is not None:
+                self._spans.stop()
+            if self._is_called():
+                self._at_first_portal(self._tell_of_shutdown)
 
     def _tell_of_shutdown(self) -> None:
         # When the program ends, an SDK shuts itself down, and daemon threads go on.

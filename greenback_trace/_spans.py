@@ -298,12 +298,10 @@ class Spans:
         if not self._may_call(sys._getframe(1)):
             self._dropped_inside.add()
             return
-        now = perf_counter_ns()
-        if not self._budget.has_some(now):
+        if not (self._budget.has_some(perf_counter_ns()) and self._budget.take()):
             if self.was_recorded:  # otherwise, it would hardly have been this time
                 self._dropped.add()
             return
-        self._budget.take()
         attributes = {
             "greenback.portal.kind": portal.kind,
             "greenback.async_library": portal.library.name,
@@ -349,7 +347,10 @@ class Spans:
         if not self._may_call(frame):
             bridge.opened = self._dropped_inside
             return
-        budget.take()
+        if not budget.take():
+            if self.was_recorded:
+                bridge.opened = self._dropped
+            return
         span = self._new_span(bridge, self._parent(bridge, view), None)
         if not span.is_recording():
             bridge.started = perf_counter_ns()
@@ -419,9 +420,8 @@ class Spans:
             return left_out
         if not self._may_call(sys._getframe(3)):
             return left_out or self._dropped_inside
-        if not budget.has_some(now):
+        if not (budget.has_some(now) and budget.take()):
             return left_out or (self._dropped if self.was_recorded else None)
-        budget.take()
         finished = time_ns()
         span = self._new_span(bridge, self._parent(bridge, view), finished - taken)
         if span.is_recording():

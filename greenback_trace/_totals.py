@@ -216,14 +216,15 @@ class Totals:
             spent = now - entered
             tally.switches += 2
             tally.switch_ns += spent
-            durations = tally.counts.to_task
+            counts = tally.counts
+            durations = counts.to_task
             durations[bisect_left(EDGES, spent)] += 1
             durations[0] += spent
             measurements = self.measurements
             if measurements is not None:
-                measurements.skip -= 1
-                if measurements.skip < 0:
-                    measurements.switch("to_task", spent)
+                counts.skip -= 1
+                if counts.skip < 0:
+                    measurements.switch(counts, "to_task", spent)
 
     def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> int:
         """Count it, and give how long it took."""
@@ -253,9 +254,11 @@ class Totals:
             durations[0] += spent
             measurements = self.measurements
             if measurements is not None:
-                measurements.skip -= 1
-                if measurements.skip < 0:
-                    measurements.bridge(tally.library_name, None, bridge.switches > 0, spent)
+                counts = tally.counts
+                counts.skip -= 1
+                if counts.skip < 0:
+                    suspended = bridge.switches > 0
+                    measurements.bridge(counts, tally.library_name, None, suspended, spent)
         else:
             try:
                 self._failed(node, tally, error, bridge.switches > 0, spent)
@@ -280,8 +283,12 @@ class Totals:
         durations = tally.library.durations_of(ending)
         durations[bisect_left(EDGES, spent)] += 1
         durations[0] += spent
-        if self.measurements is not None:
-            self.measurements.bridge(tally.library_name, error, suspended, spent)
+        measurements = self.measurements
+        if measurements is not None:
+            counts = tally.counts
+            counts.skip -= 1
+            if counts.skip < 0:
+                measurements.bridge(counts, tally.library_name, error, suspended, spent)
 
     def open_portal(self, portal: Portal) -> None:
         try:
@@ -306,7 +313,8 @@ class Totals:
             return  # it was opened before tracing was enabled, and never bridged since
         try:
             spent = perf_counter_ns() - tally.opened_at
-            kind = self._counts().kind(tally.kind)
+            counts = self._counts()
+            kind = counts.kind(tally.kind)
             with self._lock:  # whoever reads finds it among the open ones or the closed ones
                 self.portals.pop(portal, None)
                 tally.closed = True
@@ -318,8 +326,11 @@ class Totals:
                     kind.add(tally)
                 else:
                     self.late[id(tally)] = tally
-            if self.measurements is not None:
-                self.measurements.portal(tally.kind, spent)
+            measurements = self.measurements
+            if measurements is not None:
+                counts.skip -= 1
+                if counts.skip < 0:
+                    measurements.portal(counts, tally.kind, spent)
             if self.on_closed is not None:
                 self.on_closed(portal, tally)
         except Exception as error:
@@ -334,10 +345,11 @@ class Totals:
         if entered < tally.opened_at:
             return  # it began before tracing did, or in the process that this one was forked from
         left = portal.left
+        counts = tally.counts
         if left >= entered:  # a bridge has ended it by suspending
             spent = now - left
             tally.switch_ns += spent
-            durations = tally.counts.to_loop
+            durations = counts.to_loop
             durations[bisect_left(EDGES, spent)] += 1
             durations[0] += spent
         spent = now - entered
@@ -347,13 +359,13 @@ class Totals:
         measurements = self.measurements
         if measurements is not None:
             if left >= entered:
-                measurements.skip -= 2  # at once: each time is a hundredth of the bridge's
-                if measurements.skip < 0:
-                    measurements.switch_and_step(now - left, tally.library_name, spent)
+                counts.skip -= 2  # at once: each time is a hundredth of the bridge's
+                if counts.skip < 0:
+                    measurements.switch_and_step(counts, now - left, tally.library_name, spent)
             else:
-                measurements.skip -= 1
-                if measurements.skip < 0:
-                    measurements.step(tally.library_name, spent)
+                counts.skip -= 1
+                if counts.skip < 0:
+                    measurements.step(counts, tally.library_name, spent)
         if spent > tally.step_max_ns:
             tally.step_max_ns = spent
         if spent > self._slow_ns:
@@ -369,6 +381,9 @@ class Totals:
             return counts
         presence = self._local.presence = _Presence()
         counts = Counts(weakref.ref(presence))
+        measurements = self.measurements
+        if measurements is not None:
+            measurements.skip_some(counts)  # a thread's first event is no better than its others
         with self._lock:
             self._take_over_from_ended_threads()
             self._all.append(counts)
@@ -425,8 +440,9 @@ class Totals:
         portal.note = tally
         self.portals[portal] = tally
         counts.kind(portal.kind).opened += 1
-        if self.on_portal is not None:
-            self.on_portal()
+        on_portal = self.on_portal
+        if on_portal is not None:  # another thread may take it away now
+            on_portal()
         if self.on_opened is not None:
             self.on_opened(portal)
         return tally

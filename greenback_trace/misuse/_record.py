@@ -7,7 +7,6 @@ every step is a single operation of a built-in type.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import types
 import warnings
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Callable, Deque, Dict, Iterator, List, Optiona
 from greenback._signals import raise_if_from_signal_handler
 
 from .. import _log
+from .._counts import Ticks
 from .._sites import OTHER, Site
 from ._finding import SEVERITY, Finding
 from .report import OFF, RAISE, WARN, Misuse, MisuseWarning, describe, is_allowed
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 #: what is done about it, and what describes it. Written by the pytest plugin.
 observers: List[Callable[[str, str, str, Callable[[], Misuse]], None]] = []
 
-#: As many as can be counted at the same moment, by threads and by what interrupts them.
-_AT_ONCE = 64
 #: Reports that wait to be logged, at most.
 _POSTPONED = 100
 #: Where locks can be held that are not reentrant.
@@ -40,24 +38,20 @@ _LOGGING = ("structlog", "logging")
 class _Entry:
     """The misuses of one kind at one site."""
 
-    __slots__ = ("first", "kind", "recent", "site", "tickets")
+    __slots__ = ("first", "kind", "site", "ticks")
 
     def __init__(self, kind: str, site: Site) -> None:
         self.kind = kind
         self.site = site
         self.first: Optional[Misuse] = None
-        self.tickets = itertools.count(1)
-        #: The last tickets. Whoever draws one may be interrupted before it is added.
-        self.recent: Deque[int] = deque(maxlen=_AT_ONCE)
+        self.ticks = Ticks()
 
     def count_one(self) -> int:
-        ticket = next(self.tickets)
-        self.recent.append(ticket)
-        return ticket
+        return self.ticks.add() + 1
 
     @property
     def count(self) -> int:
-        return max(list(self.recent), default=0)
+        return self.ticks.read()
 
 
 class Misuses:

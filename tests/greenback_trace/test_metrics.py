@@ -19,6 +19,7 @@ pytest.importorskip("opentelemetry.sdk.metrics", reason="these tests need greenb
 from opentelemetry.sdk.metrics import MeterProvider, ObservableCounter
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 
+from greenback_trace._counts import Counts
 from greenback_trace._metrics import Measurements
 from greenback_trace._totals import Totals
 
@@ -323,8 +324,9 @@ class TestMeasurements:
         meter = MeterProvider([reader], shutdown_on_exit=False).get_meter("greenback")
         histograms = {name: meter.create_histogram(name, "s") for name in ("switch", "step")}
         measurements = Measurements(Totals(1), histograms, rate=0)
-        measurements.skip = skip - 2  # as the hot path does
-        measurements.switch_and_step(1_000, "asyncio", 2_000)
+        counts = Counts(bool)
+        counts.skip = skip - 2  # as the hot path does
+        measurements.switch_and_step(counts, 1_000, "asyncio", 2_000)
         data = reader.get_metrics_data()
         assert data is not None
         (resource,) = data.resource_metrics
