@@ -11,6 +11,7 @@ import sys
 from time import monotonic, perf_counter_ns, time
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
+from ._frames import can_look_at
 from ._snapshot import take
 from ._stacks import format_task, is_running
 from ._totals import task_name
@@ -39,7 +40,7 @@ def describe(
             task = portal.task
             if task is None or portal.library.is_done(task):
                 continue
-            if is_running(task):
+            if can_look_at(portal.library, task) and is_running(task):
                 since = portal.entered if portal.entered >= tally.opened_at else 0
                 about = _described(portal, since, now)
                 if about is not None:

@@ -2,8 +2,9 @@
 
 Shown are the async and sync functions of the task, outermost first, down to the await that it is
 parked in, or to what it is running. The frames of greenback itself are left out; a line marks
-each bridge. Not shown: what the event loop or a thread does for the task, and what runs in
-a greenlet of the task's own in another thread; the text says so there.
+each bridge. Not shown: what the event loop or a thread does for the task, what runs in
+a greenlet of the task's own in another thread, and, without the GIL, any task of another thread;
+the text says so there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from greenback._state import portal_of
 from greenback._tasks import library_of
 from greenback._work import work
 
+from ._frames import can_look_at
+
 
 def format_task(task: Any) -> str:
     """The stack of a task of asyncio or Trio as text, in the manner of a traceback.
@@ -46,6 +49,8 @@ def format_task(task: Any) -> str:
         return f"{name} has finished: it has no stack.\n"
     portal = portal_of(task)
     through = "" if portal is None else f", with a portal ({portal.kind})"
+    if not can_look_at(library, task):
+        return f"Stack of {name}{through}:\n  (without the GIL, only its own thread can read it)\n"
     coroutine = library.coroutine_of(task)
     coroutine = work_ahead(coroutine) or getattr(coroutine, "shim", coroutine)
     lines = [f"Stack of {name}{through}, outermost first:\n"]

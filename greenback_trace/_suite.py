@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, List, Tuple
 
 import pytest
 
+from ._counts import Ticks
+
 if TYPE_CHECKING:
     from ._config import Config
     from .misuse.report import Misuse
@@ -31,7 +33,12 @@ class _Found:
         self.misuse = misuse
         #: Advice fails a test only if somebody has named it, and what is not certain never does.
         self.fails = action != "log" and not misuse.inconclusive
-        self.times = 0
+        self._ticks = Ticks()
+        self.count_one = self._ticks.add
+
+    @property
+    def times(self) -> int:
+        return self._ticks.read()
 
     def text(self) -> str:
         text = self.misuse.format()
@@ -108,14 +115,15 @@ class Suite:
         found = self._found.get((kind, site))
         if found is None:
             found = self._found.setdefault((kind, site), _Found(describe(), action))
-        found.times += 1
+        found.count_one()
 
     def _take(self, test: str) -> Tuple[str, List[_Summary]]:
         """What fails the test, as text, and the summaries of everything."""
         found, self._found = self._found, {}
+        all_of_them = list(found.values())  # another thread may be about to add one
         return (
-            "\n".join(each.text() for each in found.values() if each.fails),
-            [each.summary(test) for each in found.values()],
+            "\n".join(each.text() for each in all_of_them if each.fails),
+            [each.summary(test) for each in all_of_them],
         )
 
     # From the process that runs a test to the one that tells of it, which may be the same

@@ -52,17 +52,33 @@ _SUSPECTS: Tuple[Callable[[FrameType, FrameType], Optional[Suspicion]], ...] = t
 _PLACES_KEPT = 20_000
 _CODES_KEPT = 10_000
 
-# The places of calls, known as in _sites.py, with the id of the code that they are known to call;
-# of all other codes that the same place calls; the codes, so that no other one gets an id; the
-# codes of callers that are not async. Written by whichever thread comes first: what two write at
-# once is equal.
-_called_from: Dict[int, int] = {}
-_also_called_from: Dict[int, Set[int]] = {}
-_codes: Dict[int, CodeType] = {}
-_sync: Set[int] = set()
-# Places whose calls were looked at, and are not known to be made by their own code.
-_unclear: Set[Tuple[int, int]] = set()
-#: What stands for `_called_from` where frames are to be looked at that are known.
+
+class _Known:
+    """What was learned of code, by the ids of code objects.
+
+    It is thrown away as a whole when there is too much of it: were it emptied, another thread could
+    note an id after the code of that was forgotten, and other code get that id. Whoever uses one
+    has a reference to it. Written by whichever thread comes first: what two write at once is equal.
+    """
+
+    __slots__ = ("also_called_from", "called_from", "codes", "sync", "unclear")
+
+    def __init__(self) -> None:
+        #: The places of calls, known as in _sites.py, with the id of the code that they are known
+        #: to call.
+        self.called_from: Dict[int, int] = {}
+        #: All other codes that the same place calls.
+        self.also_called_from: Dict[int, Set[int]] = {}
+        #: The codes of callers that are not async.
+        self.sync: Set[int] = set()
+        #: Places whose calls were looked at, and are not known to be made by their own code.
+        self.unclear: Set[Tuple[int, int]] = set()
+        #: The codes, so that no other one gets an id. They are written first.
+        self.codes: Dict[int, CodeType] = {}
+
+
+_known = _Known()
+#: What stands for `_Known.called_from` where frames are to be looked at that are known.
 _NOTHING: Dict[int, int] = {}
 
 
@@ -77,7 +93,8 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
         first: One of its callers, if all calls inside of it are known: see `are_known`.
     """
     stride = STRIDE
-    called_from = _called_from
+    known = _known
+    called_from = known.called_from
     closing: List[FrameType] = []
     if sys.exc_info()[1] is not None:
         closing = finalizer.closing_frames()
@@ -103,9 +120,9 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
         if code is _AWAIT:
             break
         if outer is not None and id(code) not in OUTERMOST:
-            also = _also_called_from.get(around + outer.f_lasti * stride, ())
+            also = known.also_called_from.get(around + outer.f_lasti * stride, ())
             if called_from is _NOTHING or mine not in also:
-                found = _look(frame, inner, outer, closing)
+                found = _look(known, frame, inner, outer, closing)
                 if found is not None:
                     return found
             inner, mine = outer, around
@@ -118,31 +135,37 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
             break
         inner = here.gr_frame
         mine = id(inner.f_code)
-    if site in _sync:
+    if site in known.sync:
         return None
     found = async_caller.find(frame)
     if found is None and async_caller.is_sync(frame):
-        _codes[site] = frame.f_code
-        _sync.add(site)
+        known.codes[site] = frame.f_code
+        known.sync.add(site)
     return found
 
 
 def are_known(frame: FrameType, count: int) -> bool:
     """Whether *count* calls, from that of *frame* on, are known to be made by their callers."""
+    known = _known
     for _ in range(count):
         outer = frame.f_back
         if outer is None:
             return False
         mine = id(frame.f_code)
         place = id(outer.f_code) + outer.f_lasti * STRIDE
-        if _called_from.get(place) != mine and mine not in _also_called_from.get(place, ()):
+        also = known.also_called_from.get(place, ())
+        if known.called_from.get(place) != mine and mine not in also:
             return False
         frame = outer
     return True
 
 
 def _look(
-    site: FrameType, frame: FrameType, caller: FrameType, closing: List[FrameType]
+    known: _Known,
+    site: FrameType,
+    frame: FrameType,
+    caller: FrameType,
+    closing: List[FrameType],
 ) -> Optional[Finding]:
     """What the detectors say of a frame."""
     code = frame.f_code
@@ -152,12 +175,12 @@ def _look(
         is_closing = any(each is frame for each in closing)
         found = finalizer.of_generator(frame, caller, is_closing)
         if found is None and not is_closing:
-            _remember(code, caller)
+            _remember(known, code, caller)
         return found
     place = (id(caller.f_code) + caller.f_lasti * STRIDE, id(code))
     # Taking instructions apart takes 100 times as long as all that is around it.
-    if place not in _unclear and is_plainly_called(frame, caller):
-        _remember(code, caller)
+    if place not in known.unclear and is_plainly_called(frame, caller):
+        _remember(known, code, caller)
         return None
     for suspect in _SUSPECTS:
         suspicion = suspect(frame, caller)
@@ -171,7 +194,7 @@ def _look(
             if sure is not None:
                 explicit, evidence = False, sure
         if explicit:
-            _remember(code, caller)
+            _remember(known, code, caller)
             return None
         return Finding(
             suspicion.kind,
@@ -181,28 +204,30 @@ def _look(
             explicit is None,
         )
     if not takes_arguments(code):
-        _remember(code, caller)
+        _remember(known, code, caller)
         return None
     # It is nothing now. If its caller calls it by another name, it need not be looked at again.
-    if place not in _unclear:
+    if place not in known.unclear:
         if how_called(frame, caller).explicit:
-            _remember(code, caller)
-        elif len(_unclear) < _PLACES_KEPT:
-            _codes[id(code)], _codes[id(caller.f_code)] = code, caller.f_code
-            _unclear.add(place)
+            _remember(known, code, caller)
+        elif len(known.unclear) < _PLACES_KEPT:
+            known.codes[id(code)], known.codes[id(caller.f_code)] = code, caller.f_code
+            known.unclear.add(place)
     return None
 
 
-def _remember(code: CodeType, caller: FrameType) -> None:
+def _remember(known: _Known, code: CodeType, caller: FrameType) -> None:
     """Note that *caller* calls *code* with the instruction that it is at."""
-    if len(_codes) >= _CODES_KEPT:
-        for kept in (_called_from, _also_called_from, _unclear, _sync, _codes):
-            kept.clear()
+    global _known
+    if len(known.codes) >= _CODES_KEPT:
+        if _known is known:
+            _known = _Known()
+        return  # the next one is learned
     outer = caller.f_code
-    _codes[id(code)], _codes[id(outer)] = code, outer
+    known.codes[id(code)], known.codes[id(outer)] = code, outer
     place = id(outer) + caller.f_lasti * STRIDE
-    if _called_from.setdefault(place, id(code)) != id(code):
-        _also_called_from.setdefault(place, set()).add(id(code))
+    if known.called_from.setdefault(place, id(code)) != id(code):
+        known.also_called_from.setdefault(place, set()).add(id(code))
 
 
 def _module_in(site: FrameType, frame: FrameType) -> Optional[FrameType]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 from greenback._bridge import await_
 
+from .._frames import can_look_at_others
 from .._log import slow_step
 from .._sdk import unwatch_collections, watch_collections
 from .._sites import OTHER, Site, outside_adapters
@@ -131,7 +132,7 @@ class Debug:
         self._start = inner.start_bridge
         self.resume_bridge = inner.resume_bridge
         self.finish_bridge = inner.finish_bridge
-        self.start_step = self._watchdog.start_step
+        self.start_step = self._watchdog.start_step if can_look_at_others() else None
         actions = misuses.actions
         self._looks_at_start = any(
             action != OFF for kind, action in actions.items() if kind != _LOCK_HELD

@@ -85,6 +85,7 @@ class Watchdog:
         "_running",
         "_sites",
         "_slow_ns",
+        "_starting",
         "_stopped",
         "_thread",
         "_wake",
@@ -102,6 +103,8 @@ class Watchdog:
         self._running: Dict[Portal, _Step] = {}
         self._sites = Sites(1)
         self._thread: Optional[threading.Thread] = None
+        #: Taken, once and for all, by whoever starts it.
+        self._starting = allocate_lock()
         #: The thread waits until somebody releases this.
         self._wake = allocate_lock()
         self._wake.acquire()
@@ -134,16 +137,14 @@ class Watchdog:
         self._idle = False
         if self._stopped:
             return
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._watch, name="greenback watchdog", daemon=True
-            )
-            try:
-                self._thread.start()
-            except RuntimeError:
-                pass  # the interpreter is shutting down, or there are too many threads
-        else:
-            self._release()
+        if not self._starting.acquire(False):
+            self._release()  # which also does where another thread is about to start it
+            return
+        self._thread = threading.Thread(target=self._watch, name="greenback watchdog", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            pass  # the interpreter is shutting down, or there are too many threads
 
     def _release(self) -> None:
         try:

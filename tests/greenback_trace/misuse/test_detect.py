@@ -135,7 +135,7 @@ class TestAtStart:
                 names[f"outer{number}"]()
 
         looking.none(backend, run)
-        assert len(_detect._codes) < 10
+        assert len(_detect._known.codes) < 10
 
 
 class TestFramesFrom:
