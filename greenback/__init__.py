@@ -2,6 +2,18 @@
 
 import os as _os
 
+try:
+    import greenlet as _greenlet  # noqa: F401
+except ImportError as _refused:
+    # What the interpreter says of a module that would share its state between several GILs.
+    if "subinterpreter" not in str(_refused):
+        raise
+    raise ImportError(
+        "greenback cannot be used in this subinterpreter, since greenlet cannot be loaded in one "
+        "that has a GIL of its own; use greenback in the main interpreter, or in one that shares "
+        "the main one's GIL"
+    ) from _refused
+
 # stackscope, when imported later than greenback, looks here for what upstream calls its shim.
 from . import _stackscope as _impl  # noqa: F401
 from ._adapters import async_context as async_context
