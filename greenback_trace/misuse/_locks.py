@@ -41,6 +41,7 @@ from greenlet import getcurrent
 from greenback._state import Worker
 from greenback._tasks import sniffio_thread
 
+from .._frames import can_look_at_others
 from .._sites import ASYNC, RUNTIME
 from ._blocks import Call, With, call_at, inside, with_blocks
 from ._finding import Finding
@@ -558,6 +559,8 @@ def _has_it(book: _Book, claim: _Claim) -> bool:
             if other.call.is_plain and index > claims.index(claim):
                 return False
             continue
+        if not can_look_at_others():
+            return False
         if frames is None:
             frames = sys._current_frames()
         if not _waits(other, frames.get(other.thread)):

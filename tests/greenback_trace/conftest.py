@@ -14,6 +14,7 @@ import trio
 
 import greenback
 import greenback_trace
+from greenback_trace._frames import can_look_at_others
 
 pytest.importorskip("opentelemetry.metrics", reason="tracing needs greenback[trace]")
 
@@ -70,6 +71,13 @@ def switching_often() -> Iterator[None]:
     sys.setswitchinterval(1e-5)
     yield
     sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def others_are_shown() -> None:
+    """What other threads run is looked at, since it stops meanwhile."""
+    if not can_look_at_others():
+        pytest.skip("without the GIL, nobody looks at what other threads run")
 
 
 @pytest.fixture

@@ -219,6 +219,7 @@ class TestLine:
             assert second["clock"] > first["clock"]
         assert program.end() == ""
 
+    @pytest.mark.usefixtures("others_are_shown")
     def test_parked(self, start: Callable[..., Program], path: Path) -> None:
         """A task that waits in a bridge is there with its stack and for how long it has waited."""
         program = start()
@@ -232,6 +233,7 @@ class TestLine:
         assert stack.index("in wait_for") < stack.index("bridge") < stack.index("in wait\n")
         assert program.end() == ""
 
+    @pytest.mark.usefixtures("others_are_shown")
     def test_holding(self, start: Callable[..., Program], path: Path) -> None:
         """While sync code keeps the event loop, its task is named, and what it is doing."""
         program = start()
@@ -259,6 +261,7 @@ class TestLine:
         assert trace.stat().st_size > 0
         assert not path.exists()
 
+    @pytest.mark.usefixtures("others_are_shown")
     def test_trio(self, path: Path) -> None:
         """A task of Trio's is there with its name and its stack."""
         import trio

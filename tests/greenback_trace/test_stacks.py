@@ -147,6 +147,7 @@ class TestParked:
             assert module.__file__ is not None
             assert module.__file__.replace("__init__.py", "") not in text
 
+    @pytest.mark.usefixtures("others_are_shown")
     @pytest.mark.parametrize("in_library", [parked, parked_in_trio])
     def test_from_a_thread(self, in_library: Any) -> None:
         """Another thread sees the same stack."""
@@ -340,6 +341,7 @@ class TestFromElsewhere:
         assert names(text) == ["was_in_scope", "leaf"]
         assert "with a portal" not in text
 
+    @pytest.mark.usefixtures("others_are_shown")
     def test_running_in_another_thread(self) -> None:
         """A task that another thread is running is shown through its portal."""
         inside, go_on = threading.Event(), threading.Event()
@@ -366,6 +368,7 @@ class TestFromElsewhere:
             go_on.set()
             thread.join()
 
+    @pytest.mark.usefixtures("others_are_shown")
     @pytest.mark.skipif(PYPY, reason="PyPy shows other threads the innermost and the main greenlet")
     def test_portals_in_another_thread(self) -> None:
         """In another thread, a portal inside another one's work is seen through, too."""

@@ -762,6 +762,7 @@ asyncio.run(greenback.with_portal_run_sync(work, threading.Lock()))
 
 
 class TestSlowSteps:
+    @pytest.mark.usefixtures("others_are_shown")
     def test_names_the_code_that_held_the_loop(self, backend: Any, events: Events) -> None:
         """In debug mode the event of a slow step shows the function that blocked."""
         greenback_trace.enable(config=Config(mode="debug", slow=0.05))

@@ -242,6 +242,7 @@ class TestHeldByAcquire:
 
         in_portal(work)
 
+    @pytest.mark.usefixtures("others_are_shown")
     def test_while_another_thread_waits_for_it(self, suspend: Any, in_portal: Any) -> None:
         """A lock is still this task's while another thread waits for it."""
         lock = threading.Lock()

@@ -17,6 +17,7 @@ from greenback.instruments import Instrument, Portal, add_instrument, remove_ins
 from greenback_trace.misuse._watchdog import Held, Watchdog
 
 SLOW = 0.05
+pytestmark = pytest.mark.usefixtures("others_are_shown")
 
 
 class Steps(Instrument):

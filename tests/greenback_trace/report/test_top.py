@@ -361,6 +361,7 @@ class TestLiveSocket:
         assert 0 < now.held <= 1
         assert now.bridges_rate == pytest.approx(sum(each.bridges_rate for each in now.sites))
 
+    @pytest.mark.usefixtures("others_are_shown")
     def test_tasks(self, served: Service, live: LiveSocket) -> None:
         """Who holds the loop is known with what it does there, and so is who waits."""
         served.answer("park")
@@ -573,6 +574,7 @@ class TestTop:
             served.answer()
         shown.wait(lambda screen: is_whole(screen) and "run_sync 0 open of 7" in screen)
 
+    @pytest.mark.usefixtures("others_are_shown")
     def test_tasks(self, terminal: Callable[..., Terminal], path: Path, served: Service) -> None:
         """Who holds the loop is named, and where; Enter shows the stack of one that is parked."""
         shown = terminal(path)
