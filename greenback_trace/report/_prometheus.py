@@ -197,7 +197,8 @@ class _Server:
                     content = response.read()
             except HTTPError as error:
                 # A query that fails is answered with 4xx or 5xx and JSON.
-                content = error.read()
+                with error:
+                    content = error.read()
                 if error.code in {401, 403}:
                     raise NothingToReportError(
                         f"{self.url}: {error.code} {error.reason}. "
