@@ -72,7 +72,8 @@ def ids_to_base64(request: Any) -> None:
         for name, value in request.items():
             if name in ("traceId", "spanId", "parentSpanId"):
                 assert len(value) == (32 if name == "traceId" else 16)
-                request[name] = base64.b64encode(bytes.fromhex(value)).decode()
+                # protobuf reads both alphabets, of the other with a warning on Python 3.15.
+                request[name] = base64.urlsafe_b64encode(bytes.fromhex(value)).decode()
             else:
                 ids_to_base64(value)
 

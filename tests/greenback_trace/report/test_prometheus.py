@@ -145,6 +145,8 @@ def serving(pages: Dict[str, str]) -> Iterator[str]:
         def do_GET(self) -> None:
             page = pages.get(self.path.partition("?")[0])
             self.send_response(404 if page is None else 200)
+            # Prometheus 3 scrapes nothing without it.
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()
             self.wfile.write((page or "<html>not here").encode())
 
