@@ -171,7 +171,7 @@ class _Queue(SpanProcessor):
             self.dropped.add()
             return
         self.spans.append(span)
-        if len(self.spans) % _BATCH == 0:
+        if len(self.spans) >= _BATCH:  # another thread may have added the one that fills it
             self._wake()
 
 
@@ -255,10 +255,11 @@ class Pipeline:
         return self._queue.dropped.read()
 
     def _wake_up(self) -> None:
-        try:
-            self._alarm.release()
-        except RuntimeError:
-            pass  # it is awake already
+        if self._alarm.locked():  # asking takes a tenth of what the exception does
+            try:
+                self._alarm.release()
+            except RuntimeError:
+                pass  # another thread has woken it
 
     def _run(self) -> None:
         due = monotonic() + FLUSH_INTERVAL

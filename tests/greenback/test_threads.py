@@ -10,6 +10,9 @@ import threading
 import pytest
 
 import greenback
+from greenback import _tree
+
+from ..interleaving import CAN_STOP, at_each_instruction
 
 
 class TestThreads:
@@ -70,6 +73,29 @@ class TestThreads:
         thread.join()
         assert ran == [1]
         asyncio.run(greenback.with_portal_run_sync(greenback.await_, asyncio.sleep(0)))
+
+
+class TestMeetings:
+    @pytest.mark.skipif(not CAN_STOP, reason="trace functions are not told of instructions")
+    def test_first_scopes_of_two_runs(self, monkeypatch):
+        """Two Trio runs whose first scopes are entered at once keep their instruments in one place.
+
+        What a run has set would be lost, if the other one made another place for it.
+        """
+
+        def prepare(turns):
+            def enter():
+                places.append(_tree._instrument_of_run())
+
+            def look():
+                first, second = places
+                assert first is second
+
+            places = []
+            monkeypatch.setattr(_tree, "_run_vars", {})
+            return enter, enter, look
+
+        at_each_instruction(prepare, _tree)
 
 
 class TestTracing:

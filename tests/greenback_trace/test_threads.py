@@ -358,6 +358,28 @@ class Reading:
             self._taken += 1
 
 
+@stopping
+class TestFile:
+    def test_a_full_batch_is_written(self) -> None:
+        """Of two spans that end at once, one wakes the thread that writes, if there are enough."""
+        pytest.importorskip("google.protobuf", reason="this test needs greenback[report]")
+        from greenback_trace import _file
+
+        def prepare(turns: Turns) -> Meeting:
+            def end() -> None:
+                queue.on_end(span)
+
+            woken: List[bool] = []
+            span: Any = None
+            queue = _file._Queue(lambda: woken.append(True))
+            for _ in range(_file._BATCH - 1):
+                queue.on_end(span)
+            assert not woken
+            return end, end, lambda: check(bool(woken))
+
+        at_each_instruction(prepare, _file)
+
+
 @pytest.mark.usefixtures("switching_often")
 class TestStress:
     @pytest.mark.parametrize("spans", ["none", "all"])
