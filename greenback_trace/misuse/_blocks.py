@@ -17,13 +17,26 @@ from greenback._state import Worker
 
 from .._sites import ASYNC, RUNTIME
 
-#: What begins a ``with`` block: it looks up `__enter__` and calls it.
-_WITH = {dis.opmap[name] for name in ("SETUP_WITH", "BEFORE_WITH") if name in dis.opmap}
+#: What begins a ``with`` block: it looks up `__enter__` and calls it. From CPython 3.14 on it only
+#: looks up a special method, which may be another one, and a CALL follows.
+_WITH = {
+    dis.opmap[name] for name in ("SETUP_WITH", "BEFORE_WITH", "LOAD_SPECIAL") if name in dis.opmap
+}
+#: How many instructions there are from the end of its expression on.
+_ENTERED_AFTER = 5 if "LOAD_SPECIAL" in dis.opmap else 1
 _LOADS_METHOD = ("LOAD_METHOD", "LOOKUP_METHOD", "LOAD_SUPER_METHOD")
 _LOADS_METHOD_IF_FLAGGED = ("LOAD_ATTR", "LOAD_SUPER_ATTR") if sys.version_info >= (3, 12) else ()
-_LOADS_LOCAL = ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_LOAD_FAST", "STORE_FAST_LOAD_FAST")
+_LOADS_LOCAL = (
+    "LOAD_FAST",
+    "LOAD_FAST_BORROW",
+    "LOAD_FAST_BORROW_LOAD_FAST_BORROW",
+    "LOAD_FAST_CHECK",
+    "LOAD_FAST_LOAD_FAST",
+    "STORE_FAST_LOAD_FAST",
+)
 _LOADS_FREE = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
 _LOADS_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+_LOADS_CONSTANT = ("LOAD_CONST", "LOAD_COMMON_CONSTANT", "LOAD_SMALL_INT")
 _NEVER_CONTINUES = (
     "RETURN_VALUE",
     "RETURN_CONST",
@@ -32,14 +45,17 @@ _NEVER_CONTINUES = (
     "JUMP_FORWARD",
     "JUMP_ABSOLUTE",
 )
-_HAS_TABLE = sys.version_info >= (3, 11) and sys.implementation.name == "cpython"
+_HAS_TABLE = hasattr(CodeType, "co_exceptiontable")
 _CODES_KEPT = 4_096
 
 
 class With(NamedTuple):
     """A ``with`` statement, or one item of it."""
 
+    #: That of the instruction which looks up `__enter__`.
     offset: int
+    #: The first instruction of the block, which stores or drops what `__enter__` has returned.
+    start: int
     line: int
     #: Its expression, where that is a name with attributes and constant subscripts; else empty.
     expression: str
@@ -158,10 +174,11 @@ def _look(code: CodeType) -> _Looked:
     if not _WITH.isdisjoint(code.co_code[::2]):
         instructions = list(_instructions(code))
         for index, (instruction, line) in enumerate(instructions):
-            if instruction.opcode in _WITH:
-                name, expression, is_global = _expression_before(instructions, index)
+            if _enters(instruction):
+                expression = _expression_before(instructions, index + 1 - _ENTERED_AFTER)
+                start = _end_of(_call_of(instructions, index))
                 offset = instruction.offset
-                looked.withs[offset] = With(offset, line, expression, name, is_global)
+                looked.withs[offset] = With(offset, start, line, *expression)
     if len(_looked) >= _CODES_KEPT:
         _looked.clear()
     _looked[id(code)] = looked
@@ -177,10 +194,28 @@ def _instructions(code: CodeType) -> Iterator[Tuple[dis.Instruction, int]]:
             yield instruction, line
 
 
+def _enters(instruction: dis.Instruction) -> bool:
+    return instruction.opcode in _WITH and (
+        instruction.opname != "LOAD_SPECIAL" or instruction.argrepr == "__enter__"
+    )
+
+
+def _call_of(instructions: List[Tuple[dis.Instruction, int]], index: int) -> dis.Instruction:
+    """What calls the `__enter__` that an instruction looks up."""
+    return instructions[index + (instructions[index][0].opname == "LOAD_SPECIAL")][0]
+
+
+def _end_of(instruction: dis.Instruction) -> int:
+    """The offset behind an instruction and its cache."""
+    if sys.version_info >= (3, 13):
+        return instruction.end_offset
+    return instruction.offset + 2  # SETUP_WITH and BEFORE_WITH have no cache
+
+
 def _expression_before(
     instructions: List[Tuple[dis.Instruction, int]], index: int
 ) -> Tuple[str, str, bool]:
-    """The first name, the whole, and whether the name is a global one; empty if it is complex."""
+    """The whole, its first name, and whether that is a global one; empty if it is complex."""
     tail = ""
     while index:
         index -= 1
@@ -190,15 +225,17 @@ def _expression_before(
             if _LOADS_METHOD_IF_FLAGGED and (instruction.arg or 0) & 1:
                 break
             tail = f".{argument}{tail}"
-        elif name == "BINARY_SUBSCR" and index:
+        elif index and (
+            name == "BINARY_SUBSCR" or (name == "BINARY_OP" and instruction.argrepr == "[]")
+        ):
             index -= 1
             key = instructions[index][0]
-            if key.opname != "LOAD_CONST" or not isinstance(key.argval, (int, str)):
+            if key.opname not in _LOADS_CONSTANT or not isinstance(key.argval, (int, str)):
                 break
             tail = f"[{key.argval!r}]{tail}"
         elif name in _LOADS_LOCAL or name in _LOADS_FREE or name in _LOADS_GLOBAL:
             first = argument[-1] if isinstance(argument, tuple) else argument
-            return first, first + tail, name in _LOADS_GLOBAL
+            return first + tail, first, name in _LOADS_GLOBAL
         else:
             break
     return "", "", False
@@ -209,9 +246,9 @@ def _calls(code: CodeType, names: FrozenSet[str]) -> Dict[int, Call]:
     instructions = list(_instructions(code))
     for index, (instruction, line) in enumerate(instructions):
         name = instruction.opname
-        is_with = instruction.opcode in _WITH
+        is_with = _enters(instruction)
         if is_with:
-            call, is_plain = instruction, True
+            call, is_plain = _call_of(instructions, index), True
         elif instruction.argval in names and (
             name in _LOADS_METHOD
             or (name in _LOADS_METHOD_IF_FLAGGED and (instruction.arg or 0) & 1)
@@ -225,14 +262,18 @@ def _calls(code: CodeType, names: FrozenSet[str]) -> Dict[int, Call]:
         else:
             continue
         found = Call(code, instruction.offset, call.offset, line, is_with, is_plain)
-        # An offset in the cache after the instruction stands for it, from 3.11 on.
+        # An offset in the cache after the instruction stands for it, from 3.11 on, and before that
+        # one of an EXTENDED_ARG in front of it.
+        start = instruction.offset
+        while start and code.co_code[start - 2] == dis.EXTENDED_ARG:
+            start -= 2
         following = instructions[index + 1][0].offset if index + 1 < len(instructions) else 0
-        for offset in range(instruction.offset, max(following, instruction.offset + 1)):
+        for offset in range(start, max(following, instruction.offset + 1)):
             calls[offset] = found
     return calls
 
 
-# CPython 3.11 and later: a table says which handler covers which instructions.
+# From 3.11 on: a table says which handler covers which instructions.
 
 
 def _inside_table(looked: _Looked, offset: int) -> Tuple[With, ...]:
@@ -243,10 +284,7 @@ def _inside_table(looked: _Looked, offset: int) -> Tuple[With, ...]:
         handlers.add(target)
         # What a handler is covered by covers the block that leads to it as well.
         target = _handler(table, target)
-    # The first instruction of a block stores or drops what __enter__ has returned.
-    found = (
-        block for block in looked.withs.values() if _handler(table, block.offset + 2) in handlers
-    )
+    found = (block for block in looked.withs.values() if _handler(table, block.start) in handlers)
     return tuple(sorted(found, reverse=True))
 
 
@@ -281,16 +319,20 @@ def _exception_table(code: Any) -> List[Tuple[int, int, int]]:
         return entries
 
 
-# Before, and on PyPy: instructions push and pop blocks, which are followed along every path.
+# Before: instructions push and pop blocks, which are followed along every path.
 
 
 def _inside_blocks(looked: _Looked, offset: int) -> Tuple[With, ...]:
     instructions = [instruction for instruction, _ in _instructions(looked.code)]
-    # A jump may lead to an instruction that is left out, and so to the one after it.
+    # An instruction that is left out stands for the one after it: jumps lead to EXTENDED_ARG, and
+    # a frame is at that.
     index_of: Dict[int, int] = {}
     for index, instruction in enumerate(instructions):
-        for before in range(max(index_of, default=-2) + 2, instruction.offset + 1, 2):
+        before = instruction.offset
+        while before >= 0 and before not in index_of:
             index_of[before] = index
+            before -= 2
+    sought = index_of.get(offset)
     seen: Set[Tuple[int, Tuple[int, ...]]] = set()
     at_offset: List[Tuple[int, ...]] = []
     todo: List[Tuple[int, Tuple[int, ...]]] = [(0, ())]
@@ -302,7 +344,7 @@ def _inside_blocks(looked: _Looked, offset: int) -> Tuple[With, ...]:
         index, blocks = state
         instruction = instructions[index]
         name = instruction.opname
-        if instruction.offset == offset:
+        if index == sought:
             at_offset.append(blocks)
         pushes = name.startswith("SETUP_") and name != "SETUP_ANNOTATIONS"
         if instruction.opcode in dis.hasjrel or instruction.opcode in dis.hasjabs:

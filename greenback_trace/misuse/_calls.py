@@ -32,12 +32,19 @@ _CACHE = dis.opmap.get("CACHE", -1)
 _RUNS_CODE = (
     "BEFORE_",
     "BINARY_",
-    "BUILD_",
+    "BUILD_CONST_KEY_MAP",
+    "BUILD_LIST_FROM_ARG",
+    "BUILD_LIST_UNPACK",
+    "BUILD_MAP",
+    "BUILD_SET",
+    "BUILD_TUPLE_UNPACK",
+    "CALL_INTRINSIC",
     "CHECK_",
     "CLEANUP_THROW",
     "COMPARE_",
     "CONTAINS_",
     "CONVERT_",
+    "COPY_DICT",
     "DELETE_ATTR",
     "DELETE_NAME",
     "DELETE_SUBSCR",
@@ -56,14 +63,17 @@ _RUNS_CODE = (
     "LOAD_FROM_DICT",
     "LOAD_METHOD",
     "LOAD_NAME",
+    "LOAD_SPECIAL",
     "LOAD_SUPER",
     "LOOKUP_METHOD",
     "MAP_ADD",
     "MATCH_",
     "POP_JUMP",
+    "PREP_",
     "PRINT_",
     "RAISE_",
     "SEND",
+    "SETUP_ANNOTATIONS",
     "SETUP_ASYNC_WITH",
     "SETUP_WITH",
     "SET_ADD",
@@ -78,6 +88,8 @@ _RUNS_CODE = (
     "WITH_",
     "YIELD_",
 )
+if sys.version_info >= (3, 15):
+    _RUNS_CODE = (*_RUNS_CODE, "LOAD_GLOBAL")  # which may be an import that is lazy (PEP 810)
 #: Of these, those that take items from an iterator, which may be one that calls a function.
 _ITERATES = (
     "BUILD_LIST_UNPACK",
@@ -94,11 +106,12 @@ _ITERATES = (
     "UNPACK_",
     "YIELD_FROM",
 )
-#: The first of the operators of BINARY_OP that change their left side.
-_FIRST_IN_PLACE = 13
-_WITH = ("__enter__", "__exit__")
-_WITH_INSTRUCTIONS = ("BEFORE_", "SETUP_", "WITH_")
-_CALLS_NOTHING = ("CALL_FINALLY", "CALL_INTRINSIC_1", "CALL_INTRINSIC_2")
+#: The operators of BINARY_OP that change their left side.
+_IN_PLACE = range(13, 26)
+_WITH = ("__enter__", "__exit__", "__aenter__", "__aexit__")
+_WITH_INSTRUCTIONS = ("BEFORE_", "LOAD_SPECIAL", "SETUP_", "WITH_")
+#: What is no call, by its name: a jump (3.8), and operators.
+_NO_CALLS = ("CALL_FINALLY", "CALL_INTRINSIC_1", "CALL_INTRINSIC_2")
 #: Modules in C none of whose functions and methods calls what it is given or already has.
 _CALLS_NO_ARGUMENT = frozenset(
     (
@@ -147,11 +160,13 @@ def instruction(frame: FrameType) -> Tuple[str, int]:
     instructions = frame.f_code.co_code
     while instructions[offset] == _CACHE and offset:
         offset -= 2
+    while instructions[offset] == dis.EXTENDED_ARG:  # where the frame is, before 3.11
+        offset += 2
     return dis.opname[instructions[offset]], offset
 
 
 def is_call(name: str) -> bool:
-    return name.startswith(("CALL", "PRECALL")) and name not in _CALLS_NOTHING
+    return name.startswith(("CALL", "PRECALL")) and name not in _NO_CALLS
 
 
 def is_inert(name: str) -> bool:
@@ -203,7 +218,8 @@ def _loaded_before(code: CodeType, offset: int) -> Optional[dis.Instruction]:
     if each.opname.endswith("_KW"):
         items += 1
     elif each.opname.endswith("_EX"):
-        items = 1 + (items & 1)
+        # From 3.14 on, there always are keyword arguments: a dictionary, or NULL.
+        items = 2 if each.arg is None else 1 + (items & 1)
     while items > 0 and before:
         last = before.pop()
         try:
@@ -325,7 +341,7 @@ def how_called(
     if is_call(name):
         return _by_call(frame, caller, offset, where, is_it, names, handed)
     if name.startswith(_ITERATES) or (
-        name == "BINARY_OP" and caller.f_code.co_code[offset + 1] >= _FIRST_IN_PLACE
+        name == "BINARY_OP" and caller.f_code.co_code[offset + 1] in _IN_PLACE
     ):
         return _by_iteration(caller, where, name)
     if name.startswith(_WITH_INSTRUCTIONS) and _is_operator(frame, _WITH):
@@ -415,13 +431,15 @@ def _by_call(
     names: Tuple[str, ...],
     handed: Any,
 ) -> Origin:
+    loads = _loaded_before(caller.f_code, offset)
+    if loads is not None and loads.opname == "LOAD_SPECIAL":  # from 3.14 on
+        return Origin(_is_operator(frame, _WITH), f"{where} was entering a with block")
     if Source is None:
         return Origin(
             None, f"{where} was calling something; greenback[debug] is needed to see what"
         )
     node = _node(caller)
     if not isinstance(node, ast.Call):
-        loads = _loaded_before(caller.f_code, offset)
         if isinstance(node, (ast.With, ast.AsyncWith)) or (
             # Which is how a block ends before 3.11.
             loads is not None and loads.opname == "POP_BLOCK"

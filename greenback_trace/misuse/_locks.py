@@ -29,6 +29,7 @@ from __future__ import annotations
 import _thread
 import ast
 import contextlib
+import inspect
 import sys
 import threading
 import weakref
@@ -44,6 +45,7 @@ from greenback._tasks import sniffio_thread
 from .._frames import can_look_at_others
 from .._sites import ASYNC, RUNTIME
 from ._blocks import Call, With, call_at, inside, with_blocks
+from ._calls import instruction
 from ._finding import Finding
 from ._stack import frames_from
 
@@ -61,6 +63,7 @@ _RLockType: Any = _thread.RLock
 _THREADING = vars(threading)
 _THREADING_FILE = threading.__file__
 _CONTEXTLIB_FILE = contextlib.__file__
+_INSPECT_FILE = inspect.__file__
 #: What is noted is looked through whenever it has grown to this, for locks that are free by now.
 _NOTES_KEPT = 64
 #: Those who want one lock at the same time, as far as they are told apart.
@@ -135,12 +138,7 @@ def _intend(book: _Book, name: str, frame: FrameType) -> None:
         return  # a Condition that takes its lock back after wait(), for one
     call = call_at(frame, _NAMES)
     if call is None:
-        if code.co_filename != _CONTEXTLIB_FILE:
-            return
-        # ExitStack.enter_context(), which has looked it up on the type.
-        outer: Optional[FrameType] = frame
-        while outer is not None and outer.f_code.co_filename == _CONTEXTLIB_FILE:
-            outer = outer.f_back
+        outer = _outside_exit_stack(frame)
         if outer is None:
             return
         frame, code = outer, outer.f_code
@@ -173,6 +171,19 @@ def _intend(book: _Book, name: str, frame: FrameType) -> None:
             if not _is_locked(other):
                 books.pop(key, None)
     books[id(book)] = book
+
+
+def _outside_exit_stack(frame: FrameType) -> Optional[FrameType]:
+    """What has called ``ExitStack.enter_context()``, if that is what looks up `__enter__`."""
+    outer: Optional[FrameType] = frame
+    # From 3.15 on, it has `inspect` look it up.
+    while outer is not None and outer.f_code.co_filename == _INSPECT_FILE:
+        outer = outer.f_back
+    if outer is None or outer.f_code.co_filename != _CONTEXTLIB_FILE:
+        return None
+    while outer is not None and outer.f_code.co_filename == _CONTEXTLIB_FILE:
+        outer = outer.f_back
+    return outer
 
 
 def _forget_free() -> None:
@@ -574,7 +585,7 @@ def _waits(claim: _Claim, innermost: Optional[FrameType]) -> bool:
         innermost is not None
         and id(innermost) == claim.frame
         and innermost.f_code is claim.call.code
-        and claim.call.offset <= innermost.f_lasti <= claim.call.end
+        and claim.call.offset <= instruction(innermost)[1] <= claim.call.end
     )
 
 

@@ -40,7 +40,7 @@ if sys.version_info >= (3, 11) and sys.implementation.name == "cpython":
     _DELEGATES = (*_DELEGATES, "YIELD_VALUE")
 
 #: How the names of instructions begin that run code, but not by taking items from a generator.
-_RESUMES_NOTHING = ("DELETE_", "STORE_ATTR", "STORE_NAME")
+_RESUMES_NOTHING = ("CALL_INTRINSIC", "DELETE_", "LOAD_GLOBAL", "STORE_ATTR", "STORE_NAME")
 
 
 def suspect(frame: FrameType, caller: FrameType) -> Optional[Suspicion]:

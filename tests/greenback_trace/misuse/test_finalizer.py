@@ -109,6 +109,33 @@ def by_generator(make: Callable[[], Any]) -> None:
         pass
 
 
+def by_item(make: Callable[[], Any]) -> None:
+    [None, make()][0]
+
+
+def by_comparison(make: Callable[[], Any]) -> None:
+    [make()] == 1  # noqa: B015
+
+
+def by_condition(make: Callable[[], Any]) -> None:
+    if not [make()]:
+        raise AssertionError
+
+
+def by_format(make: Callable[[], Any]) -> None:
+    _ = f"{make()}{make()!r:>10}"
+
+
+def by_context(make: Callable[[], Any]) -> None:
+    with contextlib.nullcontext(make()), contextlib.nullcontext():
+        pass
+
+
+def by_unpacking(make: Callable[[], Any]) -> None:
+    _, second = [make(), 1]
+    _ = second
+
+
 DROPS: List[Any] = [
     by_del,
     by_assignment,
@@ -123,6 +150,12 @@ DROPS: List[Any] = [
     by_comprehension,
     by_exception,
     by_generator,
+    by_item,
+    by_comparison,
+    by_condition,
+    by_format,
+    by_context,
+    by_unpacking,
 ]
 
 
@@ -406,6 +439,41 @@ class TestExplicitCall:
         looking.none(backend, use)
         Connection.__del__ = lambda self: None  # type: ignore[method-assign,assignment,misc]
 
+    @pytest.mark.parametrize("source", ["with made: pass", "with get(): pass"])
+    def test_as_enter(self, backend: Any, looking: Any, bridge: Any, source: str) -> None:
+        """Nor is one that begins in it, whether or not its source is known."""
+
+        class Connection:
+            def begin(self) -> None:
+                bridge()
+
+            __del__ = begin
+            __enter__ = begin
+
+            def __exit__(self, *error: object) -> None:
+                pass
+
+        made = Connection()
+
+        def get() -> Connection:
+            return made
+
+        def use() -> None:
+            with made:
+                pass
+
+        def use_what_is_returned() -> None:
+            with get():
+                pass
+
+        for function in (
+            use,
+            use_what_is_returned,
+            lambda: exec(source, {"made": made, "get": get}),
+        ):
+            looking.none(backend, function)
+        Connection.__del__ = lambda self: None  # type: ignore[method-assign,assignment]
+
 
 class TestFinalize:
     @refcounted
@@ -481,6 +549,11 @@ asyncio.run(greenback.with_portal_run_sync(atexit._run_exitfuncs))
 def throw_exit(generator: Any) -> None:
     with pytest.raises(GeneratorExit):
         generator.throw(GeneratorExit())
+
+
+def long_loop(generator: Any) -> None:
+    lines = ["    number = 1"] * 300
+    exec("\n".join(["for each in generator:", *lines]), {"generator": generator})
 
 
 class TestGenerator:
@@ -586,9 +659,26 @@ class TestGenerator:
             lambda generator: list(generator),
             lambda generator: next(generator, None),
             lambda generator: [each or 1 for each in generator],
+            lambda generator: all(each or 1 for each in generator),
+            lambda generator: tuple(each for each in generator),
+            lambda generator: {*generator},
+            long_loop,
             lambda generator: contextlib.closing(generator).__exit__(None, None, None),
         ],
-        ids=["close", "bound-close", "throw", "star", "list", "next", "comprehension", "closing"],
+        ids=[
+            "close",
+            "bound-close",
+            "throw",
+            "star",
+            "list",
+            "next",
+            "comprehension",
+            "all",
+            "tuple",
+            "set",
+            "long-loop",
+            "closing",
+        ],
     )
     def test_used(self, backend: Any, looking: Any, bridge: Any, use: Any) -> None:
         """A generator that the program closes, or uses up, is no misuse."""

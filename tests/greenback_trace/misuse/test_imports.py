@@ -62,6 +62,16 @@ class TestImport:
         found = looking.only(backend, lazily, KIND)
         assert __file__ in found.subject
 
+    @pytest.mark.skipif(sys.version_info < (3, 15), reason="lazy imports are of 3.15")
+    @pytest.mark.parametrize("use", ["misused_put_off", "print(misused_put_off)", "use()"])
+    def test_put_off(self, backend: Any, looking: Any, module: Any, use: str) -> None:
+        """So is one in an import that was put off until a variable is read."""
+        module("misused_put_off", "act()\n")
+        source = f"lazy import misused_put_off\ndef use():\n    return misused_put_off\n{use}\n"
+        found = looking.only(backend, lambda: exec(source, {}), KIND)
+        assert "misused_put_off" in found.subject
+        assert found.frame.f_globals["__name__"] == "misused_put_off"
+
     def test_innermost(self, backend: Any, looking: Any, module: Any) -> None:
         """Of modules that import one another, the innermost is named."""
         module("misused_inner", "act()\n")

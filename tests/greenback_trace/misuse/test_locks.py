@@ -195,6 +195,319 @@ class TestHeldByWith:
         assert found == [None, None, None]
 
 
+class Holder:
+    def __init__(self, lock: Any) -> None:
+        self.lock = lock
+        self.locks = {"one": lock, "": lock, 0: lock, -1: lock, 1_000: lock}
+
+
+the_lock: Any = None
+
+LONG = """
+def holding(lock, hold):
+    number = 0
+    with lock:
+        found = hold()
+        {many}
+    return found
+""".format(many="\n        ".join(["number = number + 1"] * 300))
+
+
+class Forms:
+    """Each holds a lock by a ``with`` whose expression debug mode can evaluate again."""
+
+    @staticmethod
+    def local(lock: Any, hold: Any) -> Any:
+        with lock:
+            return hold()
+
+    @staticmethod
+    def assigned(lock: Any, hold: Any) -> Any:
+        mine = lock
+        with mine:
+            return hold()
+
+    @staticmethod
+    def attribute(lock: Any, hold: Any) -> Any:
+        holder = Holder(lock)
+        with holder.lock:
+            return hold()
+
+    @staticmethod
+    def attributes(lock: Any, hold: Any) -> Any:
+        holder = Holder(Holder(lock))
+        with holder.lock.lock:
+            return hold()
+
+    @staticmethod
+    def first(lock: Any, hold: Any) -> Any:
+        locks = [lock]
+        with locks[0]:
+            return hold()
+
+    @staticmethod
+    def last(lock: Any, hold: Any) -> Any:
+        locks = [None, lock]
+        with locks[-1]:
+            return hold()
+
+    @staticmethod
+    def number(lock: Any, hold: Any) -> Any:
+        holder = Holder(lock)
+        with holder.locks[1_000]:
+            return hold()
+
+    @staticmethod
+    def string(lock: Any, hold: Any) -> Any:
+        holder = Holder(lock)
+        with holder.locks["one"]:
+            return hold()
+
+    @staticmethod
+    def empty_string(lock: Any, hold: Any) -> Any:
+        holder = Holder(lock)
+        with holder.locks[""]:
+            return hold()
+
+    @staticmethod
+    def attribute_of_item(lock: Any, hold: Any) -> Any:
+        holders = {"one": [Holder(lock)]}
+        with holders["one"][0].lock:
+            return hold()
+
+    @staticmethod
+    def global_variable(lock: Any, hold: Any) -> Any:
+        global the_lock
+        the_lock = lock
+        with the_lock:
+            return hold()
+
+    @staticmethod
+    def free_variable(lock: Any, hold: Any) -> Any:
+        def inner() -> Any:
+            with lock:
+                return hold()
+
+        return inner()
+
+    @staticmethod
+    def cell_variable(lock: Any, hold: Any) -> Any:
+        def inner() -> Any:
+            return lock
+
+        with lock:
+            return inner() and hold()
+
+    @staticmethod
+    def bound(lock: Any, hold: Any) -> Any:
+        with lock as taken:
+            return taken is not None and hold()
+
+    @staticmethod
+    def bound_to_attribute(lock: Any, hold: Any) -> Any:
+        holder = Holder(lock)
+        with lock as holder.lock:
+            return hold()
+
+    @staticmethod
+    def first_item(lock: Any, hold: Any) -> Any:
+        with lock, contextlib.suppress(ZeroDivisionError):
+            return hold()
+
+    @staticmethod
+    def second_item(lock: Any, hold: Any) -> Any:
+        holder = Holder(lock)
+        with contextlib.suppress(ZeroDivisionError), holder.lock:
+            return hold()
+
+    @staticmethod
+    def outer(lock: Any, hold: Any) -> Any:
+        with lock:
+            with contextlib.suppress(ZeroDivisionError):
+                return hold()
+
+    @staticmethod
+    def inner(lock: Any, hold: Any) -> Any:
+        with contextlib.suppress(ZeroDivisionError):
+            with lock:
+                return hold()
+
+    @staticmethod
+    def after_another(lock: Any, hold: Any) -> Any:
+        with contextlib.suppress(ZeroDivisionError):
+            pass
+        with lock:
+            with contextlib.suppress(ZeroDivisionError):
+                raise ZeroDivisionError
+            return hold()
+
+    @staticmethod
+    def around_a_handler(lock: Any, hold: Any) -> Any:
+        with lock:
+            try:
+                raise ZeroDivisionError
+            except ZeroDivisionError:
+                return hold()
+
+    @staticmethod
+    def in_a_handler(lock: Any, hold: Any) -> Any:
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            with lock:
+                return hold()
+
+    @staticmethod
+    def in_a_finally(lock: Any, hold: Any) -> Any:
+        found = None
+        try:
+            pass
+        finally:
+            with lock:
+                found = hold()
+        return found
+
+    @staticmethod
+    def in_a_loop(lock: Any, hold: Any) -> Any:
+        found = None
+        for _ in range(2):
+            with lock:
+                found = hold()
+                continue
+        return found
+
+    @staticmethod
+    def in_a_generator(lock: Any, hold: Any) -> Any:
+        def generator() -> Iterator[Any]:
+            with lock:
+                yield hold()
+
+        (found,) = generator()
+        return found
+
+    @staticmethod
+    def in_a_comprehension(lock: Any, hold: Any) -> Any:
+        with lock:
+            (found,) = [hold() for _ in range(1)]
+        return found
+
+    @staticmethod
+    def in_a_class(lock: Any, hold: Any) -> Any:
+        class Body:
+            mine = lock
+            with mine:
+                found = hold()
+
+        return Body.found
+
+    @staticmethod
+    def in_a_module(lock: Any, hold: Any) -> Any:
+        names = {"lock": lock, "hold": hold}
+        exec("with lock:\n    found = hold()", names)
+        return names["found"]
+
+    @staticmethod
+    def in_a_long_function(lock: Any, hold: Any) -> Any:
+        names: Any = {}
+        exec(LONG, names)
+        return names["holding"](lock, hold)
+
+
+class Opaque:
+    """Each does so by one that has to be noted when it is entered."""
+
+    @staticmethod
+    def named(lock: Any, hold: Any) -> Any:
+        with (mine := lock):
+            return mine and hold()
+
+    @staticmethod
+    def of_a_call(lock: Any, hold: Any) -> Any:
+        with Holder(lock).lock:
+            return hold()
+
+    @staticmethod
+    def of_a_choice(lock: Any, hold: Any) -> Any:
+        with lock if hold else the_lock:
+            return hold()
+
+    @staticmethod
+    def of_a_variable(lock: Any, hold: Any) -> Any:
+        locks, index = [lock], 0
+        with locks[index]:
+            return hold()
+
+    @staticmethod
+    def of_a_variable_around_a_class(lock: Any, hold: Any) -> Any:
+        class Body:
+            with lock:
+                found = hold()
+
+        return Body.found
+
+
+def forms(*classes: type) -> Any:
+    found = [getattr(each, name) for each in classes for name in vars(each) if name[0] != "_"]
+    return pytest.mark.parametrize("form", found, ids=lambda form: form.__name__)
+
+
+class TestForms:
+    @kinds
+    @forms(Forms, Opaque)
+    def test_noted(self, kind: str, form: Any, suspend: Any, in_portal: Any) -> None:
+        """A lock is found whatever is written after the ``with``, and wherever that is."""
+
+        def work() -> None:
+            found = form(getattr(threading, kind)(), suspend)
+            assert subject(found).startswith(f"threading.{kind}")
+            assert any("it was noted" in each for each in found.evidence)
+            assert suspend() is None
+
+        in_portal(work)
+
+    @pytest.mark.parametrize("kind", [0, 1], ids=["Lock", "RLock"])
+    @forms(Forms)
+    def test_made_before(self, kind: Any, form: Any, suspend: Any, in_portal: Any) -> None:
+        """So is one that was made before, where the expression can be evaluated again."""
+        pytest.importorskip("pure_eval")
+
+        def work() -> None:
+            found = form(genuine[kind](), suspend)  # type: ignore[operator]
+            assert subject(found).startswith(("threading.Lock, ", "threading.RLock, "))
+            assert any("evaluates to it" in each for each in found.evidence)
+            assert suspend() is None
+
+        in_portal(work)
+
+    @kinds
+    def test_in_async_functions(self, kind: str, backend: Any, suspend: Any) -> None:
+        """A ``with`` around or inside of an ``async with`` is told from that."""
+        lock = getattr(threading, kind)()
+
+        class Nothing:
+            async def __aenter__(self) -> None:
+                pass
+
+            async def __aexit__(self, *exc_info: object) -> None:
+                pass
+
+        async def main() -> None:
+            async with Nothing():
+                assert await greenback.with_portal_run_sync(suspend) is None
+                with lock:
+                    found = await greenback.with_portal_run_sync(suspend)
+                    assert subject(found).endswith(f"acquired at {__file__}:{line() - 2}")
+                assert await greenback.with_portal_run_sync(suspend) is None
+            with lock:
+                async with Nothing():
+                    found = await greenback.with_portal_run_sync(suspend)
+                    assert subject(found).endswith(f"acquired at {__file__}:{line() - 3}")
+            async with Nothing():
+                assert await greenback.with_portal_run_sync(suspend) is None
+
+        backend.run(main)
+
+
 class TestHeldByAcquire:
     @kinds
     def test_until_released(self, kind: str, suspend: Any, in_portal: Any) -> None:
@@ -459,6 +772,9 @@ class TestInstall:
 
             def release(self) -> None:
                 calls.append("release")
+
+            def locked(self) -> bool:  # which Condition takes from 3.14 on
+                return False
 
             def __enter__(self) -> None:
                 calls.append("enter")

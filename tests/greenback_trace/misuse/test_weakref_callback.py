@@ -142,6 +142,14 @@ class TestCallback:
                 bridge()
                 super().__delitem__(key)
 
+        class Key:
+            # What removes it from a dictionary of values may be in C. That asks for its hash.
+            def __hash__(self) -> int:
+                if self in kept:
+                    kept.remove(self)
+                    bridge()
+                return 1
+
         class Members(set):  # type: ignore[type-arg]
             def discard(self, item: Any) -> None:
                 bridge()
@@ -155,13 +163,10 @@ class TestCallback:
                 made.data = Data()
                 made[thing] = 1
             elif kind == "value":
+                key = Key()
                 made = weakref.WeakValueDictionary()
-                made[1] = thing
-                made.data = Data(made.data)
-                if hasattr(weakref, "_remove_dead_weakref"):
-                    # What removes it is in C: only what it iterates over stops it.
-                    made._iterating.add(1)
-                    made._pending_removals = Pending()
+                made[key] = thing
+                kept.append(key)
             else:
                 made = weakref.WeakSet()
                 made.data = Members()
@@ -169,12 +174,6 @@ class TestCallback:
             kept.append(made)
             del thing
             collect()
-            if kind == "value":
-                made._iterating.clear()
-
-        class Pending(list):  # type: ignore[type-arg]
-            def append(self, key: Any) -> None:
-                bridge()
 
         kept: List[Any] = []
         looking.only(backend, drop, KIND)
