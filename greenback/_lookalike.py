@@ -30,27 +30,33 @@ _CODES_KEPT = 1_024
 
 _TEMPLATE = """
 async def lookalike(steps):
-    try:
-        while True:
-            at = steps.shown.at
-{awaits}
-            if result is not MOVED:
-                break
-        if type(result) is not Raised:
-            return result
-        error = result.error
-        del steps, result
-        context = context_of(error)
+    while True:
         try:
-            raise error
-        except BaseException:
-            set_context(error, context)
+            while True:
+                at = steps.shown.at
+{awaits}
+                if result is not MOVED:
+                    break
+            break
+        except BaseException as error:
+            if steps.take(error):
+                continue
+            steps = None  # what a signal handler raised has its frame, and so this one
+            hide_this_frame(error)
             raise
-        finally:
-            del error, context
-    except BaseException as error:
+    if type(result) is not Raised:
+        return result
+    error = result.error
+    del steps, result
+    context = context_of(error)
+    try:
+        raise error
+    except BaseException:
+        set_context(error, context)
         hide_this_frame(error)
         raise
+    finally:
+        del error, context
 """
 _GLOBALS = {
     "__name__": __name__,
@@ -170,7 +176,7 @@ def _make(code: CodeType) -> Optional[Lookalike]:
 
 
 def _template(size: int) -> _Template:
-    awaits = "\n".join(_awaits(0, size, 12))
+    awaits = "\n".join(_awaits(0, size, 16))
     namespace: Dict[str, Any] = {}
     exec(_TEMPLATE.format(awaits=awaits), namespace)
     code: CodeType = namespace["lookalike"].__code__

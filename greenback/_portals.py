@@ -453,6 +453,14 @@ class Steps:
         self.__next__ = iterator.__next__
         return self
 
+    def take(self, error: BaseException) -> bool:
+        """Take what a signal handler has raised between two drives, to throw it into the work."""
+        if self.portal.worker is None or self.iterator.gi_frame is not None:
+            return False
+        hide_this_frame(error)  # the lookalike's
+        self.start = partial(_steps_after, self.portal, error)
+        return True
+
     # asyncio sends nothing but None, for which the interpreter takes `__next__`.
     send = property(attrgetter("iterator.send"))
     throw = property(attrgetter("iterator.throw"))
@@ -556,6 +564,26 @@ def _first_steps(portal: Portal, unstarted: Unstarted) -> Any:
         return drive(portal)
     portal.shown = None
     return alone.__await__()
+
+
+@types.coroutine
+def _steps_after(portal: Portal, error: BaseException) -> Generator[Any, Any, Any]:
+    """Throw into a portal's work, which is waiting, and drive on."""
+    driver: Any = drive(portal)
+    driver.send(None)
+    try:
+        trap = driver.throw(error)
+        while True:
+            try:
+                answer = yield trap
+            except BaseException as thrown:
+                trap = driver.throw(thrown)
+            else:
+                trap = driver.send(answer)
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        del error
 
 
 def _begin_task(portal: Portal, unstarted: Unstarted) -> Any:

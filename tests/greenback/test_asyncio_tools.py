@@ -409,6 +409,60 @@ class TestLookalikes:
         assert (returned, cancelled) == ("return", "cancelled")
         assert type(raised) is LookupError
 
+    def test_interrupted(self, asyncio_backend: Any) -> None:
+        """What a signal handler raises in a lookalike reaches the task, whose code cleans up."""
+
+        class Interrupt(Exception):
+            pass
+
+        async def own(log: List[str]) -> None:
+            try:
+                await greenback.ensure_portal()
+                await asyncio.sleep(0.001)
+                greenback.await_(asyncio.sleep(0.001))
+                await asyncio.sleep(0.001)
+            finally:
+                log.append("cleaned up")
+
+        def interrupt_at(count: int) -> Any:
+            """A trace function that raises at an event of the lookalike, as a handler would."""
+
+            def trace(frame: Any, event: str, argument: Any) -> Any:
+                nonlocal count
+                of_lookalike = frame.f_globals.get("__name__") == "greenback._lookalike"
+                if not of_lookalike or frame.f_code.co_filename != __file__:
+                    return None
+                if event == "line":
+                    count -= 1
+                    if count == 0:
+                        raise Interrupt
+                return trace
+
+            return trace
+
+        async def main() -> int:
+            moments = 0
+            previous = sys.gettrace()
+            while True:
+                log: List[str] = []
+                task = asyncio.ensure_future(own(log))
+                # Its first step; the second one begins in the lookalike.
+                await asyncio.sleep(0)
+                sys.settrace(interrupt_at(moments + 1))
+                try:
+                    await asyncio.wait([task])
+                finally:
+                    sys.settrace(previous)
+                assert not greenback.has_portal(task)
+                gc.collect()
+                assert log == ["cleaned up"]
+                if task.exception() is None:
+                    return moments
+                assert type(task.exception()) is Interrupt
+                moments += 1
+
+        assert asyncio_backend.run(main) >= 3
+
     def test_closed_while_it_waits(self, asyncio_backend: Any) -> None:
         """A task whose coroutine is closed in a plain await, or in a bridge, cleans up."""
         log = []
