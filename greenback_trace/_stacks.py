@@ -36,7 +36,7 @@ def format_task(task: Any) -> str:
 
     Args:
         task: A task in whatever state, of whatever thread. That of a task that another thread
-            runs can change while it is looked at.
+            runs can change while it is looked at; without the GIL, nothing is told of it.
 
     Raises:
         TypeError: *task* is not a task of asyncio or Trio.

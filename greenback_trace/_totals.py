@@ -134,7 +134,7 @@ class Totals:
         for tally in list(getattr(self, "portals", {}).values()):
             tally.totals = None
         #: The open portals. One is added and removed by the thread that it runs in; single
-        #: operations of a dictionary are atomic.
+        #: operations of a dictionary are atomic, also on free-threaded builds.
         self.portals: Dict[Portal, PortalTally] = {}
         #: Closed ones that bridges are still under way in, by their id.
         self.late: Dict[int, PortalTally] = {}

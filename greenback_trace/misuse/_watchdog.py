@@ -6,7 +6,8 @@ half as long as a slow one may, and again at intervals, and names what it has se
 time.
 
 What holds the GIL all the time, one long call of C code, holds up the watchdog as well: such a
-step has no sample, or one of the code that runs when the call has returned.
+step has no sample, or one of the code that runs when the call has returned. Without the GIL, there
+is no watchdog: see `can_look_at_others`.
 """
 
 from __future__ import annotations
