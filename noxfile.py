@@ -8,9 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator, Optional, Sequence
 
 import nox
 
@@ -19,7 +20,7 @@ nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-CPYTHONS = ("3.8", "3.10", "3.11", "3.12", "3.13")
+OLDEST, NEWEST = "3.8", "3.15"
 
 # By class or document: the examples of a document build on one another.
 PYTEST = ("-m", "pytest", "-n", "auto", "--dist", "loadscope")
@@ -73,9 +74,31 @@ def candidates(command: str) -> Iterator[str]:
     yield from map(str, by_number)
 
 
-def add_test_session(label: str, command: str, implementation: str, version: str = "") -> None:
+@lru_cache(maxsize=None)
+def sid() -> subprocess.CompletedProcess[str]:
+    """Debian sid is made if need be; stdout says which it is, or stderr why there is none."""
+    command = [".ci/sid", "cat", "/made"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as problem:
+        done = subprocess.CompletedProcess(command, 125, "", str(problem))
+    print(done.stderr, file=sys.stderr, end="")
+    return done
+
+
+def add_test_session(
+    label: str,
+    command: str,
+    implementation: str,
+    version: str,
+    *,
+    tests: Sequence[str] = (),
+    on_sid: bool = False,
+    environment: Optional[dict[str, str]] = None,
+) -> None:
+    """A session `tests-LABEL`: all that `make test` runs, or only the named ones."""
     name = f"tests-{label}"
-    if version and version == os.environ.get("ALREADY_TESTED"):
+    if label == os.environ.get("ALREADY_TESTED"):
 
         @nox.session(name=name, python=False)
         def tested(session: nox.Session) -> None:
@@ -83,22 +106,46 @@ def add_test_session(label: str, command: str, implementation: str, version: str
 
         return
     interpreter = find_interpreter(command, implementation, version)
-    if interpreter is None:
+    if interpreter is not None:
 
-        @nox.session(name=name, python=False)
-        def skipped(session: nox.Session) -> None:
-            print(f"SKIPPED {name}: no interpreter {command} that has venv", flush=True)
-            session.skip(f"no interpreter {command}")
+        @nox.session(name=name, python=interpreter)
+        def here(session: nox.Session) -> None:
+            session.env.update(environment or {})
+            install_and_test(session, ["python"], tests)
 
         return
 
-    @nox.session(name=name, python=interpreter)
-    def tests(session: nox.Session) -> None:
-        # The one that comes with Python may give up on what depends on equal versions.
-        session.install("--quiet", "--upgrade", "pip")
-        session.install("--quiet", "--editable", ".[all]", *group("test"))
-        # What Grafana and Prometheus are given does not depend on the Python.
-        session.run("python", *PYTEST, "--ignore=tests/dashboards", *session.posargs)
+    @nox.session(name=name, python=False)
+    def elsewhere(session: nox.Session) -> None:
+        why_not = f"no interpreter {command} that has venv"
+        if on_sid:
+            session.log(f"{why_not}; Debian sid has one, and is made first if need be")
+            if sid().returncode == 0:
+                install_and_test(session, python_on_sid(session, name, command), tests)
+                return
+            why_not = "; ".join([why_not, *sid().stderr.splitlines()[-1:]])
+        print(f"SKIPPED {name}: {why_not}", flush=True)
+        session.skip(why_not)
+
+
+def python_on_sid(session: nox.Session, name: str, command: str) -> list[str]:
+    """The command that runs the Python of an environment which nox cannot make, nor look into."""
+    folder = Path(".nox", f"{name}-on-sid")
+    made = folder / "made"
+    if not made.is_file() or made.read_text() != sid().stdout:
+        session.run(".ci/sid", command, "-m", "venv", "--clear", str(folder), external=True)
+        made.write_text(sid().stdout)
+    return [".ci/sid", str(folder / "bin" / "python")]
+
+
+def install_and_test(session: nox.Session, python: Sequence[str], tests: Sequence[str]) -> None:
+    pip = (*python, "-m", "pip", "install", "--quiet")
+    # The one that comes with Python may give up on what depends on equal versions.
+    session.run_install(*pip, "--upgrade", "pip", external=True)
+    session.run_install(*pip, "--editable", ".[all]", *group("test"), external=True)
+    # What Grafana and Prometheus are given does not depend on the Python.
+    options = ("--ignore=tests/dashboards", *session.posargs)
+    session.run(*python, *PYTEST, *tests, *options, external=True)
 
 
 def run_here(session: nox.Session, *args: str, **environment: str) -> None:
@@ -114,7 +161,7 @@ def lint(session: nox.Session) -> None:
     run_here(session, "-m", "ruff", "check", ".")
     run_here(session, "-m", "ruff", "format", "--check", ".")
     run_here(session, "-m", "mypy")
-    for version in (CPYTHONS[0], CPYTHONS[-1]):
+    for version in (OLDEST, NEWEST):
         run_here(
             session, "-m", "pyright", "--pythonpath", sys.executable, "--pythonversion", version
         )
@@ -163,6 +210,23 @@ def package(session: nox.Session) -> None:
         session.run("greenback-trace", "--help")
 
 
-for minor in CPYTHONS:
+RUNTIME = ("tests/greenback",)
+DEBUG_MODE = ("tests/greenback_trace/misuse",)
+
+for minor in (OLDEST, "3.10", "3.11", "3.12", "3.13"):
     add_test_session(minor, f"python{minor}", "cpython", minor)
-add_test_session("pypy", "pypy3", "pypy")
+add_test_session(
+    "3.14", "python3.14", "cpython", "3.14", tests=(*RUNTIME, *DEBUG_MODE), on_sid=True
+)
+add_test_session(NEWEST, f"python{NEWEST}", "cpython", NEWEST, on_sid=True)
+# No distribution has it. Packages that have not declared that they run without the GIL, such as
+# uvloop, would switch it on again, with a warning.
+add_test_session(
+    "3.14t",
+    "python3.14t",
+    "cpython",
+    "3.14",
+    tests=(*RUNTIME, "tests/greenback_trace/test_exact.py"),
+    environment={"PYTHON_GIL": "0"},
+)
+add_test_session("pypy", "pypy3", "pypy", "3.11", on_sid=True)
