@@ -29,6 +29,7 @@ from . import (
 )
 from ._calls import how_called, is_plainly_called, takes_arguments
 from ._finding import Finding, Suspicion
+from ._prompt import inside_prompt
 from ._stack import OUTERMOST
 
 #: The kinds that can be told on this interpreter. The detectors of the others are off.
@@ -86,7 +87,8 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
     """The misuse that a bridge is in, if there is one: the innermost, of whatever kind but locks.
 
     That the caller is async comes last. What is around another bridge that this one is inside of
-    was that one's misuse, and is not reported again.
+    was that one's misuse, and is not reported again. What is around the prompt of a debugger at
+    which the bridge was asked for is none.
 
     Args:
         frame: The frame that called `greenback.await_`, of the greenlet that is running now.
@@ -124,7 +126,8 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
             if called_from is _NOTHING or mine not in also:
                 found = _look(known, frame, inner, outer, closing)
                 if found is not None:
-                    return found
+                    asked = inside_prompt(frame)
+                    return found if asked is None or found.frame in asked else None
             inner, mine = outer, around
             continue
         # The end of this greenlet.

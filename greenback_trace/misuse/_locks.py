@@ -47,6 +47,7 @@ from .._sites import ASYNC, RUNTIME
 from ._blocks import Call, With, call_at, inside, with_blocks
 from ._calls import instruction
 from ._finding import Finding
+from ._prompt import inside_prompt
 from ._stack import frames_from
 
 try:
@@ -465,7 +466,21 @@ def held(frame: FrameType, task: object) -> Optional[Finding]:
             functions around the portal.
         task: The task whose bridge is about to suspend: the one that runs.
     """
+    found = _held(frame, task, None)
+    if found is not None:
+        asked = inside_prompt(frame)
+        if asked is not None:  # what the program and the debugger hold meanwhile is of no interest
+            return _held(frame, task, asked)
+    return found
+
+
+def _held(
+    frame: FrameType, task: object, among: Optional[Sequence[FrameType]]
+) -> Optional[Finding]:
+    """The same; only what was acquired in one of the frames *among*, unless that is None."""
     for outer in with_blocks(frame):
+        if among is not None and outer not in among:
+            continue
         for block in inside(outer):
             found = _by_with(outer, block)
             if found is not None:
@@ -479,8 +494,12 @@ def held(frame: FrameType, task: object) -> Optional[Finding]:
             book.claims = []
             continue
         for claim in book.claims[::-1]:
-            if claim.task() is task and task is not None and _has_it(book, claim):
+            if claim.task() is not task or task is None or not _has_it(book, claim):
+                continue
+            if among is None:
                 return _by_acquire(book, claim, [*frames_from(frame), *_around_portal()])
+            if _frame_of(claim, among) is not None:
+                return _by_acquire(book, claim, among)
     return None
 
 
@@ -589,14 +608,17 @@ def _waits(claim: _Claim, innermost: Optional[FrameType]) -> bool:
     )
 
 
+def _frame_of(claim: _Claim, frames: Sequence[FrameType]) -> Optional[FrameType]:
+    """Which of the frames made a claim."""
+    code: CodeType = claim.call.code
+    return next((each for each in frames if id(each) == claim.frame and each.f_code is code), None)
+
+
 def _by_acquire(book: _Book, claim: _Claim, frames: Sequence[FrameType]) -> Finding:
     code: CodeType = claim.call.code
     place = f"{code.co_filename}:{claim.call.line}"
-    where = next(
-        (frame for frame in frames if id(frame) == claim.frame and frame.f_code is code), frames[0]
-    )
     return _finding(
-        where,
+        _frame_of(claim, frames) or frames[0],
         claim.name,
         book.made,
         place,
