@@ -28,7 +28,7 @@ PROGRAM = """
 
     import greenback
 
-    UNIT = 0.0005
+    UNIT = 0.001
 
 
     def page(event):
