@@ -633,6 +633,51 @@ print("nothing")
 """
         assert run_program(program) == "nothing"
 
+    def test_while_another_thread_looks_at_all_objects(self):
+        """A reference that somebody else has for a moment does not spoil it for good."""
+        program = """
+import asyncio, gc
+import greenback, greenback._c_tasks as c_tasks
+
+kept = []
+step = c_tasks._Loop.step
+def steps(self):
+    step(self)
+    if not kept:
+        kept.append(gc.get_objects())  # as another thread would at this moment
+c_tasks._Loop.step = steps
+
+async def main():
+    await greenback.ensure_portal()
+    return greenback.await_(asyncio.sleep(0, 5))
+
+print(asyncio.run(main()), len(kept))
+"""
+        assert run_program(program) == "5 1"
+
+    @pytest.mark.parametrize("setter", ["settrace", "setprofile"])
+    def test_while_all_threads_are_traced(self, setter):
+        """A debugger or profiler of all threads that keeps what it sees is not in its way."""
+        program = f"""
+import asyncio, sys, threading
+import greenback
+
+kept = []
+def keep(*seen):
+    kept.append(seen)
+    return keep
+
+async def main():
+    await greenback.ensure_portal()
+    return greenback.await_(asyncio.sleep(0, 5))
+
+threading.{setter}(keep)
+result = asyncio.run(main())
+threading.{setter}(None)
+print(result, bool(kept))
+"""
+        assert run_program(program) == "5 True"
+
     @pytest.mark.skipif(
         sys.version_info < (3, 14) or sys.platform != "linux",
         reason="the interpreter publishes its offsets since 3.14, here in an ELF section",
