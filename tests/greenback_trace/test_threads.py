@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import threading
 import types
 from time import perf_counter_ns
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 import pytest
 
@@ -32,7 +33,7 @@ from greenback_trace._budget import Budget
 from greenback_trace._counts import Counts, Ticks
 from greenback_trace._metrics import Measurements
 from greenback_trace._totals import Totals
-from greenback_trace.misuse import _blocks, _detect, _watchdog
+from greenback_trace.misuse import _blocks, _detect, _watchdog, finalizer
 from greenback_trace.misuse._watchdog import Watchdog
 
 from ..interleaving import CAN_STOP, Turns, at_each_instruction
@@ -308,6 +309,48 @@ class TestDebugMode:
             return learn, learn, look
 
         at_each_instruction(prepare, _detect)
+
+    def test_what_others_make_is_theirs(self) -> None:
+        """Looking for what is being collected leaves alone what another thread is making."""
+
+        def look(stops_at: int) -> None:
+            def trace(frame: Any, event: str, argument: Any) -> Any:
+                nonlocal stops_at
+                if frame.f_code is not finalizer._collected.__code__:
+                    return None
+                frame.f_trace_opcodes = True
+                if event == "opcode":
+                    if stops_at == 0:
+                        stopped.set()
+                        go_on.wait()
+                    stops_at -= 1
+                return trace
+
+            sys.settrace(trace)
+            finalizer._collected([])
+            sys.settrace(None)
+            if not stopped.is_set():
+                is_over.append(True)
+                stopped.set()
+
+        def items() -> Iterator[int]:
+            yield from range(5)
+            thread.start()
+            stopped.wait()
+            yield from range(100)  # for which the tuple has to grow
+
+        is_over: List[bool] = []
+        for number in itertools.count():
+            stopped, go_on = threading.Event(), threading.Event()
+            thread = threading.Thread(target=look, args=(number,))
+            try:
+                assert len(tuple(items())) == 105
+            finally:
+                go_on.set()
+                thread.join()
+            if is_over:
+                break
+        assert number > 10
 
     def test_one_watchdog(self) -> None:
         """The first steps of two threads have one watchdog, which ends."""
