@@ -16,6 +16,7 @@ from greenlet import getcurrent
 from greenback._state import Worker
 
 from .._sites import ASYNC, RUNTIME
+from ._calls import instructions_of
 
 #: What begins a ``with`` block: it looks up `__enter__` and calls it. From CPython 3.14 on it only
 #: looks up a special method, which may be another one, and a CALL follows.
@@ -188,7 +189,7 @@ def _look(code: CodeType) -> _Looked:
 def _instructions(code: CodeType) -> Iterator[Tuple[dis.Instruction, int]]:
     line = code.co_firstlineno
     starts = dict(dis.findlinestarts(code))
-    for instruction in dis.get_instructions(code):
+    for instruction in instructions_of(code):
         line = starts.get(instruction.offset, line) or line
         if instruction.opname not in ("EXTENDED_ARG", "CACHE", "NOP", "PRECALL"):
             yield instruction, line

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import dis
 import functools
+import itertools
 import sys
 import types
 from collections import ChainMap, deque
@@ -26,6 +27,8 @@ except ImportError:  # without greenback[debug]
     Source = None  # type: ignore[assignment,misc]
 
 _IS_CPYTHON = sys.implementation.name == "cpython"
+#: Its bytecode is not that of CPython 3.11, which both `dis` and `executing` take it for.
+_IS_PYPY_11 = sys.implementation.name == "pypy" and sys.version_info >= (3, 11)
 #: Entries of the inline cache, which `f_lasti` can point at (CPython 3.11 and later).
 _CACHE = dis.opmap.get("CACHE", -1)
 #: How the names of instructions begin that may run code of the program, other than calls.
@@ -165,6 +168,17 @@ def instruction(frame: FrameType) -> Tuple[str, int]:
     return dis.opname[instructions[offset]], offset
 
 
+def instructions_of(code: CodeType) -> Iterator[dis.Instruction]:
+    """Those of `dis`, with the names that they are about."""
+    for each in dis.get_instructions(code):
+        if _IS_PYPY_11 and each.opcode in dis.hasfree and each.arg is not None:
+            # Such a variable's number is one among its like there, and not among all variables.
+            name = (*code.co_cellvars, *code.co_freevars)[each.arg]
+            yield each._replace(argval=name, argrepr=name)
+        else:
+            yield each
+
+
 def is_call(name: str) -> bool:
     return name.startswith(("CALL", "PRECALL")) and name not in _NO_CALLS
 
@@ -193,7 +207,7 @@ def is_plainly_called(frame: FrameType, caller: FrameType) -> bool:
 
 
 def _argument_at(code: CodeType, offset: int) -> Any:
-    for each in dis.get_instructions(code):
+    for each in instructions_of(code):
         if each.offset == offset:
             return each.argval
     return None
@@ -205,7 +219,7 @@ def _loaded_before(code: CodeType, offset: int) -> Optional[dis.Instruction]:
     None where branches in the arguments hide it.
     """
     before: List[dis.Instruction] = []
-    for each in dis.get_instructions(code):
+    for each in instructions_of(code):
         if each.offset == offset:
             break
         if each.opname not in ("CACHE", "EXTENDED_ARG", "KW_NAMES"):
@@ -549,6 +563,8 @@ def _node(frame: FrameType) -> Any:
         offset += 4
         place = types.TracebackType(None, frame, offset, frame.f_lineno)
     try:
+        if _IS_PYPY_11:
+            return _node_by_position(frame, name, offset)
         found: Any = Source.executing(place)
     except Exception:  # whatever is wrong with the source
         return None
@@ -559,6 +575,24 @@ def _node(frame: FrameType) -> Any:
         if isinstance(statement, _STATEMENTS.get(name[:7], ())):
             node = statement
     return node
+
+
+def _node_by_position(frame: FrameType, name: str, offset: int) -> Any:
+    """The same, by what an instruction says of its place in the source."""
+    code: Any = frame.f_code
+    place = next(itertools.islice(code.co_positions(), offset // 2, None))
+    tree: Any = Source.for_frame(frame).tree
+    if name.startswith("CALL_METHOD"):  # whose place is that of the method's name
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        found: List[Any] = [node for node in calls if _place(node.func)[1::2] == place[1::2]]
+    else:
+        parts = [node for node in ast.walk(tree) if isinstance(node, (ast.expr, ast.stmt))]
+        found = [node for node in parts if _place(node) == place and type(node) is not ast.Expr]
+    return found[0] if len(found) == 1 else None
+
+
+def _place(node: Any) -> Tuple[int, int, int, int]:
+    return node.lineno, node.end_lineno, node.col_offset, node.end_col_offset
 
 
 def _evaluator(frame: FrameType) -> Any:

@@ -11,6 +11,11 @@ import pytest
 
 from greenback_trace.misuse._blocks import inside
 
+from .garbage import IS_PYPY
+
+# PyPy 8.0's compiler has the handler of the outer one of two blocks cover too much where both are
+# left by a return: the call of its `__exit__`, and what a ``finally`` around them runs then.
+
 
 class Manager:
     """A context manager that knows which others have been entered and not left."""
@@ -27,7 +32,8 @@ class Manager:
 
     def __exit__(self, *exc_info: object) -> bool:
         self.entered.pop()
-        check(sys._getframe(1))
+        if not IS_PYPY:
+            check(sys._getframe(1))
         return self.swallows
 
 
@@ -63,7 +69,9 @@ class Program:
         return f"Manager({len(self.lines) + 1}{option})"
 
     def simple(self, indent: str, depth: int, loops: bool) -> None:
-        ends = ["return probe()", "return", "raise Failure", "fail()"]
+        ends = ["raise Failure", "fail()"]
+        if not IS_PYPY:
+            ends += ["return probe()", "return"]
         if loops:
             ends += ["break", "continue"]
         rest = ["probe()", "probe(1, key=probe())", "yield probe()"]
