@@ -98,7 +98,8 @@ class Begun:
 NO_NEED = object()
 
 
-# Who is told of portals and bridges, or None. Written by instruments.py.
+# Who is told of portals and bridges, or None. Written by instruments.py, from any thread: so
+# whoever calls it looks at this once.
 _hooks: Optional[Listener] = None
 
 
@@ -408,8 +409,9 @@ def open_portal(portal: Portal) -> None:
     """Make *portal* the one of its task, whatever greenlet or thread asks."""
     home = portal.home = this_home()
     _register(portal, home)
-    if _hooks is not None:
-        _hooks.open_portal(portal)
+    hooks = _hooks
+    if hooks is not None:
+        hooks.open_portal(portal)
 
 
 def _register(portal: Portal, home: Home) -> None:
@@ -425,8 +427,9 @@ def close_portal(portal: Portal) -> None:
     """Undo `open_portal`. Where the work goes on, it goes on without being able to bridge."""
     portal.home.portals.pop(portal.task, None)
     portal.registered = False
-    if _hooks is not None:
-        _hooks.close_portal(portal)
+    hooks = _hooks
+    if hooks is not None:
+        hooks.close_portal(portal)
 
 
 def rest_portal(portal: Portal) -> None:
@@ -482,15 +485,16 @@ def first_step(portal: Portal) -> Any:
     worker = portal.worker
     home = portal.home
     me = portal.greenlet
+    hooks = _hooks
     if worker is None:
         # Of a task, and open since before its first step.
-        if _hooks is not None:
-            _hooks.enter_portal(portal)
+        if hooks is not None:
+            hooks.enter_portal(portal)
         me = portal.greenlet = getcurrent()
         worker = portal.worker = _take_worker(home, me)
         worker.portal = portal
-    elif _hooks is not None:
-        _hooks.open_portal(portal)
+    elif hooks is not None:
+        hooks.open_portal(portal)
     # A portal whose work never waits is gone before anything else gets to run, but for what it
     # calls itself: until it has waited it is not in the thread's table, but in this chain.
     outer = portal.outer = home.first_step
@@ -531,8 +535,10 @@ def finish(portal: Portal) -> Any:
         close_portal(portal)
     elif home.resting and home.resting.get(portal.task) is portal:
         del home.resting[portal.task]
-    elif _hooks is not None:
-        _hooks.close_portal(portal)
+    else:
+        hooks = _hooks
+        if hooks is not None:
+            hooks.close_portal(portal)
     is_over = portal.resume is None and not portal.abandoned
     # Neither an idle worker nor its spare portal may keep anything of the work alive; nor the
     # worker itself or its thread's Home, since the garbage collector does not look at a greenlet

@@ -209,11 +209,15 @@ class Trio(Library):
 
         self._lowlevel = trio.lowlevel
         self._current = trio.lowlevel.current_task
+        self._context: Any = trio._core._run.GLOBAL_RUN_CONTEXT
         self._ki_protection_enabled: Callable[[Optional[types.FrameType]], bool] = (
             trio._core._ki.ki_protection_enabled
         )
         #: The asyncio loop that runs around the Trio run, if there is one, by reference.
         self._outer_loop = weakref.ref(outer_loop) if outer_loop is not None else _no_loop
+
+    def _runner(self) -> Any:
+        return getattr(self._context, "runner", None)
 
     def current_task(self) -> Optional[Task]:
         if _running_asyncio_loop() is not self._outer_loop():
@@ -246,6 +250,8 @@ class Trio(Library):
     def replace_coroutine(
         self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
     ) -> None:
+        if not _has_gil() and task._runner is not self._runner():
+            raise _cannot_replace(task, "its Trio run is in another thread")
         task.coro = new
         # A task that is due to run has been promised a method of the coroutine that it had then.
         promised = getattr(task, "_next_send_fn", None)

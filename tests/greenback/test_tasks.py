@@ -692,6 +692,51 @@ print(result, bool(kept))
         assert layout_of(_asyncio.Task).offset == offsets[5]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="the GIL can be off since Python 3.13")
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_task_of_another_thread_without_the_gil(library):
+    """Where two threads run at once, a task is only changed by the thread that steps it."""
+    program = f"""
+import asyncio, sys, threading
+import trio
+
+sys._is_gil_enabled = lambda: False
+import greenback
+
+library = {library!r}
+ready, over = threading.Event(), threading.Event()
+tasks = []
+
+async def waits():
+    tasks.append(asyncio.current_task() if library == "asyncio" else trio.lowlevel.current_task())
+    ready.set()
+    while not over.is_set():
+        await (asyncio if library == "asyncio" else trio).sleep(0)
+    return greenback.has_portal()
+
+def in_thread():
+    print(asyncio.run(waits()) if library == "asyncio" else trio.run(waits))
+
+async def own():
+    await greenback.ensure_portal()
+    sleep = asyncio.sleep(0, 5) if library == "asyncio" else trio.sleep(0)
+    greenback.await_(sleep)
+
+thread = threading.Thread(target=in_thread)
+thread.start()
+ready.wait(30)
+try:
+    greenback.bestow_portal(tasks[0])
+except RuntimeError as error:
+    print(str(error).partition(", because ")[2].partition(";")[0])
+over.set()
+thread.join()
+asyncio.run(own()) if library == "asyncio" else trio.run(own)
+"""
+    what = "event loop is running" if library == "asyncio" else "Trio run is"
+    assert run_program(program).splitlines() == [f"its {what} in another thread", "False"]
+
+
 def elf_section(name):
     """The contents of a section of the file that has asyncio's C code."""
     import _asyncio

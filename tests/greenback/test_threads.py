@@ -10,7 +10,8 @@ import threading
 import pytest
 
 import greenback
-from greenback import _tree
+from greenback import _bridge, _tree
+from greenback.instruments import Instrument, add_instrument, remove_instrument
 
 from ..interleaving import CAN_STOP, at_each_instruction
 
@@ -76,6 +77,47 @@ class TestThreads:
 
 
 class TestMeetings:
+    @pytest.mark.skipif(not CAN_STOP, reason="trace functions are not told of instructions")
+    def test_instruments_go(self):
+        """A program does not feel that another thread removes an instrument, at whatever moment."""
+
+        def prepare(turns):
+            async def nap():
+                await asyncio.sleep(0)
+
+            def bridge():
+                greenback.await_(nap())
+                ran.append("bridged")
+
+            async def child():
+                await greenback.with_portal_run_sync(bridge)
+
+            async def main():
+                await greenback.ensure_portal()
+                bridge()
+                task = asyncio.ensure_future(child())
+                greenback.bestow_portal(task)
+                await task
+                await asyncio.ensure_future(child())
+
+            ran = []
+            instrument = Watching()
+            add_instrument(instrument)
+            return (
+                lambda: asyncio.run(main()),
+                lambda: remove_instrument(instrument),
+                lambda: ran.remove("bridged"),
+            )
+
+        class Watching(Instrument):
+            def portal_opened(self, portal):
+                pass
+
+            def portal_closed(self, portal):
+                pass
+
+        at_each_instruction(prepare, _bridge)
+
     @pytest.mark.skipif(not CAN_STOP, reason="trace functions are not told of instructions")
     def test_first_scopes_of_two_runs(self, monkeypatch):
         """Two Trio runs whose first scopes are entered at once keep their instruments in one place.
