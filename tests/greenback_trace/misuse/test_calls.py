@@ -60,7 +60,7 @@ class Callers:
 
     @staticmethod
     def nested(target: Any) -> None:
-        target([1, 2][0], str(int("1")), [number + 1 for number in (1, 2)], {"one": 1})
+        target([1, 2][0], str(int("1")), {"one": 1})
 
     @staticmethod
     def in_comprehension(target: Any) -> None:
