@@ -164,9 +164,12 @@ def _make(code: CodeType) -> Optional[Lookalike]:
     template = _templates.get(size)
     if template is None:
         template = _templates[size] = _template(size)
-    replaced = template.code.replace(
+    # For type checkers that look at Python 3.8, where code has no qualified name.
+    own: Any = code
+    made: Any = template.code
+    replaced = made.replace(
         co_name=code.co_name,
-        co_qualname=code.co_qualname,
+        co_qualname=own.co_qualname,
         co_filename=code.co_filename,
         co_firstlineno=code.co_firstlineno,
         co_linetable=_line_table(template.units, code.co_firstlineno, lines),

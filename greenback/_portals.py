@@ -274,7 +274,7 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
         this_home().promised[task] = portal
     else:
         portal.coroutine = coroutine
-        looks_the_same = _lookalike(portal, coroutine, partial(_next_steps, portal))
+        looks_the_same: Any = _lookalike(portal, coroutine, partial(_next_steps, portal))
         if looks_the_same is not None:
             assert portal.shown is not None
             portal.shown.must_move(coroutine)
@@ -442,6 +442,7 @@ class Steps:
 
     def __await__(self) -> Steps:
         start = self.start
+        iterator: Any
         if start is not None:
             self.start = None
             iterator = start()
@@ -651,7 +652,8 @@ def _next_steps(portal: Portal) -> Generator[Any, Any, Any]:
         set_traceback(thrown, without_own_frames(traceback_of(thrown)))
         portal.error = thrown
         portal.result = ERROR
-    return (yield from drive(portal))
+    driver: Any = drive(portal)
+    return (yield from driver)
 
 
 own_codes.update(function.__code__ for function in (_first_answer, _from_now_on, _next_steps))

@@ -581,7 +581,8 @@ def _node_by_position(frame: FrameType, name: str, offset: int) -> Any:
     """The same, by what an instruction says of its place in the source."""
     code: Any = frame.f_code
     place = next(itertools.islice(code.co_positions(), offset // 2, None))
-    tree: Any = Source.for_frame(frame).tree
+    source: Any = Source
+    tree: Any = source.for_frame(frame).tree
     if name.startswith("CALL_METHOD"):  # whose place is that of the method's name
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         found: List[Any] = [node for node in calls if _place(node.func)[1::2] == place[1::2]]
