@@ -643,6 +643,8 @@ class TestStackscope:
     def test_both_libraries(self, python: Any, tmp_path: Any, imported: str) -> None:
         """stackscope shows the program's functions of parked, bestowed and running tasks."""
         pytest.importorskip("stackscope", reason="stackscope is not installed")
+        if PYPY and sys.version_info >= (3, 11):
+            pytest.skip("stackscope looks for the instructions of CPython 3.11 there")
         script = tmp_path / "program.py"
         script.write_text(STACKSCOPE, encoding="utf-8")
         done = python("-W", "error::RuntimeWarning:greenback", str(script), imported)

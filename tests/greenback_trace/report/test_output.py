@@ -64,7 +64,10 @@ class TestEncoding:
         write(tmp_path, "shop.größe")
         done = call(tmp_path, arguments, **variables)
         assert (done.returncode, done.stderr) == (0, b"")
-        assert b"gr\\xf6\\xdfe" in done.stdout
+        if "LC_ALL" in variables and sys.implementation.name == "pypy":
+            assert "größe".encode() in done.stdout  # PyPy 8 writes UTF-8 in this locale
+        else:
+            assert b"gr\\xf6\\xdfe" in done.stdout
 
     def test_bars_of_a_plan(self, tmp_path: Path) -> None:
         """Bars are of what the encoding has."""
