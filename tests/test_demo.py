@@ -61,7 +61,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("demo")
     done = run_demo(ROOT, directory, "--pages", str(PAGES), "--at-once", "8")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
+    # On a busy machine, a step may well be told of as slow.
+    assert [line for line in done.stderr.splitlines() if "greenback.slow_step" not in line] == []
     return done.stdout
 
 
@@ -93,7 +94,8 @@ class TestDemo:
     @pytest.mark.parametrize("library", LIBRARIES)
     def test_reports_a_portal_for_each_page(self, parts: Dict[str, str], library: str) -> None:
         """The report has one portal for each page, and none is left open."""
-        assert re.search(rf"^ run_sync +{PAGES} +0 ", parts[library], re.M)
+        (row,) = re.findall(r"^ run_sync .*$", parts[library], re.M)
+        assert row.split()[:3] == ["run_sync", str(PAGES), "0"]
 
     @pytest.mark.parametrize("library", LIBRARIES)
     def test_reports_chains_through_jinja2(self, parts: Dict[str, str], library: str) -> None:

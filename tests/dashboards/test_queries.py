@@ -131,7 +131,8 @@ class Prometheus:
             with urllib.request.urlopen(url, timeout=30) as response:
                 return json.load(response)["data"]
         except urllib.error.HTTPError as error:
-            raise AssertionError(f"{parameters}: {json.load(error)['error']}") from None
+            with error:
+                raise AssertionError(f"{parameters}: {json.load(error)['error']}") from None
 
     def ask(self, query: Query, **variables: str) -> List[Dict[str, Any]]:
         """The series that a panel would show: those with a number in them."""
