@@ -83,6 +83,7 @@ def at_each_instruction(prepare: Prepare, *modules: ModuleType) -> None:
         met = _meet(first, lambda: turns.give(second), number, files)
         sys.settrace(before)
         if met is None:
+            second()  # it undoes what has been prepared for it
             break
         met.join()
         look()
