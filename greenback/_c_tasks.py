@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import os
 import sys
 import threading
 import types
@@ -72,7 +73,8 @@ class Layout:
 _TRIES = 3
 # Written once, under the lock: what the self-test has found, or why it has failed.
 _found: Union[Layout, LayoutError, None] = None
-_lock = threading.Lock()
+# Reentrant: whoever waits for the self-test can be interrupted by a signal handler that needs it.
+_lock = threading.RLock()
 
 
 def layout_of(task_type: Any) -> Layout:
@@ -118,6 +120,16 @@ def _test_in_thread(task_type: Any) -> None:
         raise LayoutError(f"its layout is verified in a thread, and none could be started: {error}")  # noqa: B904
     thread.join()
     (_found,) = found
+
+
+def _after_fork() -> None:
+    """In the child of a fork: another thread may have held the lock, and is not there any more."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _build() -> str:
@@ -172,7 +184,6 @@ def _try(task_type: Any, loop: _Loop, layout: Optional[Layout], moment: str) -> 
             )
 
     log: List[str] = []
-
     tasks: List[Any] = []
 
     async def replaced() -> str:

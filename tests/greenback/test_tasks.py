@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import platform
+import signal
 import struct
 import subprocess
 import sys
@@ -605,6 +607,71 @@ for thread in threads:
 print(results == [5] * 8, tests)
 """
         assert run_program(program) == "True ['greenback self-test']"
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+    def test_fork_in_the_middle(self):
+        """A child that another thread forks meanwhile makes it for itself."""
+        program = """
+import asyncio, os, threading, warnings
+import greenback, greenback._c_tasks as c_tasks
+
+warnings.simplefilter("ignore")  # from 3.12 on, of a fork beside threads
+async def main():
+    await greenback.ensure_portal()
+    return greenback.await_(asyncio.sleep(0, 5))
+
+self_test = c_tasks.self_test
+begun, go_on = threading.Event(), threading.Event()
+def slow(task_type):
+    begun.set()
+    go_on.wait()
+    return self_test(task_type)
+c_tasks.self_test = slow
+
+thread = threading.Thread(target=lambda: asyncio.run(main()))
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    c_tasks.self_test = self_test
+    os._exit(asyncio.run(main()))
+print(os.waitpid(child, 0)[1] >> 8)
+go_on.set()
+thread.join()
+"""
+        assert run_program(program) == "5"
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signal")
+    def test_signal_handler_in_the_middle(self):
+        """A signal handler that needs it, too, does not wait for what it has interrupted."""
+        program = """
+import asyncio, os, signal, threading
+import greenback, greenback._c_tasks as c_tasks
+
+self_test = c_tasks.self_test
+handled = threading.Event()
+def interrupts(task_type):
+    c_tasks.self_test = self_test
+    os.kill(os.getpid(), signal.SIGUSR1)
+    handled.wait()
+    return self_test(task_type)
+c_tasks.self_test = interrupts
+
+async def child():
+    return greenback.has_portal()
+
+async def main():
+    task = asyncio.ensure_future(child())
+    def handler(*_):
+        greenback.bestow_portal(task)
+        handled.set()
+    signal.signal(signal.SIGUSR1, handler)
+    await greenback.ensure_portal()
+    return await task
+
+print(asyncio.run(main()))
+"""
+        assert run_program(program) == "True"
 
     def test_leaves_nothing(self):
         """The program sees nothing of it: no task, no number of a task, no thread, no warning."""
