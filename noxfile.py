@@ -93,10 +93,14 @@ def add_test_session(
     version: str,
     *,
     tests: Sequence[str] = (),
+    groups: Sequence[str] = ("test",),
     on_sid: bool = False,
     environment: Optional[dict[str, str]] = None,
 ) -> None:
-    """A session `tests-LABEL`: all that `make test` runs, or only the named ones."""
+    """A session `tests-LABEL`: all that `make test` runs, or only the named ones.
+
+    What needs another dependency group than those that are installed is left out.
+    """
     name = f"tests-{label}"
     if label == os.environ.get("ALREADY_TESTED"):
 
@@ -111,7 +115,7 @@ def add_test_session(
         @nox.session(name=name, python=interpreter)
         def here(session: nox.Session) -> None:
             session.env.update(environment or {})
-            install_and_test(session, ["python"], tests)
+            install_and_test(session, ["python"], tests, groups)
 
         return
 
@@ -121,7 +125,7 @@ def add_test_session(
         if on_sid:
             session.log(f"{why_not}; Debian sid has one, and is made first if need be")
             if sid().returncode == 0:
-                install_and_test(session, python_on_sid(session, name, command), tests)
+                install_and_test(session, python_on_sid(session, name, command), tests, groups)
                 return
             why_not = "; ".join([why_not, *sid().stderr.splitlines()[-1:]])
         print(f"SKIPPED {name}: {why_not}", flush=True)
@@ -138,14 +142,16 @@ def python_on_sid(session: nox.Session, name: str, command: str) -> list[str]:
     return [".ci/sid", str(folder / "bin" / "python")]
 
 
-def install_and_test(session: nox.Session, python: Sequence[str], tests: Sequence[str]) -> None:
+def install_and_test(
+    session: nox.Session, python: Sequence[str], tests: Sequence[str], groups: Sequence[str]
+) -> None:
     pip = (*python, "-m", "pip", "install", "--quiet")
     # The one that comes with Python may give up on what depends on equal versions.
     session.run_install(*pip, "--upgrade", "pip", external=True)
-    session.run_install(*pip, "--editable", ".[all]", *group("test"), external=True)
-    # What Grafana and Prometheus are given does not depend on the Python.
-    options = ("--ignore=tests/dashboards", *session.posargs)
-    session.run(*python, *PYTEST, *tests, *options, external=True)
+    needed = [package for name in groups for package in group(name)]
+    session.run_install(*pip, "--editable", ".[all]", *needed, external=True)
+    left_out = [] if "dashboards" in groups else ["--ignore=tests/dashboards"]
+    session.run(*python, *PYTEST, *tests, *left_out, *session.posargs, external=True)
 
 
 def run_here(session: nox.Session, *args: str, **environment: str) -> None:
@@ -221,7 +227,14 @@ for minor in ("3.10", "3.12"):
 add_test_session(
     "3.14", "python3.14", "cpython", "3.14", tests=(*RUNTIME, *DEBUG_MODE), on_sid=True
 )
-add_test_session(NEWEST, f"python{NEWEST}", "cpython", NEWEST, on_sid=True)
+add_test_session(
+    NEWEST,
+    f"python{NEWEST}",
+    "cpython",
+    NEWEST,
+    groups=("test", "demo", "dashboards"),
+    on_sid=True,
+)
 # No distribution has it. Packages that have not declared that they run without the GIL, such as
 # uvloop, would switch it on again, with a warning.
 add_test_session(
