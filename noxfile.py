@@ -232,7 +232,7 @@ add_test_session(
     f"python{NEWEST}",
     "cpython",
     NEWEST,
-    groups=("test", "demo", "dashboards"),
+    groups=("test", "demo", "dashboards", "browser"),
     on_sid=True,
 )
 # No distribution has it. Packages that have not declared that they run without the GIL, such as
