@@ -153,8 +153,9 @@ class TestTicks:
 
 @stopping
 class TestBudget:
-    def test_two_threads_share_it(self) -> None:
-        """Together, threads get no more than there is in a second."""
+    @pytest.mark.parametrize("taken_before", [0, 3], ids=["one second", "a new second"])
+    def test_two_threads_share_it(self, taken_before: int) -> None:
+        """Together, threads get no more than there is in a second, and do not both fill it up."""
 
         def prepare(turns: Turns) -> Meeting:
             def take() -> None:
@@ -164,25 +165,9 @@ class TestBudget:
             taken: List[bool] = []
             budget = Budget(3)
             budget._lock = turns.lock()
-            now = budget._since
-            return take, take, lambda: check(sorted(taken) == [False, True, True, True])
-
-        at_each_instruction(prepare, _budget)
-
-    def test_a_new_second_begins_once(self) -> None:
-        """Two threads that meet in a new second do not both fill it up."""
-
-        def prepare(turns: Turns) -> Meeting:
-            def take() -> None:
-                for _ in range(2):
-                    taken.append(budget.has_some(now) and budget.take())
-
-            taken: List[bool] = []
-            budget = Budget(3)
-            budget._lock = turns.lock()
-            for _ in range(3):
+            now = budget._since + (1_000_000_000 if taken_before else 0)
+            for _ in range(taken_before):
                 budget.take()
-            now = budget._since + 1_000_000_000
             return take, take, lambda: check(sorted(taken) == [False, True, True, True])
 
         at_each_instruction(prepare, _budget)

@@ -9,76 +9,10 @@ from typing import Any, Callable, Dict, Iterator, List
 import pytest
 
 from .dap import Client
+from .debugged import write_program
 from .processes import PYPY, Process, line_of, write
 
 pytest.importorskip("debugpy")
-
-PROGRAM = """
-    import asyncio
-
-    import greenback
-    from greenback import await_
-
-    turns = 0
-    found = []
-
-
-    async def others():
-        before = turns
-        while turns < before + 2:
-            await asyncio.sleep(0)
-
-
-    async def fetch(item):
-        await others()
-        price = {"tea": 3}[item]
-        return price
-
-
-    def total(items):
-        amount = 0
-        for item in items:
-            amount += await_(fetch(item))
-        return amount
-
-
-    def page(items):
-        answer = total(items)
-        return answer
-
-
-    async def visitor(items):
-        answer = await greenback.with_portal_run_sync(page, items)
-        return answer
-
-
-    async def ensured(items):
-        await greenback.ensure_portal()
-        answer = page(items)
-        return answer
-
-
-    def strange():
-        global turns
-        await_(asyncio.sleep(0))
-        turns += 1
-
-
-    async def stranger():
-        await greenback.ensure_portal()
-        while not found:
-            strange()
-
-
-    async def main(visitor):
-        stranger_task = asyncio.ensure_future(stranger())
-        found.append(await visitor(["tea"]))
-        await stranger_task
-        print("found", found)
-
-
-    asyncio.run(main(VISITOR))
-"""
 
 LISTENS = """
     import runpy
@@ -175,7 +109,7 @@ def debug(tmp_path: Path, start: Callable[..., Process]) -> Iterator[Callable[..
     sessions: List[Session] = []
 
     def debug(*lines: str, visitor: str = "visitor") -> Session:
-        program = write(tmp_path / "program.py", PROGRAM.replace("VISITOR", visitor))
+        program = write_program(tmp_path, visitor=visitor)
         script = write(tmp_path / "listens.py", LISTENS)
         frozen: Any = ["-Xfrozen_modules=off"] * (sys.version_info >= (3, 11) and not PYPY)
         process = start(sys.executable, *frozen, script.name, str(program))

@@ -9,80 +9,10 @@ from typing import Callable, List
 
 import pytest
 
+from .debugged import write_program
 from .processes import PYPY, Process, line_of, write
 
 PROMPT = "(Pdb) "
-
-PROGRAM = """
-    import asyncio
-
-    import greenback
-    from greenback import await_
-
-
-    turns = 0
-    found = []
-
-
-    async def others():
-        before = turns
-        while turns < before + 2:
-            await asyncio.sleep(0)
-
-
-    async def fetch(item):
-        await others()
-        price = {"tea": 3}[item]
-        return price
-
-
-    def total(items):
-        amount = 0
-        BREAK
-        for item in items:
-            amount += await_(fetch(item))
-        return amount
-
-
-    def page(items):
-        answer = total(items)
-        return answer
-
-
-    async def visitor(items):
-        answer = await greenback.with_portal_run_sync(page, items)
-        return answer
-
-
-    async def ensured(items):
-        await greenback.ensure_portal()
-        answer = page(items)
-        return answer
-
-
-    def strange():
-        global turns
-        MORE
-        await_(asyncio.sleep(0))
-        turns += 1
-        print("stranger", turns)
-
-
-    async def stranger():
-        await greenback.ensure_portal()
-        while not found:
-            strange()
-
-
-    async def main(visitor):
-        stranger_task = asyncio.ensure_future(stranger())
-        found.append(await visitor([WANTED]))
-        await stranger_task
-        print("found", found)
-
-
-    asyncio.run(main(VISITOR))
-"""
 
 
 class Prompt:
@@ -115,31 +45,12 @@ class Prompt:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the program: where it has a breakpoint, how its portal is opened, what it asks for."""
-
-    def make(
-        stop: str = "breakpoint()",
-        visitor: str = "visitor",
-        wanted: str = "tea",
-        more: str = "pass",
-    ) -> Path:
-        source = PROGRAM
-        for name, text in (
-            *(("BREAK", stop), ("VISITOR", visitor), ("WANTED", repr(wanted)), ("MORE", more)),
-        ):
-            source = source.replace(name, text)
-        return write(tmp_path / "program.py", source)
-
-    return make
-
-
-@pytest.fixture
-def stop(program: Callable[..., Path], start: Callable[..., Process]) -> Callable[..., Prompt]:
+def stop(tmp_path: Path, start: Callable[..., Process]) -> Callable[..., Prompt]:
     """Runs the program to its breakpoint, and on to the line with the bridge."""
 
     def stop(*options: str, **how: str) -> Prompt:
-        prompt = Prompt(start(sys.executable, *options, program(**how).name))
+        how.setdefault("stop", "breakpoint()")
+        prompt = Prompt(start(sys.executable, *options, write_program(tmp_path, **how).name))
         while "for item" not in prompt.place:  # it stops at the call from Python 3.13 on
             prompt.ask("next")
         prompt.ask("next")
@@ -234,11 +145,9 @@ class TestStepping:
         while not re.search(r"visitor\(\)$", prompt.stopped, re.MULTILINE):
             prompt.ask("next")
 
-    def test_break_in_the_coroutine(
-        self, program: Callable[..., Path], start: Callable[..., Process]
-    ) -> None:
+    def test_break_in_the_coroutine(self, tmp_path: Path, start: Callable[..., Process]) -> None:
         """A breakpoint set from outside is met in a coroutine that a bridge awaits."""
-        path = program(stop="pass")
+        path = write_program(tmp_path)
         prompt = Prompt(start(sys.executable, "-m", "pdb", path.name))
         prompt.ask(f"break {line_of(path, 'return price')}")
         prompt.ask("continue")
@@ -277,11 +186,9 @@ class TestWhere:
 
 
 class TestPostMortem:
-    def test_through_a_bridge(
-        self, program: Callable[..., Path], start: Callable[..., Process]
-    ) -> None:
+    def test_through_a_bridge(self, tmp_path: Path, start: Callable[..., Process]) -> None:
         """After an exception that crossed a bridge, both sides are there with their variables."""
-        path = program(stop="pass", wanted="cake")
+        path = write_program(tmp_path, wanted="cake")
         prompt = Prompt(start(sys.executable, "-m", "pdb", "-c", "continue", path.name))
         assert "KeyError: 'cake'" in prompt.stopped
         functions = prompt.functions()
