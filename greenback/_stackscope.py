@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import types
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional, Set
 
 import greenlet
 
@@ -115,6 +115,19 @@ def outermost_first(frame: Optional[types.FrameType]) -> List[types.FrameType]:
         frames.append(frame)
         frame = frame.f_back
     return frames[::-1]
+
+
+def outwards(frame: Optional[types.FrameType]) -> Iterator[types.FrameType]:
+    """The frames from *frame*, of whatever thread, to the outermost one.
+
+    A thread can leave the greenlet meanwhile. On PyPy the frames of a greenlet that waits are
+    a ring, of which each is given once.
+    """
+    met: Set[types.FrameType] = set()
+    while frame is not None and frame not in met:
+        met.add(frame)
+        yield frame
+        frame = frame.f_back
 
 
 def _inside(awaitable: Any) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import linecache
 import sys
-import traceback
 import types
 from typing import Any, Iterator, List, Optional
 
@@ -21,6 +20,7 @@ from greenback._stackscope import (
     is_bridge,
     is_own,
     outermost_first,
+    outwards,
     suspended_frames,
     work_ahead,
 )
@@ -29,6 +29,9 @@ from greenback._tasks import library_of
 from greenback._work import work
 
 from ._frames import can_look_at
+
+#: How often the frames of a thread are read that goes on meanwhile.
+_TRIES = 3
 
 
 def format_task(task: Any) -> str:
@@ -102,15 +105,21 @@ def _running_frames(first: Any) -> Optional[List[types.FrameType]]:
         frames = outermost_first(current.gr_frame) + frames
     if first in frames:
         return frames[frames.index(first) :]
-    for innermost in sys._current_frames().values():
-        # Not `outermost_first`: from another thread, PyPy shows the main greenlet only below.
-        frames = [frame for frame, _ in traceback.walk_stack(innermost)][::-1]
-        while first not in frames and frames[0].f_code == work.__code__:
-            employer = frames[0].f_locals.get("portal")
-            around = getattr(getattr(employer, "greenlet", None), "gr_frame", None)
-            if around is None:
-                break
-            frames = outermost_first(around) + frames
-        if first in frames:
-            return frames[frames.index(first) :]
+    for _ in range(_TRIES):
+        for thread, innermost in sys._current_frames().items():
+            # Not `outermost_first`: from another thread, PyPy shows the main greenlet only below.
+            inside = frames = [*outwards(innermost)][::-1]
+            while first not in frames and frames[0].f_code == work.__code__:
+                employer = frames[0].f_locals.get("portal")
+                around = getattr(getattr(employer, "greenlet", None), "gr_frame", None)
+                if around is None:
+                    break
+                frames = outermost_first(around) + frames
+            if first not in frames:
+                continue
+            # What is around was read after what is inside. In between, the thread can have parked
+            # that, and have begun a step of another task.
+            now = [*outwards(sys._current_frames().get(thread))]
+            if now and now[-1] is inside[0]:
+                return frames[frames.index(first) :]
     return None

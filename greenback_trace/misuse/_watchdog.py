@@ -20,7 +20,7 @@ from time import perf_counter_ns
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
-from greenback._stackscope import is_own, outermost_first
+from greenback._stackscope import is_own, outermost_first, outwards
 from greenback._work import work
 
 from .._sites import Sites
@@ -198,13 +198,12 @@ class Watchdog:
         return None if next_due is None else max(next_due - now, 1_000_000)
 
     def _sample(self, portal: Portal, step: _Step, samples: _Samples) -> None:
-        innermost = sys._current_frames().get(step[_THREAD])
-        if innermost is None or self._running.get(portal) is not step:
+        frame = sys._current_frames().get(step[_THREAD])
+        if self._running.get(portal) is not step:
             return  # it ended before the frame was taken
-        while is_own(innermost):
-            if innermost.f_back is None:
-                return
-            innermost = innermost.f_back
+        innermost = next((each for each in outwards(frame) if not is_own(each)), None)
+        if innermost is None:
+            return
         line = innermost.f_lineno or 0
         key = (innermost.f_code, line)
         known = samples.seen.get(key)

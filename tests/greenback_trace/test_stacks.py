@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import threading
-from typing import Any, AsyncIterator, List
+from typing import Any, AsyncIterator, Iterator, List
 
 import greenlet
 import pytest
@@ -27,6 +28,20 @@ def names(text: str) -> List[str]:
         elif ", in " in line and __file__ in line:
             found.append(line.rpartition(", in ")[2])
     return found
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """What would go round for ever fails."""
+
+    def too_long(*_: object) -> None:
+        raise AssertionError("it has not ended")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 async def leaf(event: Any) -> None:
@@ -364,6 +379,47 @@ class TestFromElsewhere:
         try:
             inside.wait()
             assert names(format_task(tasks[0])) == ["main", "calls", "BRIDGE", "block"]
+        finally:
+            go_on.set()
+            thread.join()
+
+    @pytest.mark.usefixtures("others_are_shown", "alarm")
+    def test_thread_that_leaves_a_greenlet_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The frames that a thread was in, and has parked since, have an end: on PyPy, a ring."""
+        inside, go_on = threading.Event(), threading.Event()
+        running: List[Any] = []
+        parked: List[Any] = []
+
+        def block() -> None:
+            inside.set()
+            go_on.wait()
+
+        def wait(event: asyncio.Event) -> None:
+            parked.append(greenlet.getcurrent())
+            greenback.await_(event.wait())
+
+        async def main() -> None:
+            event = asyncio.Event()
+            waits = asyncio.create_task(greenback.with_portal_run_sync(wait, event))
+            await asyncio.sleep(0)
+            await greenback.ensure_portal()
+            running.append(asyncio.current_task())
+            block()
+            event.set()
+            await waits
+
+        thread = threading.Thread(target=lambda: asyncio.run(main()))
+        thread.start()
+        try:
+            inside.wait()
+            now = sys._current_frames()
+            before = {**now, thread.ident: parked[0].gr_frame}
+            looks = [before, *[now] * 5]
+            monkeypatch.setattr(sys, "_current_frames", lambda: looks.pop(0))
+            assert names(format_task(running[0])) == ["main", "block"]
+            # It is as well in and out of greenlets all the time.
+            looks[:] = [before, now] * 20
+            assert "running where this thread cannot see it" in format_task(running[0])
         finally:
             go_on.set()
             thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -12,7 +13,7 @@ import greenlet
 import pytest
 
 import greenback
-from greenback._state import NOWHERE
+from greenback._state import NOWHERE, portal_of
 from greenback.instruments import Instrument, Portal, add_instrument, remove_instrument
 from greenback_trace.misuse._watchdog import Held, Watchdog
 
@@ -124,6 +125,36 @@ class TestFinishStep:
         names = [line.partition(" (")[0].rpartition(".")[2] for line in held.stack]
         assert names[-2:] == ["starter", "block"]
 
+    def test_thread_that_leaves_a_greenlet_meanwhile(
+        self, watchdog: Watchdog, steps: Steps, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The frames that a thread was in, and has parked since, have an end: on PyPy, a ring."""
+        parked: List[Any] = []
+        looked: List[None] = []
+        current_frames = sys._current_frames
+
+        def frames() -> Any:
+            looked.append(None)
+            return {here: parked[0]} if len(looked) == 1 else current_frames()
+
+        def wait(future: Any) -> Any:
+            # Nothing but greenback's own frames is in the portal's greenlet.
+            return greenback.with_portal_run_sync(greenback.await_, future)
+
+        async def main() -> None:
+            future = asyncio.get_running_loop().create_future()
+            waits = asyncio.create_task(wait(future))
+            await asyncio.sleep(0)
+            parked.append(portal_of(waits).resume.gr_frame)  # type: ignore[union-attr]
+            monkeypatch.setattr(sys, "_current_frames", frames)
+            await greenback.with_portal_run_sync(block, watchdog)
+            future.set_result(None)
+            await waits
+
+        here = threading.get_ident()
+        asyncio.run(main())
+        assert in_block(steps).function == f"{__name__}.block"
+
     def test_the_longest_is_named(self, watchdog: Watchdog) -> None:
         """Of several functions that held the loop in turn, the one is named that did for longer."""
         portal = Portal("run", NOWHERE.library)
@@ -218,7 +249,7 @@ class TestThread:
 
 FORK = """
 import os, sys, time, warnings
-from greenback._state import NOWHERE, Portal
+from greenback._state import NOWHERE, portal_of, Portal
 from greenback_trace.misuse._watchdog import Watchdog
 warnings.simplefilter("ignore")
 
@@ -247,7 +278,7 @@ else:
 
 UNFINISHED = """
 import time
-from greenback._state import NOWHERE, Portal
+from greenback._state import NOWHERE, portal_of, Portal
 from greenback_trace.misuse._watchdog import Watchdog
 watchdog = Watchdog(0.001)
 watchdog.start_step(Portal("run", NOWHERE.library))
