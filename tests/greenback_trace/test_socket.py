@@ -584,12 +584,16 @@ class TestBusy:
         """Lines are right while other threads open portals, bridge and close them, in thousands."""
         done = threading.Event()
 
-        def ask() -> None:
+        def ask(seconds: float) -> None:
             greenback.await_(asyncio.sleep(0))
+            # While the loops are idle, somebody is parked, and the socket's thread has its turn.
+            greenback.await_(asyncio.sleep(seconds))
 
         async def portals() -> None:
             while not done.is_set():
-                await asyncio.gather(*(greenback.with_portal_run_sync(ask) for _ in range(20)))
+                await asyncio.gather(
+                    *(greenback.with_portal_run_sync(ask, each / 10_000) for each in range(20))
+                )
 
         greenback_trace.enable(config=Config(socket=str(path), spans="none"))
         threads = [threading.Thread(target=asyncio.run, args=(portals(),)) for _ in range(2)]
