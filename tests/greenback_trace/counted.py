@@ -285,6 +285,8 @@ async def laps(count: Count, loop: Any, number: int) -> None:
 #: Bridges of `every_kind`, but for those of finalizers that are collected elsewhere.
 BRIDGES_PER_LAP = 5 * (2 * 10 + 5 + 4 + 1)
 THREADS = 8
+#: Seconds between collections. PyPy's look at all that there is, a tenth of a second each.
+COLLECTS_EVERY = 0.2 if sys.implementation.name == "pypy" else 0.02
 
 
 def in_threads(count: Count, bridges: int) -> None:
@@ -301,7 +303,7 @@ def in_threads(count: Count, bridges: int) -> None:
     done = threading.Event()
 
     def collect() -> None:
-        while not done.wait(0.02):
+        while not done.wait(COLLECTS_EVERY):
             gc.collect()
 
     threads = [

@@ -1,15 +1,22 @@
-"""An OTLP receiver: the gRPC services for metrics and traces, which add up what they are sent."""
+"""An OTLP receiver, by gRPC or by HTTP, which adds up the metrics and spans that it is sent.
+
+There is no gRPC for PyPy, and for CPython without the GIL.
+"""
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Set, Tuple
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
+from typing import Any, Callable, Dict, List, Set, Tuple
 
-import grpc
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 from typing_extensions import Self
+
+HAS_GRPC = find_spec("grpc") is not None
 
 # The values of the attributes, in the order of their keys: every instrument has one set of keys.
 Attributes = Tuple[Any, ...]
@@ -18,8 +25,9 @@ Attributes = Tuple[Any, ...]
 class Receiver:
     """A context manager: a server on a free port of this machine, and what it has received.
 
-    Only the scope ``greenback`` is kept. Sums and histograms are added up if they come as deltas;
-    of cumulative ones, the latest counts. Up-down counters are what they were last.
+    It speaks gRPC where there is one. Only the scope ``greenback`` is kept. Sums and histograms are
+    added up if they come as deltas; of cumulative ones, the latest counts. Up-down counters are
+    what they were last.
     """
 
     def __init__(self) -> None:
@@ -37,15 +45,27 @@ class Receiver:
         self._sent: Dict[Tuple[str, Attributes], Set[Tuple[int, int]]] = {}
 
     def __enter__(self) -> Self:
-        self._server = grpc.server(ThreadPoolExecutor(1))
-        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(self), self._server)
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Traces(self), self._server)
-        self.endpoint = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-        self._server.start()
+        self.endpoint, self._stop = (_serve_grpc if HAS_GRPC else _serve_http)(self)
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self._server.stop(None).wait()
+        self._stop()
+
+    def exporters(self) -> Tuple[Any, Any]:
+        """The SDK's exporters to it, for metrics and for spans."""
+        if HAS_GRPC:
+            from opentelemetry.exporter.otlp.proto.grpc import metric_exporter, trace_exporter
+
+            return (
+                metric_exporter.OTLPMetricExporter(self.endpoint, insecure=True),
+                trace_exporter.OTLPSpanExporter(self.endpoint, insecure=True),
+            )
+        from opentelemetry.exporter.otlp.proto.http import metric_exporter, trace_exporter
+
+        return (
+            metric_exporter.OTLPMetricExporter(f"http://{self.endpoint}{_METRICS}"),
+            trace_exporter.OTLPSpanExporter(f"http://{self.endpoint}{_TRACES}"),
+        )
 
     def take_metrics(self, request: Any) -> None:
         self.exports += 1
@@ -109,19 +129,64 @@ def _attributes(point: Any) -> Attributes:
     return tuple(getattr(value, value.WhichOneof("value")) for _, value in pairs)
 
 
-class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
-
-    def Export(self, request: Any, context: Any) -> Any:
-        self._receiver.take_metrics(request)
-        return metrics_service_pb2.ExportMetricsServiceResponse()
+_METRICS, _TRACES = "/v1/metrics", "/v1/traces"
 
 
-class _Traces(trace_service_pb2_grpc.TraceServiceServicer):
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
+def _serve_grpc(receiver: Receiver) -> Tuple[str, Callable[[], object]]:
+    import grpc
+    from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
-    def Export(self, request: Any, context: Any) -> Any:
-        self._receiver.take_spans(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
+    class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:
+            receiver.take_metrics(request)
+            return metrics_service_pb2.ExportMetricsServiceResponse()
+
+    class Traces(trace_service_pb2_grpc.TraceServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:
+            receiver.take_spans(request)
+            return trace_service_pb2.ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
+    endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    return endpoint, lambda: server.stop(None).wait()
+
+
+def _serve_http(receiver: Receiver) -> Tuple[str, Callable[[], object]]:
+    services: Dict[str, Tuple[Any, Any, Callable[[Any], None]]] = {
+        _METRICS: (
+            metrics_service_pb2.ExportMetricsServiceRequest,
+            metrics_service_pb2.ExportMetricsServiceResponse,
+            receiver.take_metrics,
+        ),
+        _TRACES: (
+            trace_service_pb2.ExportTraceServiceRequest,
+            trace_service_pb2.ExportTraceServiceResponse,
+            receiver.take_spans,
+        ),
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request, response, take = services[self.path]
+            take(request.FromString(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(response().SerializeToString())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def stop() -> None:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    return f"127.0.0.1:{server.server_port}", stop

@@ -15,10 +15,7 @@ import greenback_trace
 from greenback_trace import Config
 
 pytest.importorskip("opentelemetry.sdk", reason="these tests need greenback[report]")
-pytest.importorskip("grpc", reason="PyPy has no gRPC")
 
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -96,12 +93,11 @@ class Exporting:
         with pytest.MonkeyPatch.context() as environ:
             for receiver, preference in zip(self.receivers, preferences):
                 environ.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference)
-                exporter = OTLPMetricExporter(receiver.endpoint, insecure=True)
-                readers.append(PeriodicExportingMetricReader(exporter, 200))
+                readers.append(PeriodicExportingMetricReader(receiver.exporters()[0], 200))
         self.meter_provider = MeterProvider(readers, shutdown_on_exit=False)
         stack.callback(self.meter_provider.shutdown)
         self.tracer_provider = TracerProvider(shutdown_on_exit=False)
-        spans = OTLPSpanExporter(self.receivers[0].endpoint, insecure=True)
+        spans = self.receivers[0].exporters()[1]
         self.tracer_provider.add_span_processor(
             BatchSpanProcessor(spans, max_queue_size=1_000_000, schedule_delay_millis=200)
         )
@@ -129,11 +125,10 @@ def stress(bridges: int, *preferences: str) -> None:
             in_threads(count, bridges // 2)
             exporting.flush()
         counted = count.result()
-        assert sum(each for key, each in counted.items() if key[0] == "bridge") >= bridges
-        assert (
-            counted["bridge", "finalizing", "ok"] + counted.get(("refused",), 0)
-            == (counted["litter",])
-        )
+        refused = counted.get(("refused",), 0)  # in finalizers that ran where there is no portal
+        made = sum(each for key, each in counted.items() if key[0] == "bridge")
+        assert made + refused >= bridges
+        assert counted.get(("bridge", "finalizing", "ok"), 0) + refused == counted["litter",]
         assert_counted(counted)
         for receiver, preference in zip(exporting.receivers, preferences):
             assert receiver.exports > 1
