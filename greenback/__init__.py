@@ -10,8 +10,8 @@ except ImportError as _refused:
         raise
     raise ImportError(
         "greenback cannot be used in this subinterpreter, since greenlet cannot be loaded in one "
-        "that has a GIL of its own; use greenback in the main interpreter, or in one that shares "
-        "the main one's GIL"
+        "that has a GIL of its own, nor, on builds without the GIL, in any; use greenback in the "
+        "main interpreter, or in one that shares the main one's GIL"
     ) from _refused
 
 # stackscope, when imported later than greenback, looks here for what upstream calls its shim.

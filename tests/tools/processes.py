@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ import greenback
 import greenback_trace
 
 PYPY = sys.implementation.name == "pypy"
+HAS_NO_GIL = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 #: Seconds after which a process is killed, so that a test that waits for it fails.
 PATIENCE = 90

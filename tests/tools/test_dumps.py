@@ -12,7 +12,7 @@ from typing import Any, Callable, List
 
 import pytest
 
-from .processes import PYPY, Process, run, skip_where_refused, write
+from .processes import HAS_NO_GIL, PYPY, Process, run, skip_where_refused, write
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -122,7 +122,7 @@ class Dump:
 PY_SPY = shutil.which("py-spy", path=os.path.dirname(sys.executable)) or shutil.which("py-spy")
 
 
-@pytest.mark.skipif(PYPY, reason="py-spy knows CPython only")
+@pytest.mark.skipif(PYPY or HAS_NO_GIL, reason="py-spy knows CPython with a GIL only")
 @pytest.mark.skipif(PY_SPY is None, reason="py-spy is not installed")
 class TestPySpyDump:
     def dump(self, process: Process, cwd: Path) -> Dump:

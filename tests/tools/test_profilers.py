@@ -16,7 +16,7 @@ import pytest
 
 import greenback
 
-from .processes import PYPY, run, skip_where_refused, write
+from .processes import HAS_NO_GIL, PYPY, run, skip_where_refused, write
 
 GREENBACK = os.path.dirname(str(greenback.__file__)) + os.sep
 
@@ -211,7 +211,7 @@ class TestYappi:
 PY_SPY = shutil.which("py-spy", path=os.path.dirname(sys.executable)) or shutil.which("py-spy")
 
 
-@pytest.mark.skipif(PYPY, reason="py-spy knows CPython only")
+@pytest.mark.skipif(PYPY or HAS_NO_GIL, reason="py-spy knows CPython with a GIL only")
 @pytest.mark.skipif(PY_SPY is None, reason="py-spy is not installed")
 class TestPySpyRecord:
     def test_stacks(self, program: Path) -> None:
