@@ -94,14 +94,23 @@ def add_test_session(
     *,
     tests: Sequence[str] = (),
     groups: Sequence[str] = ("test",),
+    without: Sequence[str] = (),
     on_sid: bool = False,
     environment: Optional[dict[str, str]] = None,
 ) -> None:
     """A session `tests-LABEL`: all that `make test` runs, or only the named ones.
 
-    What needs another dependency group than those that are installed is left out.
+    What needs another dependency group than those that are installed is left out, or a package of
+    them that is named in *without*.
     """
     name = f"tests-{label}"
+    needed = [
+        package
+        for name_of_group in groups
+        for package in group(name_of_group)
+        if not package.startswith(tuple(without))
+    ]
+    left_out = [] if "dashboards" in groups else ["--ignore=tests/dashboards"]
     if label == os.environ.get("ALREADY_TESTED"):
 
         @nox.session(name=name, python=False)
@@ -115,7 +124,7 @@ def add_test_session(
         @nox.session(name=name, python=interpreter)
         def here(session: nox.Session) -> None:
             session.env.update(environment or {})
-            install_and_test(session, ["python"], tests, groups)
+            install_and_test(session, ["python"], needed, [*tests, *left_out])
 
         return
 
@@ -125,7 +134,8 @@ def add_test_session(
         if on_sid:
             session.log(f"{why_not}; Debian sid has one, and is made first if need be")
             if sid().returncode == 0:
-                install_and_test(session, python_on_sid(session, name, command), tests, groups)
+                python = python_on_sid(session, name, command)
+                install_and_test(session, python, needed, [*tests, *left_out])
                 return
             why_not = "; ".join([why_not, *sid().stderr.splitlines()[-1:]])
         print(f"SKIPPED {name}: {why_not}", flush=True)
@@ -143,15 +153,13 @@ def python_on_sid(session: nox.Session, name: str, command: str) -> list[str]:
 
 
 def install_and_test(
-    session: nox.Session, python: Sequence[str], tests: Sequence[str], groups: Sequence[str]
+    session: nox.Session, python: Sequence[str], needed: Sequence[str], tests: Sequence[str]
 ) -> None:
     pip = (*python, "-m", "pip", "install", "--quiet")
     # The one that comes with Python may give up on what depends on equal versions.
     session.run_install(*pip, "--upgrade", "pip", external=True)
-    needed = [package for name in groups for package in group(name)]
     session.run_install(*pip, "--editable", ".[all]", *needed, external=True)
-    left_out = [] if "dashboards" in groups else ["--ignore=tests/dashboards"]
-    session.run(*python, *PYTEST, *tests, *left_out, *session.posargs, external=True)
+    session.run(*python, *PYTEST, *tests, *session.posargs, external=True)
 
 
 def run_here(session: nox.Session, *args: str, **environment: str) -> None:
@@ -235,14 +243,14 @@ add_test_session(
     groups=("test", "demo", "dashboards", "browser"),
     on_sid=True,
 )
-# No distribution has it. Packages that have not declared that they run without the GIL, such as
-# uvloop, would switch it on again, with a warning.
+# No distribution has it. Packages that have not declared that they run without the GIL would switch
+# it on again, with a warning. There are no wheels of gRPC and yappi, which take long to build.
 add_test_session(
     "3.14t",
     "python3.14t",
     "cpython",
     "3.14",
-    tests=(*RUNTIME, "tests/greenback_trace/test_exact.py"),
+    without=("opentelemetry-exporter-otlp-proto-grpc", "yappi"),
     environment={"PYTHON_GIL": "0"},
 )
 add_test_session("pypy", "pypy3", "pypy", "3.11", on_sid=True)
