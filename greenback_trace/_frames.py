@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from itertools import chain
+from operator import methodcaller
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping
 
 if TYPE_CHECKING:
     from greenback._tasks import Library
@@ -31,6 +34,38 @@ def can_look_at(library: Library, task: Any) -> bool:
         return getattr(run.GLOBAL_RUN_CONTEXT, "runner", None) is task._runner
     loop = library.loop_of(task)
     return loop is library.loop() or not loop.is_running()
+
+
+if _IS_CPYTHON and (3, 11) <= sys.version_info < (3, 11, 12):
+    _call: Callable[[Any], Any] = methodcaller("__call__")
+
+    def current_frames() -> Dict[int, FrameType]:
+        """What `sys._current_frames` returns.
+
+        Up to CPython 3.11.11 (gh-106883), a collection in the middle of that which frees
+        a `threading.local` waits for ever for a lock of the interpreter's own, and has the GIL. So
+        there is none. The program's choice is not touched at any moment that other threads could
+        see: all of this is one call of C code.
+        """
+        was_enabled: List[bool] = []
+        steps = chain(
+            map(was_enabled.append, map(_call, [gc.isenabled])),
+            map(_call, [gc.disable, sys._current_frames]),
+            # Comes to its list when that has been filled.
+            map(_call, map({True: gc.enable, False: gc.isenabled}.get, was_enabled)),
+        )
+        try:
+            return list(steps)[2]  # type: ignore[no-any-return]
+        except BaseException:  # of an audit hook, or no memory
+            if was_enabled == [True]:
+                gc.enable()
+            raise
+
+else:
+
+    def current_frames() -> Dict[int, FrameType]:
+        """What `sys._current_frames` returns."""
+        return sys._current_frames()
 
 
 if sys.version_info >= (3, 13):

@@ -28,7 +28,7 @@ from greenback._state import portal_of
 from greenback._tasks import library_of
 from greenback._work import work
 
-from ._frames import can_look_at
+from ._frames import can_look_at, current_frames
 
 #: How often the frames of a thread are read that goes on meanwhile.
 _TRIES = 3
@@ -106,7 +106,7 @@ def _running_frames(first: Any) -> Optional[List[types.FrameType]]:
     if first in frames:
         return frames[frames.index(first) :]
     for _ in range(_TRIES):
-        for thread, innermost in sys._current_frames().items():
+        for thread, innermost in current_frames().items():
             # Not `outermost_first`: from another thread, PyPy shows the main greenlet only below.
             inside = frames = [*outwards(innermost)][::-1]
             while first not in frames and frames[0].f_code == work.__code__:
@@ -119,7 +119,7 @@ def _running_frames(first: Any) -> Optional[List[types.FrameType]]:
                 continue
             # What is around was read after what is inside. In between, the thread can have parked
             # that, and have begun a step of another task.
-            now = [*outwards(sys._current_frames().get(thread))]
+            now = [*outwards(current_frames().get(thread))]
             if now and now[-1] is inside[0]:
                 return frames[frames.index(first) :]
     return None

@@ -42,7 +42,7 @@ from greenlet import getcurrent
 from greenback._state import Worker
 from greenback._tasks import sniffio_thread
 
-from .._frames import can_look_at_others
+from .._frames import can_look_at_others, current_frames
 from .._sites import ASYNC, RUNTIME
 from ._blocks import Call, With, call_at, inside, with_blocks
 from ._calls import instruction
@@ -592,7 +592,7 @@ def _has_it(book: _Book, claim: _Claim) -> bool:
         if not can_look_at_others():
             return False
         if frames is None:
-            frames = sys._current_frames()
+            frames = current_frames()
         if not _waits(other, frames.get(other.thread)):
             return False
     return True

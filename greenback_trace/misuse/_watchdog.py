@@ -13,7 +13,6 @@ is no watchdog: see `can_look_at_others`.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from _thread import allocate_lock, get_ident
 from time import perf_counter_ns
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 from greenback._stackscope import is_own, outermost_first, outwards
 from greenback._work import work
 
+from .._frames import current_frames
 from .._sites import Sites
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class Watchdog:
         return None if next_due is None else max(next_due - now, 1_000_000)
 
     def _sample(self, portal: Portal, step: _Step, samples: _Samples) -> None:
-        frame = sys._current_frames().get(step[_THREAD])
+        frame = current_frames().get(step[_THREAD])
         if self._running.get(portal) is not step:
             return  # it ended before the frame was taken
         innermost = next((each for each in outwards(frame) if not is_own(each)), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import sys
 import threading
 from typing import Any, AsyncIterator, Iterator, List
@@ -17,6 +18,62 @@ import greenback
 from greenback_trace import format_task
 
 PYPY = sys.implementation.name == "pypy"
+
+
+# A thread holds its loop, while another one looks at it and makes garbage.
+COLLECTING = """
+import asyncio, gc, sys, threading
+import greenback
+from greenback_trace import format_task
+
+tasks = []
+inside, go_on = threading.Event(), threading.Event()
+
+def hold():
+    inside.set()
+    go_on.wait()
+
+async def main():
+    tasks.append(asyncio.current_task())
+    await greenback.with_portal_run_sync(hold)
+
+def look(depth):
+    return look(depth - 1) if depth else format_task(tasks[0])
+
+thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+thread.start()
+inside.wait()
+if sys.implementation.name == "cpython":
+    for threshold in range(1, 40):
+        gc.set_threshold(threshold)
+        for _ in range(10):
+            for _ in range(3):
+                mine = threading.local()
+                mine.itself = mine
+            del mine
+            assert "in hold" in look(3)
+            assert gc.isenabled()
+
+def refuse(event, arguments):
+    if event == "sys._current_frames":
+        raise RuntimeError("refused")
+
+gc.disable()
+look(0)
+assert not gc.isenabled()
+gc.enable()
+sys.addaudithook(refuse)
+try:
+    look(0)
+except RuntimeError:
+    assert gc.isenabled()
+else:
+    # PyPy tells no hook of it.
+    assert sys.implementation.name == "pypy"
+go_on.set()
+thread.join()
+print("ended")
+"""
 
 
 def names(text: str) -> List[str]:
@@ -423,6 +480,18 @@ class TestFromElsewhere:
         finally:
             go_on.set()
             thread.join()
+
+    @pytest.mark.usefixtures("others_are_shown")
+    def test_collection_meanwhile(self) -> None:
+        """A collection that frees a `threading.local` does not hang a CPython 3.11 that looks."""
+        done = subprocess.run(
+            [sys.executable, "-c", COLLECTING],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
 
     @pytest.mark.usefixtures("others_are_shown")
     @pytest.mark.skipif(PYPY, reason="PyPy shows other threads the innermost and the main greenlet")
