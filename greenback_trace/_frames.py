@@ -44,8 +44,8 @@ if _IS_CPYTHON and (3, 11) <= sys.version_info < (3, 11, 12):
 
         Up to CPython 3.11.11 (gh-106883), a collection in the middle of that which frees
         a `threading.local` waits for ever for a lock of the interpreter's own, and has the GIL. So
-        there is none. The program's choice is not touched at any moment that other threads could
-        see: all of this is one call of C code.
+        there is none. No other thread sees `gc` switched off, or is overruled in what it switches:
+        all of this is one call of C code, unless the program has an audit hook in Python.
         """
         was_enabled: List[bool] = []
         steps = chain(

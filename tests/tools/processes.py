@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,15 @@ import greenback_trace
 
 PYPY = sys.implementation.name == "pypy"
 HAS_NO_GIL = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+PY_SPY = shutil.which("py-spy", path=os.path.dirname(sys.executable)) or shutil.which("py-spy")
+
+
+def needs_py_spy(tests: Any) -> Any:
+    """Skip tests where py-spy is missing, or cannot read the interpreter."""
+    if PYPY or HAS_NO_GIL:
+        return pytest.mark.skip(reason="py-spy knows CPython with a GIL only")(tests)
+    return pytest.mark.skipif(PY_SPY is None, reason="py-spy is not installed")(tests)
+
 
 #: Seconds after which a process is killed, so that a test that waits for it fails.
 PATIENCE = 90

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Callable, List
 
 import pytest
 
-from .processes import HAS_NO_GIL, PYPY, Process, run, skip_where_refused, write
+from .processes import PY_SPY, PYPY, Process, needs_py_spy, run, skip_where_refused, write
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -119,11 +118,7 @@ class Dump:
         return not set(unwanted).isdisjoint(self.functions)
 
 
-PY_SPY = shutil.which("py-spy", path=os.path.dirname(sys.executable)) or shutil.which("py-spy")
-
-
-@pytest.mark.skipif(PYPY or HAS_NO_GIL, reason="py-spy knows CPython with a GIL only")
-@pytest.mark.skipif(PY_SPY is None, reason="py-spy is not installed")
+@needs_py_spy
 class TestPySpyDump:
     def dump(self, process: Process, cwd: Path) -> Dump:
         answer = run(str(PY_SPY), "dump", "--pid", str(process.pid), cwd=cwd)

@@ -7,7 +7,6 @@ import cProfile
 import os
 import pstats
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, Dict, Tuple
@@ -16,7 +15,7 @@ import pytest
 
 import greenback
 
-from .processes import HAS_NO_GIL, PYPY, run, skip_where_refused, write
+from .processes import PY_SPY, PYPY, needs_py_spy, run, skip_where_refused, write
 
 GREENBACK = os.path.dirname(str(greenback.__file__)) + os.sep
 
@@ -208,11 +207,7 @@ class TestYappi:
         assert units.get("visitor", 0) < 200
 
 
-PY_SPY = shutil.which("py-spy", path=os.path.dirname(sys.executable)) or shutil.which("py-spy")
-
-
-@pytest.mark.skipif(PYPY or HAS_NO_GIL, reason="py-spy knows CPython with a GIL only")
-@pytest.mark.skipif(PY_SPY is None, reason="py-spy is not installed")
+@needs_py_spy
 class TestPySpyRecord:
     def test_stacks(self, program: Path) -> None:
         """Sync code is found, on a stack of its own, and the event loop's tasks on theirs."""
