@@ -643,7 +643,7 @@ class TestAsyncGenerator:
 
         def sync() -> None:
             like = Like()
-            generator: Any = async_iter(like)  # type: ignore[arg-type]
+            generator: Any = async_iter(like)
             assert isinstance(generator, async_iter)
             assert (next(generator), generator.send(2)) == (None, 2)
             with pytest.raises(LookupError):

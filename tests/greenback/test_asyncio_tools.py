@@ -219,7 +219,7 @@ async def parked(async_fn: Any, look: Any) -> Any:
     """What *look* makes of a task that waits in *async_fn*."""
     gate = asyncio.Event()
     task = asyncio.ensure_future(async_fn(gate))
-    while not gate._waiters:  # type: ignore[attr-defined]
+    while not gate._waiters:
         await asyncio.sleep(0)
     try:
         return look(task)
@@ -482,7 +482,7 @@ class TestLookalikes:
             for is_bridge in (True, False):
                 gate = asyncio.Event()
                 task = asyncio.ensure_future(own(gate, is_bridge))
-                while not gate._waiters:  # type: ignore[attr-defined]
+                while not gate._waiters:
                     await asyncio.sleep(0)
                 task.get_coro().close()
                 task.cancel()

@@ -335,7 +335,7 @@ class TestContextOfTheTask:
 
             await asyncio.get_running_loop().create_task(
                 portal(use),
-                context=context,  # type: ignore[call-arg]
+                context=context,
             )
             assert context[var] == ("one", "two")
             assert var.get() == "nothing"

@@ -623,7 +623,7 @@ class TestAsyncioTasks:
         """Tasks of a group inherit, also if the group was opened before the scope."""
 
         async def main() -> None:
-            async with asyncio.TaskGroup() as group:  # type: ignore[attr-defined]
+            async with asyncio.TaskGroup() as group:
                 before = group.create_task(child())
                 with greenback.portals_for_children():
                     inside = group.create_task(child())

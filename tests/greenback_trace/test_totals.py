@@ -405,7 +405,7 @@ class TestThreads:
 
         def thread() -> None:
             start.wait()
-            asyncio.run(greenback.with_portal_run_sync(program))  # type: ignore[arg-type]
+            asyncio.run(greenback.with_portal_run_sync(program))
 
         greenback_trace.enable(config=METRICS_ONLY)
         interval = sys.getswitchinterval()

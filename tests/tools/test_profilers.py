@@ -120,7 +120,7 @@ class TestCProfile:
             event = asyncio.Event()
             await asyncio.gather(visitor(event), stranger(event))
 
-        profile = cProfile.Profile(clock, 1)  # type: ignore[arg-type]
+        profile = cProfile.Profile(clock, 1)
         profile.runcall(asyncio.run, main())
         statistics = pstats.Stats(profile).stats  # type: ignore[attr-defined]
         return {

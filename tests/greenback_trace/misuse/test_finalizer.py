@@ -440,7 +440,7 @@ class TestExplicitCall:
                 pass
 
         looking.none(backend, use)
-        Connection.__del__ = lambda self: None  # type: ignore[method-assign,assignment,misc]
+        Connection.__del__ = lambda self: None  # type: ignore[misc]
 
     @pytest.mark.parametrize("source", ["with made: pass", "with get(): pass"])
     def test_as_enter(self, backend: Any, looking: Any, bridge: Any, source: str) -> None:
@@ -475,7 +475,7 @@ class TestExplicitCall:
             lambda: exec(source, {"made": made, "get": get}),
         ):
             looking.none(backend, function)
-        Connection.__del__ = lambda self: None  # type: ignore[method-assign,assignment]
+        Connection.__del__ = lambda self: None
 
 
 class TestFinalize:

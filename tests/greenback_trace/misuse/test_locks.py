@@ -472,7 +472,7 @@ class TestForms:
         pytest.importorskip("pure_eval")
 
         def work() -> None:
-            found = form(genuine[kind](), suspend)  # type: ignore[operator]
+            found = form(genuine[kind](), suspend)
             assert subject(found).startswith(("threading.Lock, ", "threading.RLock, "))
             assert any("evaluates to it" in each for each in found.evidence)
             assert suspend() is None
@@ -694,7 +694,7 @@ class TestLock:
     def test_is_like_the_c_lock(self, kind: str) -> None:
         """What is made in debug mode has the type, methods, text and errors of a C lock."""
         index = ["Lock", "RLock"].index(kind)
-        c_lock: Any = genuine[index]()  # type: ignore[operator]
+        c_lock: Any = genuine[index]()
         lock = getattr(threading, kind)()
         assert isinstance(lock, type(c_lock))
         assert isinstance(lock, getattr(threading, kind))
