@@ -340,7 +340,7 @@ def begin(
     finally:
         home.first_step = None
     if portal.resume is not None:
-        _register(portal, home)
+        register(portal, home)
         return Begun(portal, trap)
     if portal.error is not None or not worker.poolable:
         return finish(portal)
@@ -408,13 +408,19 @@ def _adapt_to_surroundings(portal: Portal, handled: Optional[BaseException]) -> 
 def open_portal(portal: Portal) -> None:
     """Make *portal* the one of its task, whatever greenlet or thread asks."""
     home = portal.home = this_home()
-    _register(portal, home)
+    register(portal, home)
+    announce(portal)
+
+
+def announce(portal: Portal) -> None:
+    """Tell whoever listens that *portal* is open."""
     hooks = _hooks
     if hooks is not None:
         hooks.open_portal(portal)
 
 
-def _register(portal: Portal, home: Home) -> None:
+def register(portal: Portal, home: Home) -> None:
+    """Enter *portal* in the table of its thread."""
     library = portal.library
     loop = library.loop_of(portal.task)
     if home.others or loop is not home.loop():
@@ -518,7 +524,7 @@ def first_step(portal: Portal) -> Any:
         and not portal.registered
         and home.resting.get(portal.task) is not portal
     ):
-        _register(portal, home)
+        register(portal, home)
     return trap
 
 

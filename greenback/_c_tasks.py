@@ -59,12 +59,16 @@ class Layout:
             LayoutError: It is another task than those that this layout is of.
         """
         field = self._word.from_address(id(task) + self.offset)
-        if field.value != id(old):
-            raise LayoutError("its coroutine is not where other tasks have theirs")
+        before, after = id(old), id(new)
         self._incref(new)
-        field.value = id(new)
-        if self._task_type.get_coro(task) is not new:
-            field.value = id(old)
+        # Nothing is called between the look and the write, so no signal handler runs there and,
+        # with a GIL, no other thread, which might replace it as well and give up that reference.
+        if field.value != before:
+            self._decref(new)
+            raise LayoutError("its coroutine is not where other tasks have theirs")
+        field.value = after
+        if self._task_type.get_coro(task) is not new and field.value == after:
+            field.value = before
             self._decref(new)
             raise LayoutError("it did not take the new coroutine")
         self._decref(old)

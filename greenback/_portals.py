@@ -25,6 +25,7 @@ from greenlet import getcurrent
 from ._bridge import (
     NO_NEED,
     Begun,
+    announce,
     await_,
     begin,
     close_portal,
@@ -32,6 +33,7 @@ from ._bridge import (
     find_portal,
     no_portal_error,
     open_portal,
+    register,
     wake_portal,
 )
 from ._lookalike import Shown, is_of_lookalike, lookalike_of
@@ -262,30 +264,62 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
     portal.run = interruptible(library, run_coroutine) if ctrl_c else run_coroutine
     portal.task = task
     if kind != "task" and _is_new(coroutine):
-        portal.task = None  # `promised` is weak in its keys, and this would be a way to them
+        _open_for_new(portal, task, coroutine)
+    else:
+        _open_for_old(portal, coroutine)
+
+
+# In both, the portal is found by others before its shim is put in place: by a signal handler, say,
+# that wants to open one, too.
+
+
+def _open_for_new(portal: Portal, task: Task, coroutine: Any) -> None:
+    library, promised = portal.library, this_home().promised
+    portal.task = None  # `promised` is weak in its keys, and this would be a way to them
+    if promised.setdefault(task, portal) is not portal:
+        return
+    unstarted = shim = None
+    try:
         unstarted = Unstarted(coroutine)
         shim = shim_from_the_start(portal, unstarted)
-        try:
-            library.replace_coroutine(task, coroutine, shim)
-        except BaseException:
-            unstarted.take()
-            shim.close()
-            raise
-        this_home().promised[task] = portal
+        library.replace_coroutine(task, coroutine, shim)
+    except BaseException:
+        if shim is None or library.coroutine_of(task) is not shim:
+            promised.pop(task, None)
+            if unstarted is not None:
+                unstarted.take()
+            if shim is not None:
+                shim.close()
+        raise
+
+
+def _open_for_old(portal: Portal, coroutine: Any) -> None:
+    library, task = portal.library, portal.task
+    portal.coroutine = coroutine
+    shim: Any = _lookalike(portal, coroutine, partial(_next_steps, portal))
+    if shim is not None:
+        assert portal.shown is not None
+        portal.shown.must_move(coroutine)
+        shim.send(None)
     else:
-        portal.coroutine = coroutine
-        looks_the_same: Any = _lookalike(portal, coroutine, partial(_next_steps, portal))
-        if looks_the_same is not None:
-            assert portal.shown is not None
-            portal.shown.must_move(coroutine)
-            looks_the_same.send(None)
+        inner = library.uninterruptible(_from_now_on)(portal)
+        inner.send(None)
+        _take_name(inner, coroutine)
+        shim = TaskCoroutine(inner, portal, coroutine)
+    home = portal.home = this_home()
+    if home.portals.setdefault(task, portal) is not portal:
+        return
+    try:
+        register(portal, home)
+        library.replace_coroutine(task, coroutine, shim)
+    except BaseException:
+        if library.coroutine_of(task) is shim:
+            announce(portal)
         else:
-            shim = library.uninterruptible(_from_now_on)(portal)
-            shim.send(None)
-            _take_name(shim, coroutine)
-            looks_the_same = TaskCoroutine(shim, portal, coroutine)
-        library.replace_coroutine(task, coroutine, looks_the_same)
-        open_portal(portal)
+            portal.registered = False
+            del home.portals[task]
+        raise
+    announce(portal)
 
 
 def _is_new(coroutine: Any) -> bool:

@@ -289,6 +289,84 @@ class TestBestow:
 
         assert backend.run(main) == 5
 
+    @pytest.mark.parametrize("task_is", ["new", "waiting", "running"])
+    def test_signal_handler_that_bestows_as_well(self, backend, task_is):
+        """Wherever a handler comes that bestows on the same task, that has one portal."""
+        if backend.is_trio and task_is == "new":
+            pytest.skip("Trio shows nobody a task that has not begun")
+
+        def bestow(task, moment):
+            """Bestow, with a handler at one of the calls and returns; how many there were."""
+            seen = 0
+
+            def profile(frame, event, argument):
+                nonlocal seen
+                seen += 1
+                if seen == moment:
+                    greenback.bestow_portal(task)
+
+            sys.setprofile(profile)
+            try:
+                greenback.bestow_portal(task)
+            finally:
+                sys.setprofile(None)
+            return seen
+
+        async def one(moment):
+            async def child():
+                if task_is != "new":
+                    tasks.append(backend.current_task())
+                if task_is == "running":
+                    seen.append(bestow(tasks[0], moment))
+                else:
+                    await gate.wait()
+                await backend.checkpoint()
+                bridged.append(greenback.await_(returns()))
+
+            async def returns():
+                await backend.checkpoint()
+                return moment
+
+            async def bestower():
+                if task_is == "new":
+                    tasks.append(asyncio.ensure_future(child()))
+                while not tasks:
+                    await backend.checkpoint()
+                if task_is != "running":
+                    seen.append(bestow(tasks[0], moment))
+                gate.set()
+                if task_is == "new":
+                    await tasks[0]
+
+            gate, tasks, seen, bridged = backend.event(), [], [], []
+            await backend.together(*[bestower] if task_is == "new" else [child, bestower])
+            assert bridged == [moment]
+            return seen[0]
+
+        async def main():
+            moment = 1
+            while await one(moment) >= moment:
+                moment += 1
+            return moment
+
+        opened, closed = [], []
+
+        class Counts(greenback.instruments.Instrument):
+            def portal_opened(self, portal):
+                opened.append(portal)
+
+            def portal_closed(self, portal):
+                closed.append(portal)
+
+        counts = Counts()
+        greenback.instruments.add_instrument(counts)
+        try:
+            moments = backend.run(main)
+        finally:
+            greenback.instruments.remove_instrument(counts)
+        assert moments > 10
+        assert len(opened) == len(closed) == moments
+
     def test_between_two_runs_of_a_loop(self):
         """A portal can be bestowed where no loop is running, on a task that waits for the next."""
 
@@ -653,6 +731,7 @@ handled = threading.Event()
 def interrupts(task_type):
     c_tasks.self_test = self_test
     # Again and again: the main thread does not see one that comes just before it begins to wait.
+    # So one can also come while the one before is being handled.
     while not handled.wait(0.01):
         os.kill(os.getpid(), signal.SIGUSR1)
     return self_test(task_type)
