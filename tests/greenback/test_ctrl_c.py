@@ -487,13 +487,16 @@ class TestProcess:
     """A whole program, and a real Ctrl-C from outside, while it waits in a bridge."""
 
     SOURCE = """
-        import asyncio, sys
+        import asyncio, signal, sys
         import greenback
 
         if {trio}:
             import trio
 
         def work():
+            if not {trio}:
+                # Has signals wake the loop up, also one that comes just before it begins to wait.
+                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print)
             try:
                 print("ready", flush=True)
                 greenback.await_({sleep})

@@ -175,7 +175,11 @@ SHOWN_BLOCKING = ["blocking_visitor", "blocking_page", "blocks"]
 class TestShowTasks:
     """``docs/show_tasks.py``"""
 
-    PREPARE = "from show_tasks import show_tasks; signal.signal(signal.SIGUSR1, show_tasks)"
+    # Any handler of the loop's has signals wake it up, also one that comes just before it waits.
+    PREPARE = (
+        "from show_tasks import show_tasks; signal.signal(signal.SIGUSR1, show_tasks); "
+        "asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, print)"
+    )
 
     def test_idle_loop(self, program: Callable[..., Process]) -> None:
         """A signal shows the whole stack of a task that is parked in a bridge."""
