@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import collections.abc
 import logging
+import os
 import sys
 import types
+from inspect import CORO_CREATED, GEN_CREATED, getcoroutinestate, getgeneratorstate
 from time import perf_counter_ns
 from typing import (
     TYPE_CHECKING,
@@ -60,13 +62,16 @@ from ._work import (
     CoroutineType,
     awaited,
     handled_exception,
+    hide_this_frame,
     interruptible,
+    is_unfinished,
     leave_handler,
     run_function,
     run_while_handling,
     set_traceback,
     take_error,
     traceback_of,
+    without_frames_of,
     work,
 )
 
@@ -153,61 +158,115 @@ def await_(aw: Awaitable[T]) -> T:
     answer: Any = None
     handled: Optional[BaseException] = None
     left = 0
-    try:
-        if hooks is not None and not portal.hushed:
-            bridge = hooks.start_bridge(portal, aw, sys._getframe(1))
-        if type(aw) is not CoroutineType or aw.cr_await is not None:
-            aw = awaited(aw)
-        steps = _step(aw, box)
-        aw = None  # type: ignore[assignment]  # a failed future would keep this frame, and so itself
-        for trap in steps:
-            while True:
-                if bridge is not None:
-                    if hooks.suspend_bridge is not None:  # type: ignore[union-attr]
-                        _announce_suspension(hooks.suspend_bridge, bridge, steps)  # type: ignore[union-attr]
-                    left = portal.left = perf_counter_ns()
-                portal.resume = me
-                if _GREENLETS_HAVE_CONTEXT:
-                    answer = portal.greenlet.switch(trap)
-                else:
-                    context = get_contextvar_context()
-                    answer = portal.greenlet.switch(trap)
-                    set_contextvar_context(context)
-                trap = None
-                if bridge is not None:
-                    hooks.resume_bridge(bridge, portal, left)  # type: ignore[union-attr]
-                    left = 0
-                if answer is None:
-                    break  # the for loop sends the None
-                if answer is ERROR:
-                    handled = handled_exception()
-                    trap = steps.throw(take_error(portal))
-                    handled = None
-                else:
-                    trap = steps.send(answer)
-                    answer = None  # Trio's may hold an exception, and so what raised it
-    except StopIteration:
-        pass  # the last step was a send() or a throw(), and the awaitable has returned
-    except BaseException as error:
+    chain: Any = None
+    interruption: Optional[BaseException] = None
+    while True:
         try:
-            if steps is None:
-                _discard(aw)  # it was refused
-            _hide_steps(portal, error)
-            leave_handler(error, handled)
-        finally:  # also where a signal handler raises in these
+            try:
+                if steps is None:
+                    if hooks is not None and not portal.hushed:
+                        bridge = hooks.start_bridge(portal, aw, sys._getframe(1))
+                    if type(aw) is not CoroutineType or aw.cr_await is not None:
+                        aw = awaited(aw)
+                    steps = _step(aw, box)
+                    # A failed future would keep this frame, and so itself.
+                    aw = None  # type: ignore[assignment]
+                    chain = steps
+                else:
+                    chain, interruption = _Interrupted(steps, interruption), None
+                for trap in chain:
+                    while True:
+                        if bridge is not None:
+                            if hooks.suspend_bridge is not None:  # type: ignore[union-attr]
+                                _announce_suspension(hooks.suspend_bridge, bridge, steps)  # type: ignore[union-attr]
+                            left = portal.left = perf_counter_ns()
+                        portal.resume = me
+                        if _GREENLETS_HAVE_CONTEXT:
+                            answer = portal.greenlet.switch(trap)
+                        else:
+                            context = get_contextvar_context()
+                            answer = portal.greenlet.switch(trap)
+                            set_contextvar_context(context)
+                        trap = None
+                        if bridge is not None:
+                            hooks.resume_bridge(bridge, portal, left)  # type: ignore[union-attr]
+                            left = 0
+                        if answer is None:
+                            break  # the for loop sends the None
+                        if answer is ERROR:
+                            handled = handled_exception()
+                            trap = steps.throw(take_error(portal))
+                            handled = None
+                        else:
+                            trap = steps.send(answer)
+                            answer = None  # Trio's may hold an exception, and so what raised it
+            except StopIteration:
+                pass  # the last step was a send() or a throw(), and the awaitable has returned
             if bridge is not None:
-                hooks.finish_bridge(bridge, error, left)  # type: ignore[union-attr]
-        # The traceback has this frame: nothing in it may lead back to the task and its exception.
-        portal = me = bridge = steps = answer = handled = None
-        raise
-    if bridge is not None:
-        hooks.finish_bridge(bridge, None, 0)  # type: ignore[union-attr]
-    return box[0]
+                hooks.finish_bridge(bridge, None, 0)  # type: ignore[union-attr]
+            return box[0]
+        except BaseException as error:
+            if steps is not None and _is_left_waiting(steps, error):
+                # A signal handler has raised it, in here: an `await` would throw it into what it
+                # waits for, which may catch it and go on.
+                interruption = error
+                trap = answer = None
+                left = 0
+                continue
+            try:
+                if steps is None:
+                    _discard(aw)  # it was refused
+                _hide_steps(portal, error)
+                leave_handler(error, handled)
+            finally:  # also where a signal handler raises in these
+                if bridge is not None:
+                    hooks.finish_bridge(bridge, error, left)  # type: ignore[union-attr]
+            # The traceback has this frame: nothing in it may lead back to the task and its
+            # exception.
+            portal = me = bridge = steps = chain = answer = handled = None
+            raise
 
 
 @types.coroutine
 def _step(aw: Any, box: List[Any]) -> Generator[Any, Any, None]:
     box.append((yield from aw))
+
+
+def _is_left_waiting(steps: Any, error: BaseException) -> bool:
+    """Whether *error* was raised beside the awaitable, and not by it: that still waits."""
+    if isinstance(error, greenlet.GreenletExit):
+        return False  # this greenlet is being killed, and the awaitable closed
+    frame = steps.gi_frame
+    if frame is None or steps.gi_running:
+        return False
+    if getgeneratorstate(steps) == GEN_CREATED:
+        _discard(frame.f_locals["aw"])
+        steps.close()
+        return False
+    return True
+
+
+class _Interrupted:
+    """The traps of *steps*, from where it stands, with *error* thrown in first."""
+
+    __slots__ = ("error", "steps")
+
+    def __init__(self, steps: Any, error: Optional[BaseException]) -> None:
+        self.steps = steps
+        self.error = error
+
+    def __iter__(self) -> _Interrupted:
+        return self
+
+    def __next__(self) -> Any:
+        error, self.error = self.error, None
+        if error is None:
+            return self.steps.send(None)
+        try:
+            hide_this_frame(error)  # that of `await_`, which it will pass once more
+            return self.steps.throw(error)
+        finally:
+            del error
 
 
 def _announce_suspension(
@@ -226,13 +285,14 @@ def _announce_suspension(
         del refused
 
 
-_STEP_CODES = frozenset({_step.__code__, awaited.__code__})
+_STEP_CODES = frozenset({_step.__code__, _Interrupted.__next__.__code__, awaited.__code__})
 
 
 def _hide_steps(portal: Portal, error: BaseException) -> None:
     """Take the helpers of `await_` out of the traceback of what went through it."""
     mine = traceback_of(error)
-    assert mine is not None
+    if mine is None:
+        return  # the interpreter had no memory for one
     below = mine.tb_next
     if below is None and isinstance(error, greenlet.GreenletExit):
         portal.abandoned = True  # raised by the switch: this greenlet is being killed
@@ -334,8 +394,11 @@ def begin(
         worker.gr_context = me.gr_context
         trap = worker.switch(portal)
     except BaseException:
-        portal.abandoned = True
-        finish(portal)
+        if not is_parked(portal):
+            portal.abandoned = True
+            finish(portal)
+        else:
+            register(portal, home)  # where `interrupted_here` finds it
         raise
     finally:
         home.first_step = None
@@ -389,8 +452,13 @@ def _begin_slowly(
         _adapt_to_surroundings(portal, handled)
     if library.holds_back_ctrl_c:
         return Begun(portal, None)  # a first step may only be taken where Ctrl-C is held back
-    trap = first_step(portal)
-    return finish(portal) if portal.resume is None else Begun(portal, trap)
+    try:
+        trap = first_step(portal)
+        return finish(portal) if portal.resume is None else Begun(portal, trap)
+    except BaseException:
+        if portal.home is not None and not is_parked(portal):
+            finish(portal)
+        raise
 
 
 def _adapt_to_surroundings(portal: Portal, handled: Optional[BaseException]) -> None:
@@ -492,19 +560,19 @@ def first_step(portal: Portal) -> Any:
     home = portal.home
     me = portal.greenlet
     hooks = _hooks
-    if worker is None:
-        # Of a task, and open since before its first step.
-        if hooks is not None:
-            hooks.enter_portal(portal)
-        me = portal.greenlet = getcurrent()
-        worker = portal.worker = _take_worker(home, me)
-        worker.portal = portal
-    elif hooks is not None:
-        hooks.open_portal(portal)
     # A portal whose work never waits is gone before anything else gets to run, but for what it
     # calls itself: until it has waited it is not in the thread's table, but in this chain.
     outer = portal.outer = home.first_step
     try:
+        if worker is None:
+            # Of a task, and open since before its first step.
+            if hooks is not None:
+                hooks.enter_portal(portal)
+            me = portal.greenlet = getcurrent()
+            worker = portal.worker = _take_worker(home, me)
+            worker.portal = portal
+        elif hooks is not None:
+            hooks.open_portal(portal)
         home.first_step = portal
         if _GREENLETS_HAVE_CONTEXT:
             worker.gr_context = me.gr_context
@@ -513,19 +581,96 @@ def first_step(portal: Portal) -> Any:
             trap = worker.switch(job)
         else:
             trap = _observed_switch(portal, worker, job)
+        if portal.resume is not None:
+            _register_once(portal, home)
+        return trap
     except BaseException:
-        portal.abandoned = True
-        finish(portal)
+        if is_parked(portal):
+            _register_once(portal, home)
+        else:
+            portal.abandoned = True
         raise
     finally:
         home.first_step = outer
-    if (
-        portal.resume is not None
-        and not portal.registered
-        and home.resting.get(portal.task) is not portal
-    ):
+
+
+def _register_once(portal: Portal, home: Home) -> None:
+    if not portal.registered and home.resting.get(portal.task) is not portal:
         register(portal, home)
-    return trap
+
+
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")
+
+
+# What a signal handler raises in here, on the event loop's side of a portal, is thrown into its
+# work, as it would be into a coroutine that the loop steps: dropping the work would lose its
+# `finally` blocks.
+
+
+def is_parked(portal: Portal) -> bool:
+    """Whether the portal's work waits for an answer of the event loop's."""
+    return portal.resume is not None and bool(portal.resume)
+
+
+def takes(portal: Portal, error: BaseException) -> bool:
+    """Whether what was raised on the loop's side can still be thrown into the portal's work."""
+    if portal.home is None or isinstance(error, greenlet.error):
+        return False
+    if portal.error is not None and isinstance(error, (RecursionError, MemoryError)):
+        return False  # raised in doing so, and would be raised again
+    return is_parked(portal) or is_unfinished(portal.coroutine)
+
+
+def interrupted_here() -> Optional[Portal]:
+    """The portal that `begin` has opened in this greenlet and that nobody drives, if there is one.
+
+    To be asked where something was raised before `drive` could begin.
+    """
+    home = this_home()
+    me = getcurrent()
+    portal = home.first_step
+    if portal is not None and portal.greenlet is me:
+        home.first_step = portal.outer
+        if not is_parked(portal):
+            finish(portal)
+            return None
+        _register_once(portal, home)
+        return portal
+    try:
+        portal = home.portals.get(current_in(home)[1])
+    except RuntimeError:
+        return None
+    is_ours = portal is not None and portal.greenlet is me and is_parked(portal)
+    return portal if is_ours else None
+
+
+def close_interrupted(portal: Portal) -> None:
+    """Close the portal of a task into whose work nothing can be thrown any more, or not yet."""
+    coroutine = portal.coroutine
+    if portal.home is not None:
+        finish(portal)
+    if type(coroutine) is CoroutineType and getcoroutinestate(coroutine) == CORO_CREATED:
+        coroutine.close()  # as if it had been raised before its first line
+
+
+def _interrupt(portal: Portal, error: BaseException) -> Any:
+    """Take a step with *error* thrown in, and return the trap that the work waits with then."""
+    home = portal.home
+    set_traceback(error, without_frames_of(_PACKAGE, traceback_of(error)))
+    portal.error = error
+    if not is_parked(portal):
+        # It has not begun to run what its task had begun, or was to.
+        portal.result = ERROR
+        portal.worker = portal.resume = None
+        portal.abandoned = False
+        return first_step(portal)
+    if home.first_step is portal:
+        home.first_step = portal.outer
+    _register_once(portal, home)
+    me = getcurrent()
+    if portal.greenlet is not me:
+        portal.greenlet = portal.worker.parent = me
+    return _observed_switch(portal, portal.resume, ERROR)
 
 
 def finish(portal: Portal) -> Any:
@@ -537,34 +682,41 @@ def finish(portal: Portal) -> Any:
     if portal.error is not None:
         result = Raised(portal.error)
         portal.error = None
-    if portal.registered:
-        close_portal(portal)
-    elif home.resting and home.resting.get(portal.task) is portal:
-        del home.resting[portal.task]
-    else:
-        hooks = _hooks
-        if hooks is not None:
-            hooks.close_portal(portal)
-    is_over = portal.resume is None and not portal.abandoned
-    # Neither an idle worker nor its spare portal may keep anything of the work alive; nor the
-    # worker itself or its thread's Home, since the garbage collector does not look at a greenlet
-    # that is parked, and a thread may end with one.
-    portal.home = portal.worker = portal.task = portal.greenlet = portal.result = None
-    portal.function = portal.args = portal.kwds = portal.outer = portal.resume = None
-    worker.portal = worker.spare
-    if is_over and worker.poolable:
-        pool = home.pools[worker.level]
-        if len(pool) < POOL_SIZE:
-            if _GREENLETS_HAVE_CONTEXT:
-                worker.gr_context = None
-            if worker.parent is not home.main:
-                worker.parent = home.main
-            pool.append(worker)
+    if home.first_step is portal:  # an interruption has kept `first_step` from saying so
+        home.first_step = portal.outer
+    try:
+        if portal.registered:
+            close_portal(portal)
+        elif home.resting and home.resting.get(portal.task) is portal:
+            del home.resting[portal.task]
+        else:
+            hooks = _hooks
+            if hooks is not None:
+                hooks.close_portal(portal)
+    finally:
+        is_over = portal.resume is None and not portal.abandoned
+        # Neither an idle worker nor its spare portal may keep anything of the work alive; nor the
+        # worker itself or its thread's Home, since the garbage collector does not look at a
+        # greenlet that is parked, and a thread may end with one.
+        portal.home = portal.worker = portal.task = portal.greenlet = portal.result = None
+        portal.function = portal.args = portal.kwds = portal.outer = portal.resume = None
+        if worker is not None:
+            worker.portal = worker.spare
+            if is_over and worker.poolable:
+                pool = home.pools[worker.level]
+                if len(pool) < POOL_SIZE:
+                    if _GREENLETS_HAVE_CONTEXT:
+                        worker.gr_context = None
+                    if worker.parent is not home.main:
+                        worker.parent = home.main
+                    pool.append(worker)
     return result
 
 
 @types.coroutine
-def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
+def drive(
+    portal: Portal, trap: Any = None, interruption: Optional[BaseException] = None
+) -> Generator[Any, Any, Any]:
     """Run the portal's work, forwarding its traps to the event loop, and close the portal.
 
     Returns what the work returned, or `Raised` with what it raised: raising it again is left to
@@ -574,70 +726,72 @@ def drive(portal: Portal, trap: Any = None) -> Generator[Any, Any, Any]:
     Args:
         portal: The portal.
         trap: What `first_step` has returned, if it has been called already.
+        interruption: What a signal handler has raised, to be thrown into the work first.
     """
-    if portal.resume is None:
-        trap = first_step(portal)
-        if portal.resume is None:
-            return finish(portal)
-    worker, me, target = portal.worker, portal.greenlet, portal.resume
-    shown = portal.shown
     is_closing = False
-    try:
-        if _GREENLETS_HAVE_CONTEXT:
-            context = me.gr_context
-        while target is not None:
-            # A task that yields None is not going to wait.
-            if (
-                shown is not None
-                and trap is not None
-                and not is_closing
-                and shown.must_move(portal.coroutine)
-            ):
-                shown.trap = trap
-                return MOVED
-            try:
-                answer = yield trap
-            except BaseException as error:
-                traceback = traceback_of(error)
-                assert traceback is not None
-                set_traceback(error, traceback.tb_next)  # without this frame
-                traceback = None
-                portal.error = error
-                answer = ERROR
-                is_closing = isinstance(error, GeneratorExit)
-            trap = None
-            # The step may run in another greenlet than the one before, ...
-            now = getcurrent()
-            if now is not me:
-                me = portal.greenlet = worker.parent = now
+    while True:
+        try:
+            if interruption is not None:
+                trap, interruption = _interrupt(portal, interruption), None
+            elif portal.resume is None:
+                trap = first_step(portal)
+            worker, me, target = portal.worker, portal.greenlet, portal.resume
+            shown = portal.shown
             if _GREENLETS_HAVE_CONTEXT:
-                # ... and in another context, where somebody has replaced the task's. What its
-                # code has entered by Context.run() is its own.
-                if now.gr_context is not context:
-                    if worker.gr_context is context:
-                        worker.gr_context = now.gr_context
-                    context = now.gr_context
-                if _hooks is None:
-                    trap = target.switch(answer)
+                context = me.gr_context
+            while target is not None:
+                # A task that yields None is not going to wait.
+                if (
+                    shown is not None
+                    and trap is not None
+                    and not is_closing
+                    and shown.must_move(portal.coroutine)
+                ):
+                    shown.trap = trap
+                    return MOVED
+                try:
+                    answer = yield trap
+                except BaseException as error:
+                    hide_this_frame(error)
+                    portal.error = error
+                    answer = ERROR
+                    is_closing = isinstance(error, GeneratorExit)
+                trap = None
+                # The step may run in another greenlet than the one before, ...
+                now = getcurrent()
+                if now is not me:
+                    me = portal.greenlet = worker.parent = now
+                if _GREENLETS_HAVE_CONTEXT:
+                    # ... and in another context, where somebody has replaced the task's. What its
+                    # code has entered by Context.run() is its own.
+                    if now.gr_context is not context:
+                        if worker.gr_context is context:
+                            worker.gr_context = now.gr_context
+                        context = now.gr_context
+                    if _hooks is None:
+                        trap = target.switch(answer)
+                    else:
+                        trap = _observed_switch(portal, target, answer)
                 else:
                     trap = _observed_switch(portal, target, answer)
-            else:
-                trap = _observed_switch(portal, target, answer)
-            answer = None
-            target = portal.resume
-    except BaseException:
-        # Closed before the work was over, or the worker is dead.
-        finish(portal)
-        raise
-    result = finish(portal)
+                answer = None
+                target = portal.resume
+            result = finish(portal)
+            break
+        except BaseException as error:
+            if not takes(portal, error):
+                # Closed before the work was over, or the worker is dead.
+                if portal.home is not None:
+                    finish(portal)
+                raise
+            interruption = error
+            trap = answer = None
     if is_closing and type(result) is Raised and not isinstance(result.error, GeneratorExit):
         # Nobody gets to see what a generator returns that is being closed.
         try:
             raise result.error
         except BaseException as error:
-            traceback = traceback_of(error)
-            assert traceback is not None
-            set_traceback(error, traceback.tb_next)  # without this frame
+            hide_this_frame(error)
             raise
         finally:
             del result

@@ -28,28 +28,28 @@ from ._bridge import (
     announce,
     await_,
     begin,
+    close_interrupted,
     close_portal,
     drive,
     find_portal,
+    interrupted_here,
+    is_parked,
     no_portal_error,
     open_portal,
     register,
+    takes,
     wake_portal,
 )
 from ._lookalike import Shown, is_of_lookalike, lookalike_of
 from ._state import Portal, Raised, current_portal, portal_of, this_home
 from ._tasks import Library, is_loop_running, library_of, start_loop
 from ._work import (
-    ERROR,
     context_of,
     hide_this_frame,
     interruptible,
     own_codes,
     run_coroutine,
     set_context,
-    set_traceback,
-    traceback_of,
-    without_own_frames,
 )
 
 if TYPE_CHECKING:
@@ -142,11 +142,21 @@ async def with_portal_run(
         RuntimeError: Another library than asyncio or Trio is.
         BaseException: Whatever *async_fn* raises.
     """
-    result = begin("run", run_coroutine, async_fn, args, kwds)
+    interrupted = interruption = None
+    try:
+        result = begin("run", run_coroutine, async_fn, args, kwds)
+        if type(result) is Begun:
+            result = await _drive_on(result)
+    except BaseException as error:
+        interrupted = interrupted_here()
+        if interrupted is None:
+            raise
+        interruption = error
+    if interrupted is not None:
+        result = await _drive_interrupted(interrupted, interruption)
+        del interrupted, interruption
     if result is NO_NEED:
         return await async_fn(*args, **kwds)
-    if type(result) is Begun:
-        result = await _drive_on(result)
     if type(result) is not Raised:
         return result  # type: ignore[no-any-return]
     error = result.error
@@ -178,11 +188,21 @@ async def with_portal_run_sync(sync_fn: Callable[P, T], *args: P.args, **kwds: P
         RuntimeError: Another library than asyncio or Trio is.
         BaseException: Whatever *sync_fn* raises.
     """
-    result = begin("run_sync", None, sync_fn, args, kwds)
+    interrupted = interruption = None
+    try:
+        result = begin("run_sync", None, sync_fn, args, kwds)
+        if type(result) is Begun:
+            result = await _drive_on(result)
+    except BaseException as error:
+        interrupted = interrupted_here()
+        if interrupted is None:
+            raise
+        interruption = error
+    if interrupted is not None:
+        result = await _drive_interrupted(interrupted, interruption)
+        del interrupted, interruption
     if result is NO_NEED:
         return sync_fn(*args, **kwds)
-    if type(result) is Begun:
-        result = await _drive_on(result)
     if type(result) is not Raised:
         return result  # type: ignore[no-any-return]
     error = result.error
@@ -252,6 +272,11 @@ def _drive_on(begun: Begun) -> Any:
     portal, trap = begun.portal, begun.trap
     begun.trap = None  # it is not to live as long as the portal
     return portal.library.uninterruptible(drive)(portal, trap)
+
+
+def _drive_interrupted(portal: Portal, error: Optional[BaseException]) -> Any:
+    """Drive on what `interrupted_here` has found, with what was raised meanwhile thrown in."""
+    return portal.library.uninterruptible(drive)(portal, None, error)
 
 
 def open_for_task(library: Library, task: Task, kind: str) -> None:
@@ -489,11 +514,16 @@ class Steps:
         return self
 
     def take(self, error: BaseException) -> bool:
-        """Take what a signal handler has raised between two drives, to throw it into the work."""
-        if self.portal.worker is None or self.iterator.gi_frame is not None:
+        """Take what a signal handler has raised outside of a drive, to throw it into the work."""
+        portal, iterator = self.portal, self.iterator
+        if not takes(portal, error):
+            close_interrupted(portal)
             return False
         hide_this_frame(error)  # the lookalike's
-        self.start = partial(_steps_after, self.portal, error)
+        if is_parked(portal) and inspect.getgeneratorstate(iterator) == inspect.GEN_SUSPENDED:
+            self.start = partial(_steps_after, iterator, error)
+        else:
+            self.start = partial(drive, portal, None, error)
         return True
 
     # asyncio sends nothing but None, for which the interpreter takes `__next__`.
@@ -571,14 +601,26 @@ class Unstarted:
 
 
 async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
-    alone = _begin_task(portal, unstarted)
+    alone = interruption = None
+    while True:
+        try:
+            if interruption is None:
+                alone = _begin_task(portal, unstarted)
+            if alone is None:
+                drives = portal.library.uninterruptible(drive)
+                result: Any = await drives(portal, None, interruption)
+            break
+        except BaseException as raised:
+            if not takes(portal, raised):
+                close_interrupted(portal)
+                raise
+            interruption = raised
     if alone is not None:
         return await alone
-    result = await portal.library.uninterruptible(drive)(portal)
     if type(result) is not Raised:
         return result
     error = result.error
-    del portal, result
+    del portal, result, interruption
     context = context_of(error)
     try:
         raise error
@@ -602,10 +644,8 @@ def _first_steps(portal: Portal, unstarted: Unstarted) -> Any:
 
 
 @types.coroutine
-def _steps_after(portal: Portal, error: BaseException) -> Generator[Any, Any, Any]:
-    """Throw into a portal's work, which is waiting, and drive on."""
-    driver: Any = drive(portal)
-    driver.send(None)
+def _steps_after(driver: Any, error: BaseException) -> Generator[Any, Any, Any]:
+    """Throw into a `drive` that waits, and go on with it."""
     try:
         trap = driver.throw(error)
         while True:
@@ -623,7 +663,8 @@ def _steps_after(portal: Portal, error: BaseException) -> Generator[Any, Any, An
 
 def _begin_task(portal: Portal, unstarted: Unstarted) -> Any:
     """Open the portal of a task that begins; or give the coroutine, to be run without it."""
-    portal.coroutine = unstarted.take()
+    portal.coroutine = unstarted.coroutine
+    unstarted.coroutine = None
     promised = this_home().promised
     try:
         _, portal.task, existing = current_portal()
@@ -651,19 +692,27 @@ async def _from_now_on(portal: Portal) -> Any:
     The first step is made before it is put in place: a coroutine that has not begun takes no
     other value than None, and such a task may be sent another.
     """
+    interruption = None
     try:
         portal.result = await _first_answer()
     except BaseException as thrown:
         if not portal.registered:
             raise  # it was not put in place, or its task has ended without it
-        set_traceback(thrown, without_own_frames(traceback_of(thrown)))
-        portal.error = thrown
-        portal.result = ERROR
-    result = await portal.library.uninterruptible(drive)(portal)
+        interruption = thrown
+    while True:
+        try:
+            drives = portal.library.uninterruptible(drive)
+            result: Any = await drives(portal, None, interruption)
+            break
+        except BaseException as raised:
+            if not takes(portal, raised):
+                close_interrupted(portal)
+                raise
+            interruption = raised
     if type(result) is not Raised:
         return result
     error = result.error
-    del portal, result
+    del portal, result, interruption
     context = context_of(error)
     try:
         raise error
@@ -678,15 +727,15 @@ async def _from_now_on(portal: Portal) -> Any:
 @types.coroutine
 def _next_steps(portal: Portal) -> Generator[Any, Any, Any]:
     """`_from_now_on`, for a lookalike."""
+    interruption = None
     try:
         portal.result = yield
     except BaseException as thrown:
         if not portal.registered:
             raise
-        set_traceback(thrown, without_own_frames(traceback_of(thrown)))
-        portal.error = thrown
-        portal.result = ERROR
-    driver: Any = drive(portal)
+        interruption = thrown
+    driver: Any = drive(portal, None, interruption)
+    del interruption
     return (yield from driver)
 
 

@@ -83,27 +83,35 @@ def run_coroutine(portal: Portal) -> Any:
             coroutine = awaited(coroutine)
     answer, portal.result = portal.result, None
     handled = None
-    try:
-        while True:
-            if answer is ERROR:
-                handled = handled_exception()
-                trap = coroutine.throw(take_error(portal))
-                handled = None
-            else:
-                trap = coroutine.send(answer)
-            answer = None  # Trio's may hold an exception, and so what raised it
-            portal.resume = portal.worker
-            try:
-                answer = portal.greenlet.switch(trap)
-            except greenlet.GreenletExit:
-                portal.abandoned = True  # this greenlet is being killed
-                raise
-            trap = None
-    except StopIteration as stop:
-        return stop.value
-    except BaseException as error:
-        leave_handler(error, handled)
-        raise
+    while True:
+        try:
+            while True:
+                if answer is ERROR:
+                    handled = handled_exception()
+                    trap = coroutine.throw(take_error(portal))
+                    handled = None
+                else:
+                    trap = coroutine.send(answer)
+                answer = None  # Trio's may hold an exception, and so what raised it
+                portal.resume = portal.worker
+                try:
+                    answer = portal.greenlet.switch(trap)
+                except greenlet.GreenletExit:
+                    portal.abandoned = True  # this greenlet is being killed
+                    raise
+                trap = None
+        except StopIteration as stop:
+            return stop.value
+        except BaseException as error:
+            if not portal.abandoned and is_unfinished(coroutine):
+                # A signal handler has raised it, in here, while the coroutine waits.
+                hide_this_frame(error)
+                portal.error = error
+                answer = ERROR
+                trap = handled = None
+                continue
+            leave_handler(error, handled)
+            raise
 
 
 def run_while_handling(portal: Portal) -> Any:
@@ -122,6 +130,15 @@ def run_while_handling(portal: Portal) -> Any:
         set_traceback(handled, traceback)
         del handled, context, traceback
         return inner(portal)
+
+
+def is_unfinished(coroutine: Any) -> bool:
+    """Whether something can be thrown into it. Says no of what is not the interpreter's own."""
+    if type(coroutine) is CoroutineType:
+        return coroutine.cr_frame is not None and not coroutine.cr_running
+    if type(coroutine) is types.GeneratorType:
+        return coroutine.gi_frame is not None and not coroutine.gi_running
+    return False
 
 
 async def awaited(aw: Any) -> Any:
@@ -149,6 +166,14 @@ else:
 
 def without_own_frames(traceback: Optional[types.TracebackType]) -> Optional[types.TracebackType]:
     while traceback is not None and traceback.tb_frame.f_code in own_codes:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def without_frames_of(
+    directory: str, traceback: Optional[types.TracebackType]
+) -> Optional[types.TracebackType]:
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(directory):
         traceback = traceback.tb_next
     return traceback
 
@@ -204,5 +229,5 @@ def interruptible(library: Library, run: Callable[[Portal], Any]) -> Callable[[P
 def hide_this_frame(error: BaseException) -> None:
     """Take the caller's frame, the outermost so far, out of the traceback."""
     traceback = traceback_of(error)
-    assert traceback is not None
-    set_traceback(error, traceback.tb_next)
+    if traceback is not None:  # the interpreter may have no memory for one
+        set_traceback(error, traceback.tb_next)
