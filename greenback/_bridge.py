@@ -64,6 +64,7 @@ from ._work import (
     handled_exception,
     hide_this_frame,
     interruptible,
+    is_killed_here,
     is_unfinished,
     leave_handler,
     run_function,
@@ -134,22 +135,9 @@ def await_(aw: Awaitable[T]) -> T:
         BaseException: Whatever *aw* raises. In all the other cases, a coroutine that was passed is
             closed, so that Python does not warn that it was never awaited.
     """
-    me: Any = getcurrent()
-    portal: Any = me.portal if type(me) is Worker else NOWHERE
-    try:
-        is_here = portal.current_task() is portal.task and sniffio_thread.name == portal.mark
-    except RuntimeError:
-        is_here = False  # somebody has taken the running loop away
-    if not is_here:
-        portal = find_portal()
-        if type(portal) is not Portal:
-            _discard(aw)
-            try:
-                raise portal
-            finally:
-                portal = None  # or its traceback, which has this frame, would keep it alive
     # The same hooks from its beginning to its end, whatever is added or removed in between.
     hooks = _hooks
+    portal: Any = NOWHERE
     bridge: Any = None
     # A coroutine that is sent into ends with a StopIteration, whose making and catching costs as
     # much as all the rest of a bridge. A for loop over a generator needs none.
@@ -164,6 +152,20 @@ def await_(aw: Awaitable[T]) -> T:
         try:
             try:
                 if steps is None:
+                    me: Any = getcurrent()
+                    if type(me) is Worker:
+                        portal = me.portal
+                    try:
+                        is_here = (
+                            portal.current_task() is portal.task
+                            and sniffio_thread.name == portal.mark
+                        )
+                    except RuntimeError:
+                        is_here = False  # somebody has taken the running loop away
+                    if not is_here:
+                        portal = find_portal()
+                        if type(portal) is not Portal:
+                            raise portal
                     if hooks is not None and not portal.hushed:
                         bridge = hooks.start_bridge(portal, aw, sys._getframe(1))
                     if type(aw) is not CoroutineType or aw.cr_await is not None:
@@ -294,8 +296,8 @@ def _hide_steps(portal: Portal, error: BaseException) -> None:
     if mine is None:
         return  # the interpreter had no memory for one
     below = mine.tb_next
-    if below is None and isinstance(error, greenlet.GreenletExit):
-        portal.abandoned = True  # raised by the switch: this greenlet is being killed
+    if is_killed_here(error):
+        portal.abandoned = True
     while below is not None and below.tb_frame.f_code in _STEP_CODES:
         below = below.tb_next
     mine.tb_next = below
@@ -457,6 +459,7 @@ def _begin_slowly(
         return finish(portal) if portal.resume is None else Begun(portal, trap)
     except BaseException:
         if portal.home is not None and not is_parked(portal):
+            portal.abandoned = True
             finish(portal)
         raise
 
@@ -644,9 +647,8 @@ def interrupted_here() -> Optional[Portal]:
     return portal if is_ours else None
 
 
-def close_interrupted(portal: Portal) -> None:
+def close_interrupted(portal: Portal, coroutine: Any) -> None:
     """Close the portal of a task into whose work nothing can be thrown any more, or not yet."""
-    coroutine = portal.coroutine
     if portal.home is not None:
         finish(portal)
     if type(coroutine) is CoroutineType and getcoroutinestate(coroutine) == CORO_CREATED:
@@ -694,6 +696,9 @@ def finish(portal: Portal) -> Any:
             if hooks is not None:
                 hooks.close_portal(portal)
     finally:
+        if portal.registered:  # it was interrupted
+            home.portals.pop(portal.task, None)
+            portal.registered = False
         is_over = portal.resume is None and not portal.abandoned
         # Neither an idle worker nor its spare portal may keep anything of the work alive; nor the
         # worker itself or its thread's Home, since the garbage collector does not look at a

@@ -61,17 +61,21 @@ class Layout:
         field = self._word.from_address(id(task) + self.offset)
         before, after = id(old), id(new)
         self._incref(new)
-        # Nothing is called between the look and the write, so no signal handler runs there and,
-        # with a GIL, no other thread, which might replace it as well and give up that reference.
-        if field.value != before:
-            self._decref(new)
-            raise LayoutError("its coroutine is not where other tasks have theirs")
-        field.value = after
-        if self._task_type.get_coro(task) is not new and field.value == after:
-            field.value = before
-            self._decref(new)
-            raise LayoutError("it did not take the new coroutine")
-        self._decref(old)
+        given_up = new
+        try:
+            # Nothing is called between the look and the write, so no signal handler runs there and,
+            # with a GIL, no other thread, which might replace it as well and give up that
+            # reference.
+            if field.value != before:
+                raise LayoutError("its coroutine is not where other tasks have theirs")
+            field.value = after
+            given_up = old
+            if self._task_type.get_coro(task) is not new and field.value == after:
+                field.value = before
+                given_up = new
+                raise LayoutError("it did not take the new coroutine")
+        finally:
+            self._decref(given_up)
 
 
 _TRIES = 3

@@ -74,9 +74,19 @@ async def ensure_portal() -> None:
         sniffio.AsyncLibraryNotFoundError: No async library is running.
     """
     library, task, portal = current_portal()
-    if portal is None:
+    if portal is not None:
+        await library.checkpoint()
+        return
+    coroutine = library.coroutine_of(task)
+    try:
         open_for_task(library, task, "task")
-    await library.checkpoint()
+        await library.checkpoint()
+    except BaseException:
+        portal = this_home().portals.get(task)
+        if portal is not None and portal.worker is None:
+            # A signal handler has raised it, in the step in which the task was under way already.
+            _close_unused(portal, coroutine, library.coroutine_of(task))
+        raise
 
 
 def bestow_portal(task: Task) -> None:
@@ -301,50 +311,68 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
 def _open_for_new(portal: Portal, task: Task, coroutine: Any) -> None:
     library, promised = portal.library, this_home().promised
     portal.task = None  # `promised` is weak in its keys, and this would be a way to them
-    if promised.setdefault(task, portal) is not portal:
-        return
     unstarted = shim = None
     try:
+        if promised.setdefault(task, portal) is not portal:
+            return
         unstarted = Unstarted(coroutine)
         shim = shim_from_the_start(portal, unstarted)
         library.replace_coroutine(task, coroutine, shim)
     except BaseException:
-        if shim is None or library.coroutine_of(task) is not shim:
-            promised.pop(task, None)
-            if unstarted is not None:
-                unstarted.take()
-            if shim is not None:
-                shim.close()
+        _put_back(library, task, coroutine, shim)
+        if promised.get(task) is portal:
+            del promised[task]
+        if unstarted is not None:
+            unstarted.take()
+        if shim is not None:
+            shim.close()
         raise
 
 
 def _open_for_old(portal: Portal, coroutine: Any) -> None:
     library, task = portal.library, portal.task
     portal.coroutine = coroutine
-    shim: Any = _lookalike(portal, coroutine, partial(_next_steps, portal))
-    if shim is not None:
-        assert portal.shown is not None
-        portal.shown.must_move(coroutine)
-        shim.send(None)
-    else:
-        inner = library.uninterruptible(_from_now_on)(portal)
-        inner.send(None)
-        _take_name(inner, coroutine)
-        shim = TaskCoroutine(inner, portal, coroutine)
     home = portal.home = this_home()
-    if home.portals.setdefault(task, portal) is not portal:
-        return
+    inner = shim = None
     try:
+        shim = _lookalike(portal, coroutine, partial(_next_steps, portal))
+        if shim is not None:
+            assert portal.shown is not None
+            portal.shown.must_move(coroutine)
+            shim.send(None)
+        else:
+            inner = library.uninterruptible(_from_now_on)(portal)
+            inner.send(None)
+            _take_name(inner, coroutine)
+            shim = TaskCoroutine(inner, portal, coroutine)
+        if home.portals.setdefault(task, portal) is not portal:
+            return
         register(portal, home)
         library.replace_coroutine(task, coroutine, shim)
+        announce(portal)
     except BaseException:
-        if library.coroutine_of(task) is shim:
-            announce(portal)
-        else:
-            portal.registered = False
-            del home.portals[task]
+        _close_unused(portal, coroutine, shim)
+        if inner is not None:
+            inner.close()
         raise
-    announce(portal)
+
+
+def _close_unused(portal: Portal, coroutine: Any, shim: Any) -> None:
+    """Undo the opening of a portal that has not been used, nor its shim been stepped."""
+    task = portal.task
+    _put_back(portal.library, task, coroutine, shim)
+    if portal.home.portals.get(task) is portal:
+        close_portal(portal)
+    portal.registered = False
+    portal.home = None
+    if shim is not None:
+        shim.close()
+
+
+def _put_back(library: Library, task: Task, coroutine: Any, shim: Any) -> None:
+    """Where a signal handler has raised too late, give the task its own coroutine again."""
+    if shim is not None and library.coroutine_of(task) is shim:
+        library.replace_coroutine(task, shim, coroutine)
 
 
 def _is_new(coroutine: Any) -> bool:
@@ -517,7 +545,7 @@ class Steps:
         """Take what a signal handler has raised outside of a drive, to throw it into the work."""
         portal, iterator = self.portal, self.iterator
         if not takes(portal, error):
-            close_interrupted(portal)
+            close_interrupted(portal, portal.coroutine)
             return False
         hide_this_frame(error)  # the lookalike's
         if is_parked(portal) and inspect.getgeneratorstate(iterator) == inspect.GEN_SUSPENDED:
@@ -612,7 +640,7 @@ async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
             break
         except BaseException as raised:
             if not takes(portal, raised):
-                close_interrupted(portal)
+                close_interrupted(portal, portal.coroutine or unstarted.coroutine)
                 raise
             interruption = raised
     if alone is not None:
@@ -636,7 +664,12 @@ async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
 
 def _first_steps(portal: Portal, unstarted: Unstarted) -> Any:
     """`_from_the_start`, for a lookalike."""
-    alone = _begin_task(portal, unstarted)
+    try:
+        alone = _begin_task(portal, unstarted)
+    except BaseException as error:
+        if not takes(portal, error):
+            close_interrupted(portal, portal.coroutine or unstarted.coroutine)
+        raise
     if alone is None:
         return drive(portal)
     portal.shown = None
@@ -706,7 +739,7 @@ async def _from_now_on(portal: Portal) -> Any:
             break
         except BaseException as raised:
             if not takes(portal, raised):
-                close_interrupted(portal)
+                close_interrupted(portal, portal.coroutine)
                 raise
             interruption = raised
     if type(result) is not Raised:

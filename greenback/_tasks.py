@@ -255,7 +255,11 @@ class Trio(Library):
         task.coro = new
         # A task that is due to run has been promised a method of the coroutine that it had then.
         promised = getattr(task, "_next_send_fn", None)
-        if promised is not None and getattr(promised, "__self__", None) is old:
+        # A shim's methods are those of the coroutine in it.
+        if promised is not None and getattr(promised, "__self__", None) in (
+            old,
+            getattr(old, "shim", old),
+        ):
             task._next_send_fn = getattr(new, promised.__name__)
 
     def checkpoint(self) -> Awaitable[None]:

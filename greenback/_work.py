@@ -45,7 +45,12 @@ def work(first: List[Any]) -> None:
             if portal.abandoned:
                 raise
             set_traceback(error, without_own_frames(traceback_of(error)))
+            is_again = portal.error is not None and isinstance(error, (RecursionError, MemoryError))
             portal.error = error
+            if is_unfinished(portal.coroutine) and not is_again:
+                # A signal handler has raised it, before the coroutine could be given its answer.
+                portal.result = ERROR
+                continue
         portal.resume = run = None
         if portal.abandoned:
             return  # killed, and the work has caught the GreenletExit
@@ -76,15 +81,16 @@ def run_function(portal: Portal) -> Any:
 
 def run_coroutine(portal: Portal) -> Any:
     """The work of all other portals: what an event loop does with a coroutine, trap by trap."""
-    coroutine = portal.coroutine
-    if coroutine is None:
-        coroutine = portal.function(*portal.args, **portal.kwds)
-        if type(coroutine) is not CoroutineType or coroutine.cr_await is not None:
-            coroutine = awaited(coroutine)
-    answer, portal.result = portal.result, None
-    handled = None
+    coroutine = answer = handled = None
     while True:
         try:
+            if coroutine is None:
+                coroutine = portal.coroutine
+                if coroutine is None:
+                    coroutine = portal.function(*portal.args, **portal.kwds)
+                    if type(coroutine) is not CoroutineType or coroutine.cr_await is not None:
+                        coroutine = awaited(coroutine)
+                answer, portal.result = portal.result, None
             while True:
                 if answer is ERROR:
                     handled = handled_exception()
@@ -94,16 +100,14 @@ def run_coroutine(portal: Portal) -> Any:
                     trap = coroutine.send(answer)
                 answer = None  # Trio's may hold an exception, and so what raised it
                 portal.resume = portal.worker
-                try:
-                    answer = portal.greenlet.switch(trap)
-                except greenlet.GreenletExit:
-                    portal.abandoned = True  # this greenlet is being killed
-                    raise
+                answer = portal.greenlet.switch(trap)
                 trap = None
         except StopIteration as stop:
             return stop.value
         except BaseException as error:
-            if not portal.abandoned and is_unfinished(coroutine):
+            if is_killed_here(error):
+                portal.abandoned = True
+            elif is_unfinished(coroutine):
                 # A signal handler has raised it, in here, while the coroutine waits.
                 hide_this_frame(error)
                 portal.error = error
@@ -130,6 +134,16 @@ def run_while_handling(portal: Portal) -> Any:
         set_traceback(handled, traceback)
         del handled, context, traceback
         return inner(portal)
+
+
+def is_killed_here(error: BaseException) -> bool:
+    """Whether *error* was raised by the caller's own switch: its greenlet is being killed."""
+    traceback = traceback_of(error)
+    return (
+        isinstance(error, greenlet.GreenletExit)
+        and traceback is not None
+        and traceback.tb_next is None
+    )
 
 
 def is_unfinished(coroutine: Any) -> bool:

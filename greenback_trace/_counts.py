@@ -6,8 +6,9 @@ Whoever writes to an object of these classes is the thread that it belongs to; o
 from __future__ import annotations
 
 import itertools
+import weakref
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Set, Tuple
 
 if TYPE_CHECKING:
     from ._sites import Site
@@ -239,10 +240,10 @@ class PortalTally(Tally):
         "library_name",
         "opened_at",
         "root",
+        "running",
         "slow_ns",
         "slow_steps",
         "spares",
-        "started",
         "step_max_ns",
         "switch_ns",
         "switches",
@@ -262,8 +263,10 @@ class PortalTally(Tally):
         self.library = counts.library(library)
         #: That of the last one's site: most of them are in loops.
         self.root = NO_NODE
-        #: Bridges that have begun, be they finished or not.
-        self.started = 0
+        #: Its bridges, by weak reference: those under way, and `spares`. How many are under way is
+        #: counted by looking at them, not by adding and subtracting, so that one which a signal
+        #: handler has cut off in the middle of that is none of them as soon as it is freed.
+        self.running: Set[weakref.ref[Running]] = set()
         #: The last one in this step, for whoever wants to know what held the event loop.
         self.last: Optional[Node] = None
         #: Those of bridges that are over, to be used again: as many as were ever nested.
@@ -279,17 +282,29 @@ class PortalTally(Tally):
         self.switches = 0
         self.switch_ns = 0
 
+    def new_running(self) -> Running:
+        bridge = Running(self)
+        self.running.add(weakref.ref(bridge, self.running.discard))
+        return bridge
+
+    def active(self) -> int:
+        """How many bridges are under way in it."""
+        bridges = [reference() for reference in list(self.running)]
+        return sum(bridge is not None and bridge.runs for bridge in bridges)
+
 
 class Running:
     """A bridge that is under way. Whoever starts one sets everything."""
 
     __slots__ = (
+        "__weakref__",
         "awaitable",
         "is_clear",
         "node",
         "opened",
         "outermost",
         "portal",
+        "runs",
         "slow_ns",
         "started",
         "suspended_ns",
@@ -315,6 +330,8 @@ class Running:
 
     def __init__(self, tally: PortalTally) -> None:
         self.tally = tally
+        #: It has begun, and not finished.
+        self.runs = False
 
 
 class Counts:

@@ -42,15 +42,24 @@ class _Open:
     One that has none for now, but should have, has what counts it as left out in its place.
     """
 
-    __slots__ = ("before", "context", "process", "span")
+    __slots__ = ("before", "context", "owner", "process", "span")
 
-    def __init__(self, span: Span, before: Context, context: Context, process: object) -> None:
+    def __init__(
+        self, owner: Spans, span: Span, before: Context, context: Context, process: object
+    ) -> None:
+        #: Who is to end it. None once that is done.
+        self.owner: Optional[Spans] = owner
         self.span = span
         #: What was current before the bridge, and what is while it runs.
         self.before = before
         self.context = context
         #: Whose it is: a forked child is not to end its parent's.
         self.process = process
+
+    def __del__(self) -> None:
+        owner = self.owner
+        if owner is not None:  # a signal handler has cut its bridge off
+            owner.abandon(self)
 
 
 def own_span() -> Span:
@@ -185,10 +194,11 @@ class Spans:
                     self._failed(error)
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> Optional[Running]:
-        bridge = self._totals.start_bridge(portal, awaitable, frame)
-        if bridge is None:
-            return None
+        bridge = None
         try:
+            bridge = self._totals.start_bridge(portal, awaitable, frame)
+            if bridge is None:
+                return None
             bridge.opened = None
             bridge.portal = portal
             bridge.awaitable = awaitable
@@ -196,12 +206,20 @@ class Spans:
                 current = _current_context()
                 if current is not self._unsampled:
                     self._start(bridge, frame, current)
+            return bridge
         except BaseException as error:
+            if bridge is None:
+                raise
             self._failed_to_start(bridge, error)
-        return bridge
+            return bridge
 
     def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> None:
         try:
+            if not bridge.runs:
+                # Once more, since a signal handler has kept the caller from noticing.
+                if type(bridge.opened) is _Open:
+                    self._finish(bridge, error, perf_counter_ns())
+                return
             spent = self._totals.finish_bridge(bridge, error, left)
             # The common cases first: nothing to end, nothing to report.
             if (
@@ -361,7 +379,7 @@ class Spans:
         else:
             within = trace.set_span_in_context(span, current)
         # First, so that whatever happens next, the span is taken out again.
-        opened = bridge.opened = _Open(span, current, within, self._process)
+        opened = bridge.opened = _Open(self, span, current, within, self._process)
         otel_context.attach(within)
         opened.context = _current_context()  # the same, unless a context of its own copies it
         bridge.started = perf_counter_ns()
@@ -383,11 +401,29 @@ class Spans:
             outer = trace.get_current_span(opened.before)
             otel_context.attach(trace.set_span_in_context(outer, current))
 
+    def abandon(self, opened: _Open) -> None:
+        """End the span of a bridge that was lost between its beginning and its caller."""
+        opened.owner = None
+        try:
+            self._leave(opened)
+            if opened.process is not self._process:
+                return
+            if not self._may_call(sys._getframe(1)):
+                self._dropped_inside.add()
+                return
+            inside.now = True
+            try:
+                opened.span.end()
+            finally:
+                inside.now = False
+        except Exception as error:
+            self._failed(error)
+
     def _finish(self, bridge: Running, error: Optional[BaseException], now: int) -> None:
         opened = bridge.opened
         if type(opened) is _Open:
             self._leave(opened)
-            bridge.opened = None
+            opened.owner = bridge.opened = None
             if opened.process is self._process:
                 self._end(opened.span, bridge, error, now, None)
             return

@@ -154,6 +154,7 @@ class Totals:
     start_step: Optional[Callable[[Portal], None]] = None
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> Optional[Running]:
+        bridge: Optional[Running] = None
         try:
             tally = portal.note
             if tally is None or tally.totals is not self:
@@ -186,19 +187,22 @@ class Totals:
                 node = outer
                 frame = caller
             tally.last = node
-            bridge: Running
             try:
                 bridge = tally.spares.pop()
             except IndexError:
-                bridge = Running(tally)
+                bridge = tally.new_running()
             bridge.node = node
             if self.gives_outermost:
                 bridge.outermost = frame
             bridge.switches = bridge.suspended_ns = bridge.slow_ns = 0
             bridge.started = perf_counter_ns()
-            tally.started += 1  # last: what a signal handler raises in here begins no bridge
+            bridge.runs = True  # last: what a signal handler raises in here begins no bridge
             return bridge
-        except Exception as error:
+        except BaseException as error:
+            if bridge is not None:
+                bridge.runs = False
+            if not isinstance(error, Exception):
+                raise
             primary_failed(self.listener, error)
             return None
 
@@ -227,8 +231,14 @@ class Totals:
                     measurements.switch(counts, "to_task", spent)
 
     def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> int:
-        """Count it, and give how long it took."""
+        """Count it, and give how long it took.
+
+        Does nothing where that was done: a signal handler may have kept the caller from noticing.
+        """
+        if not bridge.runs:
+            return 0
         now = perf_counter_ns()
+        bridge.runs = False
         node = bridge.node
         tally = bridge.tally
         spent = now - bridge.started
@@ -322,10 +332,10 @@ class Totals:
                 kind.durations[bisect_left(PORTAL_EDGES, spent)] += 1
                 kind.durations[0] += spent
                 kind.closed += 1
-                if tally.started == tally.bridges:
-                    kind.add(tally)
-                else:
+                if tally.active():
                     self.late[id(tally)] = tally
+                else:
+                    kind.add(tally)
             measurements = self.measurements
             if measurements is not None:
                 counts.skip -= 1
@@ -450,7 +460,7 @@ class Totals:
     def _finished_late(self, tally: PortalTally) -> None:
         """A bridge has finished in a portal that was closed under it."""
         with self._lock:
-            if tally.started == tally.bridges and self.late.pop(id(tally), None) is not None:
+            if not tally.active() and self.late.pop(id(tally), None) is not None:
                 self._counts().kind(tally.kind).add(tally)
 
     def _slow_step(self, portal: Portal, tally: PortalTally, spent: int, suspended: bool) -> None:
@@ -517,8 +527,7 @@ class Totals:
         totals = dict.fromkeys(self.by_library(), 0)
         for portal in [*list(self.portals.values()), *list(self.late.values())]:
             name = portal.library_name
-            finished = portal.bridges  # first, lest one finish in between
-            totals[name] = totals.get(name, 0) + max(portal.started - finished, 0)
+            totals[name] = totals.get(name, 0) + portal.active()
         return totals
 
     def switches(self) -> Dict[str, Histogram]:

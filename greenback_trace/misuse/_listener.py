@@ -228,7 +228,7 @@ class Debug:
             local.held = None
         if self.misuses.postponed:
             tally = portal.note
-            if tally is None or tally.started == tally.bridges:
+            if tally is None or not tally.active():
                 self.misuses.log_postponed()
 
     def _before_suspension(self, bridge: Running) -> None:
