@@ -496,17 +496,17 @@ def register(portal: Portal, home: Home) -> None:
     loop = library.loop_of(portal.task)
     if home.others or loop is not home.loop():
         _look_at_loop(home, library, loop)
-    portal.registered = True
     home.portals[portal.task] = portal
+    portal.registered = True
 
 
 def close_portal(portal: Portal) -> None:
     """Undo `open_portal`. Where the work goes on, it goes on without being able to bridge."""
     portal.home.portals.pop(portal.task, None)
-    portal.registered = False
     hooks = _hooks
     if hooks is not None:
         hooks.close_portal(portal)
+    portal.registered = False  # last, so that whoever interrupts this can see it
 
 
 def rest_portal(portal: Portal) -> None:
@@ -599,7 +599,7 @@ def first_step(portal: Portal) -> Any:
 
 def _register_once(portal: Portal, home: Home) -> None:
     if not portal.registered and home.resting.get(portal.task) is not portal:
-        register(portal, home)
+        register(portal, home)  # again, if that was interrupted
 
 
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
@@ -658,6 +658,8 @@ def close_interrupted(portal: Portal, coroutine: Any) -> None:
 def _interrupt(portal: Portal, error: BaseException) -> Any:
     """Take a step with *error* thrown in, and return the trap that the work waits with then."""
     home = portal.home
+    if home.portals.get(portal.task) is portal:
+        portal.registered = True  # entering it may have been interrupted
     set_traceback(error, without_frames_of(_PACKAGE, traceback_of(error)))
     portal.error = error
     if not is_parked(portal):
@@ -686,6 +688,7 @@ def finish(portal: Portal) -> Any:
         portal.error = None
     if home.first_step is portal:  # an interruption has kept `first_step` from saying so
         home.first_step = portal.outer
+    is_told = False
     try:
         if portal.registered:
             close_portal(portal)
@@ -695,10 +698,10 @@ def finish(portal: Portal) -> Any:
             hooks = _hooks
             if hooks is not None:
                 hooks.close_portal(portal)
+        is_told = True
     finally:
-        if portal.registered:  # it was interrupted
-            home.portals.pop(portal.task, None)
-            portal.registered = False
+        if not is_told:  # it was interrupted
+            close_portal(portal)
         is_over = portal.resume is None and not portal.abandoned
         # Neither an idle worker nor its spare portal may keep anything of the work alive; nor the
         # worker itself or its thread's Home, since the garbage collector does not look at a

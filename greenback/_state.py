@@ -50,6 +50,7 @@ class Portal:
         "__weakref__",
         "abandoned",
         "args",
+        "closed",
         "coroutine",
         "current_task",
         "entered",
@@ -121,6 +122,8 @@ class Portal:
         #: made, as time.perf_counter_ns(). Only set while somebody listens.
         self.entered = 0
         self.left = 0
+        #: Instruments were told that it is closed.
+        self.closed = False
         #: In the table of its thread's portals.
         self.registered = False
         #: The worker was killed, so that nobody waits for what it returns.

@@ -115,7 +115,9 @@ class Listener(Protocol):
     def enter_portal(self, portal: Portal, /) -> None:
         """A portal that was opened before its task's first step is about to take that step."""
 
-    def close_portal(self, portal: Portal, /) -> None: ...
+    def close_portal(self, portal: Portal, /) -> None:
+        """Called again where a signal handler has interrupted it."""
+
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType, /) -> Any:
         """What the other three are given of this bridge; None if they are not to be called."""
 
@@ -128,6 +130,8 @@ class Listener(Protocol):
 
     def finish_bridge(self, bridge: Any, error: Optional[BaseException], left: int, /) -> object:
         """It is over. *left* is 0, or when it began to wait if it is killed while it waits.
+
+        Called again where a signal handler has interrupted it.
 
         The runtime asks for no result.
         """
@@ -198,6 +202,8 @@ class Hooks:
             _tell_from_inside(portal, self.bridge_resumed, bridge)
 
     def finish_bridge(self, bridge: Bridge, error: Optional[BaseException], left: int) -> None:
+        if bridge.frame is None:
+            return  # that was told before a signal handler interrupted the telling
         bridge._left = left
         try:
             _tell_from_inside(bridge.portal, self.bridge_finished, bridge, error)
@@ -206,6 +212,7 @@ class Hooks:
             bridge.frame = bridge.awaitable = None
 
     def open_portal(self, portal: Portal) -> None:
+        portal.closed = False
         _tell(self.portal_opened, portal)
 
     def enter_portal(self, portal: Portal) -> None:
@@ -213,7 +220,9 @@ class Hooks:
             _primary.listener.enter_portal(portal)
 
     def close_portal(self, portal: Portal) -> None:
-        _tell(self.portal_closed, portal)
+        if not portal.closed:
+            portal.closed = True
+            _tell(self.portal_closed, portal)
 
     def start_step(self, portal: Portal) -> None:
         _tell(self.step_started, portal)

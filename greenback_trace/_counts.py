@@ -332,6 +332,8 @@ class Running:
         self.tally = tally
         #: It has begun, and not finished.
         self.runs = False
+        # What is interrupted before it has set these may still be asked for them.
+        self.portal = self.awaitable = self.opened = None
 
 
 class Counts:
