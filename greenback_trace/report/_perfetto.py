@@ -94,8 +94,8 @@ def _add(trace: Any, each: Slice, track: int) -> None:
         attributes = {"error": each.span.failed, **each.span.attributes}
         for name, value in attributes.items():
             annotation = event.debug_annotations.add(name=name)
-            for item in value if isinstance(value, list) else [value]:
-                to = annotation.array_values.add() if isinstance(value, list) else annotation
+            for item in value if isinstance(value, tuple) else [value]:
+                to = annotation.array_values.add() if isinstance(value, tuple) else annotation
                 _set(to, item)
     for below in each.below:
         _add(trace, below, track)
