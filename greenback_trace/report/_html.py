@@ -18,7 +18,7 @@ from ._edits import Edit
 from ._flames import Frame, stacks
 from ._load import Numbers, SiteReport, Trace
 from ._plan import Plan, Planned, Step
-from ._roadmap import changed, kinds, looked_at, missing, moves
+from ._roadmap import changed, kinds, looked_at, missing, moves, unreadable
 from ._sources import Frame as Caller
 from ._timeline import SLOW_STEP, STEP, Lane, Process, Slice
 from ._wording import plural
@@ -152,6 +152,8 @@ def _plan(plan: Plan) -> Dict[str, Any]:
         where += f" {looked_at(plan)}"
     if plan.project.missing:
         where += f" {missing(plan)}"
+    if plan.unreadable:
+        where += f" {unreadable(plan)}"
     if plan.changed:
         where += f" {changed(plan)}"
     return {

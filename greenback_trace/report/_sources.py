@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
+from ._regular import UNREADABLE, read_source, why_unreadable
+
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 Definition = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]
 
@@ -69,9 +71,14 @@ def frames_of(chain: Sequence[str]) -> Tuple[Frame, ...]:
 
 
 class Sources:
-    """The sources that the chains are from, as far as they can be read and parsed."""
+    """The sources that the chains are from, as far as they can be read and parsed.
+
+    Attributes:
+        unreadable: By their real paths, why those that are here cannot be.
+    """
 
     def __init__(self) -> None:
+        self.unreadable: Dict[str, str] = {}
         self._trees: Dict[str, Optional[ast.Module]] = {}
         self._definitions: Dict[Frame, Optional[Function]] = {}
         self._defined: Dict[str, List[Definition]] = {}
@@ -82,11 +89,18 @@ class Sources:
         file = real(file)
         if file not in self._trees:
             try:
-                with open(file, "rb") as source:
-                    self._trees[file] = ast.parse(source.read(), file)
-            except (OSError, SyntaxError, ValueError):
-                self._trees[file] = None
+                self._trees[file] = ast.parse(read_source(file), file)
+            except UNREADABLE as error:
+                self.reject(file, error)
         return self._trees[file]
+
+    def reject(self, file: str, error: BaseException) -> None:
+        """Do without a file, and keep why, if it is here."""
+        file = real(file)
+        self._trees[file] = None
+        why = why_unreadable(error)
+        if why is not None:
+            self.unreadable.setdefault(file, why)
 
     def definition(self, frame: Frame) -> Optional[Function]:
         """The ``def`` of a frame: the innermost one of its name around its line."""

@@ -685,6 +685,24 @@ class TestBroken:
         assert trace.total.bridges == BRIDGES
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_special_files_in_a_directory(shop: Path, tmp_path: Path, kind: str) -> None:
+    """Of a directory or a pattern, only regular files are opened; the others are named."""
+    (tmp_path / "a.jsonl").write_bytes(shop.read_bytes())
+    special = tmp_path / "b.jsonl"
+    if kind == "pipe":
+        os.mkfifo(special)
+    else:
+        special.symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "*.jsonl"):
+        trace = load([str(path)])
+        assert trace.total.bridges == BRIDGES
+        assert trace.broken == [
+            f"{special}:1: not a regular file, which is read only if it is named itself"
+        ]
+
+
 class TestNothing:
     @pytest.mark.parametrize(
         ("content", "says"),
