@@ -467,6 +467,29 @@ class TestHTML:
         assert page.requested == [page_path.as_uri()]
         assert page.trouble == []
 
+    def test_policy(self, page: Any) -> None:
+        """The page runs its own scripts only, and a name of the trace cannot reach a network."""
+        refused = page.evaluate(
+            """async () => {
+                const refused = [];
+                document.addEventListener("securitypolicyviolation",
+                    event => refused.push(event.effectiveDirective));
+                const told = count => new Promise(resolve => {
+                    const look = () => refused.length >= count ? resolve() : setTimeout(look, 10);
+                    look();
+                });
+                const script = document.createElement("script");
+                script.textContent = "window.ran = true";
+                document.body.append(script);
+                await told(1);
+                await fetch("http://192.0.2.1/").catch(() => null);
+                await told(2);
+                return [window.ran, ...refused];
+            }"""
+        )
+        assert refused == [None, "script-src-elem", "connect-src"]
+        page.trouble.clear()
+
     def test_headline(self, page: Any) -> None:
         """The numbers of the whole trace come first."""
         text = page.inner_text("#headline")
