@@ -191,7 +191,7 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
         key = project.here(bridging), tuple(map(project.here, frames))
         counted.setdefault(key, Numbers()).add(numbers)
         total.add(numbers)
-    sources = Sources()
+    sources = Sources(project.may_read)
     uses = Uses(sources, project.files)
     classifier = Classifier(project, sources, uses)
     chains = [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import builtins
+import errno
 import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
-from ._regular import UNREADABLE, read_source, why_unreadable
+from ._regular import UNREADABLE, NotRegularError, read_source, why_unreadable
 
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 Definition = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]
@@ -28,6 +29,7 @@ CALLS_BACK = ("reduce", "sort", "accumulate", "groupby", "starmap", "takewhile",
 CALLBACKS = (*CALLS_BACK, "sorted", "map", "filter", "max", "min", "iter", "defaultdict")
 #: What calls a sync function in a portal.
 RUN_SYNC = "with_portal_run_sync"
+_OUTSIDE = "outside of the current project: name its directory with plan --root"
 PARTIALS = ("partial", "partialmethod")
 
 
@@ -73,11 +75,15 @@ def frames_of(chain: Sequence[str]) -> Tuple[Frame, ...]:
 class Sources:
     """The sources that the chains are from, as far as they can be read and parsed.
 
+    Args:
+        may_read: Says of a path whether it may be opened.
+
     Attributes:
         unreadable: By their real paths, why those that are here cannot be.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_read: Callable[[str], bool]) -> None:
+        self._may_read = may_read
         self.unreadable: Dict[str, str] = {}
         self._trees: Dict[str, Optional[ast.Module]] = {}
         self._definitions: Dict[Frame, Optional[Function]] = {}
@@ -89,6 +95,8 @@ class Sources:
         file = real(file)
         if file not in self._trees:
             try:
+                if not self._may_read(file) and os.path.isfile(file):
+                    raise NotRegularError(errno.EACCES, _OUTSIDE)
                 self._trees[file] = ast.parse(read_source(file), file)
             except UNREADABLE as error:
                 self.reject(file, error)

@@ -375,6 +375,36 @@ class TestUnreadable:
         assert unreadable == {os.path.realpath(special): "not a regular file"}
 
 
+class TestOutside:
+    @pytest.fixture
+    def trace(self, run_main: RunMain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "setup.py").touch()
+        monkeypatch.chdir(elsewhere)
+        return trace
+
+    def test_named(self, trace: Path) -> None:
+        """A trace cannot have files read that are elsewhere than in the current project."""
+        sources = planned(trace)["sources"]
+        assert sources["files"] == 0
+        assert os.path.realpath(trace.parent / "orders.py") in sources["unreadable"]
+        assert "name its directory with plan --root" in plan(trace)
+
+    def test_root(self, trace: Path) -> None:
+        """They are read if the user names them."""
+        sources = planned(trace, "--root", trace.parent)["sources"]
+        assert sources["unreadable"] == {}
+        assert sources["files"] > 3
+
+    def test_inside(self, trace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Somewhere in the project is enough."""
+        (tmp_path / "pyproject.toml").touch()
+        (tmp_path / "elsewhere" / "setup.py").unlink()
+        assert planned(trace)["sources"]["unreadable"] == {}
+
+
 class TestMissing:
     @pytest.fixture
     def moved(self, run_main: RunMain, tmp_path: Path) -> Tuple[Path, Path]:
