@@ -24,6 +24,7 @@ from greenback_trace.cli import main
 from greenback_trace.report._flames import stacks
 from greenback_trace.report._html import html
 from greenback_trace.report._load import Numbers, SiteReport, Trace, load
+from greenback_trace.report._perfetto import perfetto
 from greenback_trace.report._plan import make_plan
 from greenback_trace.report._timeline import (
     BRIDGE,
@@ -415,6 +416,24 @@ class TestPerfetto:
             f"__main__.{GENEXPR}",
             "__main__.Prices.__getitem__",
         ]
+
+    def test_deep(self) -> None:
+        """A trace can have spans that are thousands of times within one another."""
+        spans = [
+            Span(
+                id=str(number),
+                parent="",
+                portal="portal",
+                name="await_ f",
+                start=number,
+                end=100_000 - number,
+                process=Process("shop", 1),
+                failed=False,
+                attributes={"greenback.sync_chain": ("f",)},
+            )
+            for number in range(3_000)
+        ]
+        assert len(b"".join(perfetto(lanes(spans)))) > 3_000
 
 
 @pytest.fixture(scope="class")
