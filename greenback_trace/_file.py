@@ -22,10 +22,12 @@ their threads anew in it.
 from __future__ import annotations
 
 import base64
+import errno
 import inspect
 import json
 import logging
 import os
+import stat
 import sys
 import threading
 import uuid
@@ -83,9 +85,11 @@ class LineFile:
         self._reason = "write_error"
         try:
             # Without a buffer, so that what is written is there when the process is killed.
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  (kept)
+            self._file = open(  # noqa: SIM115  (kept)
+                self.path, "ab", buffering=0, opener=_open_at_once
+            )
         except OSError as error:
-            self._give_up("write_error", f"cannot be opened ({error})")
+            self._give_up("write_error", f"cannot be opened ({_said(self.path, error)})")
 
     def write(self, message: Any) -> None:
         """Append a protobuf message as a line of OTLP JSON."""
@@ -143,6 +147,43 @@ class LineFile:
             self.path,
             why,
         )
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file for writing, without waiting for anybody: an opener for `open`.
+
+    A new file can be read by its owner only: a trace shows what a program is made of. Opening a
+    pipe with a name waits until somebody reads it, which this does not. The file that is returned
+    waits when it is written, as a pipe that is full makes it: that is up to the pipeline's thread.
+
+    Raises:
+        OSError: The file cannot be opened, or is a disk.
+    """
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if stat.S_ISBLK(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is a disk", path)
+        if hasattr(os, "O_NONBLOCK"):
+            os.set_blocking(descriptor, True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _said(path: str, error: OSError) -> str:
+    """Why *path* could not be opened, where the system's own words do not tell."""
+    if error.errno == errno.ENXIO:
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            return str(error)
+        if stat.S_ISFIFO(mode):
+            return "it is a pipe that nobody reads"
+        if stat.S_ISSOCK(mode):
+            return "it is a socket"
+    return str(error)
 
 
 def _ids_to_hex(fields: Any) -> None:

@@ -20,11 +20,15 @@ import threading
 from time import monotonic
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
 #: Seconds between two lines.
 INTERVAL = 1.0
 #: Seconds after which a client that has not read its line is dropped.
 _PATIENCE = 10.0
-#: Clients at a time. Further ones are sent away.
+#: Clients at a time. For a further one, the one that has not read for the longest time is closed.
 _CLIENTS = 8
 #: Seconds that closing waits for the thread, at most.
 _FAREWELL = 2.0
@@ -40,6 +44,13 @@ class _Client:
         #: What is left of its line, and when that was begun.
         self.rest = b""
         self.since = 0.0
+        #: When it was last seen to have read all that it was sent.
+        self.read_all = monotonic()
+
+    def look(self) -> None:
+        """See whether it has read all."""
+        if not self.rest and _unread(self.connection) == 0:
+            self.read_all = monotonic()
 
 
 class Server:
@@ -222,12 +233,23 @@ class Server:
                 self._pause()
                 return new
             if len(self._clients) >= _CLIENTS:
-                connection.close()
-                continue
+                idle = self._idle_for_longest()
+                self._drop(idle)
+                if idle in new:
+                    new.remove(idle)
             connection.setblocking(False)
             client = _Client(connection)
             self._clients.append(client)
             new.append(client)
+
+    def _idle_for_longest(self) -> _Client:
+        """The client that has not read for the longest time; of several, the one that came first.
+
+        Who has connected and does nothing more cannot keep others out.
+        """
+        for client in self._clients:
+            client.look()
+        return min(self._clients, key=lambda client: client.read_all)
 
     def _pause(self) -> None:
         assert self._waker is not None
@@ -238,6 +260,7 @@ class Server:
     def _send_line(self, clients: List[_Client]) -> None:
         now = monotonic()
         for client in clients:
+            client.look()
             if client.rest and now - client.since > _PATIENCE:
                 self._drop(client)
         free = [client for client in clients if client in self._clients and not client.rest]
@@ -318,6 +341,17 @@ class Server:
             why,
             instead,
         )
+
+
+def _unread(connection: socket.socket) -> Optional[int]:
+    """The bytes that the other side has not read yet; None if the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    try:
+        answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return None
+    return int.from_bytes(answer, sys.byteorder)
 
 
 class _UnusableError(Exception):

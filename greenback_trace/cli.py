@@ -55,8 +55,7 @@ def _telling() -> Iterator[None]:
 @contextmanager
 def _printing() -> Iterator[Console]:
     """What prints tables to standard output."""
-    # Names of a trace have letters that the encoding may not have, and halves of surrogate pairs,
-    # which none has.
+    # Names of a trace have letters that the encoding may not have.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with _writing():

@@ -30,8 +30,7 @@ def _speedscope(paths: List[str], by: str) -> bytes:
 
 
 def _folded(paths: List[str], by: str) -> bytes:
-    # JSON, which the other text formats are, has escapes of its own for half a surrogate pair.
-    return folded(load(paths), by).encode(errors="backslashreplace")
+    return folded(load(paths), by).encode()
 
 
 def _perfetto(paths: List[str], by: str) -> bytes:

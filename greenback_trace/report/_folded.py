@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._flames import stacks, weight
 from ._load import Trace
+from ._wording import visible
 
 
 def folded(trace: Trace, by: str) -> str:
@@ -15,6 +16,8 @@ def folded(trace: Trace, by: str) -> str:
     lines = []
     for stack in stacks(trace):
         # A name from generated code may have anything in it.
-        names = [" ".join(frame.function.replace(";", ":").split()) for frame in stack.frames]
+        names = [
+            visible(" ".join(frame.function.replace(";", ":").split())) for frame in stack.frames
+        ]
         lines.append(f"{';'.join(names)} {weight(stack.numbers, by) * factor:.0f}\n")
     return "".join(lines)

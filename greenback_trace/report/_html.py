@@ -5,6 +5,8 @@ The charts are d3's and d3-flame-graph's, which the page carries; see static/REA
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import heapq
 import json
 import os
@@ -18,7 +20,7 @@ from ._edits import Edit
 from ._flames import Frame, stacks
 from ._load import Numbers, SiteReport, Trace
 from ._plan import Plan, Planned, Step
-from ._roadmap import changed, kinds, looked_at, missing, moves
+from ._roadmap import changed, kinds, looked_at, missing, moves, unreadable
 from ._sources import Frame as Caller
 from ._timeline import SLOW_STEP, STEP, Lane, Process, Slice
 from ._wording import plural
@@ -27,6 +29,7 @@ from ._wording import plural
 _SLICES = 3000
 #: The steps and the chains that stay that it has at most, and the edits of each step.
 _STEPS = _STAYING = _EDITS = 100
+_ADDED_STYLE = re.compile(r"\.textContent=`([^`]*)`")
 _INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _STANDARD = re.compile(r"[/\\]lib[/\\](python|pypy)\d[^/\\]*[/\\]|^<frozen ", re.IGNORECASE)
 
@@ -54,10 +57,30 @@ def html(trace: Trace, lanes: Sequence[Lane], plan: Plan, by: str) -> str:
         "/*{flamegraph}*/": _asset("d3-flamegraph.min.js"),
         "/*{script}*/": _asset("page.js"),
     }
+    scripts = [parts[f"/*{{{name}}}*/"] for name in ("d3", "flamegraph", "script")]
+    # d3-flame-graph adds a style sheet of its own.
+    added = _ADDED_STYLE.findall(parts["/*{flamegraph}*/"])
+    parts["{policy}"] = _policy(scripts, [parts["/*{style}*/"], *added])
     # All at once, since what is put in may look like a place.
     return re.sub(
         "|".join(map(re.escape, parts)), lambda match: parts[match[0]], _asset("page.html")
     )
+
+
+def _policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
+    """What the page may do: run and apply just these, and reach no network.
+
+    Data are no script. Styles that a script sets on an element need no leave.
+    """
+    return (
+        f"default-src 'none'; script-src {_hashes(scripts)}; style-src {_hashes(styles)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hashes(texts: Sequence[str]) -> str:
+    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+    return " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in digests)
 
 
 def _asset(name: str) -> str:
@@ -152,6 +175,8 @@ def _plan(plan: Plan) -> Dict[str, Any]:
         where += f" {looked_at(plan)}"
     if plan.project.missing:
         where += f" {missing(plan)}"
+    if plan.unreadable:
+        where += f" {unreadable(plan)}"
     if plan.changed:
         where += f" {changed(plan)}"
     return {

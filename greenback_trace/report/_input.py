@@ -11,6 +11,8 @@ import zlib
 from functools import partial
 from typing import IO, Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union, cast
 
+from ._regular import NotRegularError, open_regular
+
 #: What a file is called that is taken from a directory. Whether it is compressed, its first bytes
 #: tell.
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
@@ -46,6 +48,8 @@ class Input:
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.files: List[str] = []
+        #: Those that were named themselves: they can also be pipes.
+        self._named = set(paths)
         seen = set()
         for path in paths:
             for file in _expanded(path):
@@ -75,11 +79,18 @@ class Input:
                     finally:
                         stdin.detach()  # it is not ours to close
                 else:
-                    with open(name, "rb", buffering=_TELL_EVERY) as file:
+                    is_named = name in self._named
+                    with _open(name) if is_named else open_regular(name, _TELL_EVERY) as file:
                         yield from _lines(name, file, tell)
+            except NotRegularError as error:
+                yield name, 1, f"{error.strerror}, which is read only if it is named itself"
             except OSError as error:
                 raise NothingToReportError(_unreadable(name, error)) from None
             done += _size(name)
+
+
+def _open(name: str) -> IO[bytes]:
+    return open(name, "rb", buffering=_TELL_EVERY)
 
 
 def _lines(name: str, file: Any, tell: Optional[Callable[[int], None]]) -> Iterator[Line]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import IO, Any, Callable, Dict, List, Optional, Tuple, Union
 
+from ._checked import MALFORMED, check
 from ._input import NAMELESS, NothingToReportError
+from ._otlp import NotOTLPError, decode
 
 _DELTA = 1
 #: Seconds without a new line after which nothing happens: programs write every 5 s.
@@ -199,8 +201,11 @@ class LiveFile:
                     self._is_other = True
                 if b'"resourceMetrics"' in line:
                     try:
-                        self._take(json.loads(line))
-                    except (AttributeError, KeyError, TypeError, ValueError):
+                        request = decode(line)
+                        if request is not None:
+                            check(request)
+                            self._take(json.loads(line))
+                    except (NotOTLPError, *MALFORMED):
                         continue  # the report names them
 
     def close(self) -> None:

@@ -6,23 +6,14 @@ What is kept grows with the number of processes, sites and sync chains, not with
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
+from ._checked import SITE_METRICS, Attributes, Part, Point, Span, check
 from ._input import Input, NothingToReportError
 from ._observed import Calls, Place, SampledChain, Spans
-from ._otlp import MALFORMED, NotOTLPError, decode, fields, plain
+from ._otlp import NotOTLPError, decode
 from ._series import Name, SeriesStore, Value
 from ._trace import Numbers, PortalReport, SiteReport, Trace
-
-if TYPE_CHECKING:
-    from ._structs import (
-        Attribute,
-        Integer,
-        Request,
-        Resource,
-        ScopeMetrics,
-        ScopeSpans,
-    )
 
 __all__ = [
     "NothingToReportError",
@@ -34,45 +25,12 @@ __all__ = [
     "load",
 ]
 
-_DELTA = (1, "1", "AGGREGATION_TEMPORALITY_DELTA")
-#: The metrics per site that a report is made from, as (what it counts, whether per chain).
-_SITE_METRICS = {
-    "greenback.chain.bridges": ("bridges", True),
-    "greenback.chain.suspensions": ("suspended", True),
-    "greenback.chain.time": ("time", True),
-    "greenback.chain.suspended_time": ("suspended_time", True),
-    # What any SDK exports: the same numbers, but only per function.
-    "greenback.bridges": ("bridges", False),
-    "greenback.bridge.suspensions": ("suspended", False),
-    "greenback.bridge.time": ("time", False),
-    "greenback.bridge.suspended_time": ("suspended_time", False),
-}
-_HISTOGRAMS = {
-    "greenback.bridge.duration",
-    "greenback.step.duration",
-    "greenback.portal.duration",
-}
-_WANTED = {
-    *_SITE_METRICS,
-    *_HISTOGRAMS,
-    "greenback.portals",
-    "greenback.portal.active",
-    "greenback.steps",
-    "greenback.step.time",
-    "greenback.slow_steps",
-    "greenback.misuses",
-    "greenback.trace.item.dropped",
-}
 #: Broken lines that are kept; all are counted.
 _BROKEN = 1000
 
-#: Of a process, of a metric, with attributes and bounds, from when to when, how much, as a delta.
-_Point = Tuple[
-    int, str, List[Tuple[str, Any]], Tuple[float, ...], int, int, Tuple[float, ...], bool
-]
 Progress = Callable[[int], None]
-#: Called with each span of greenback, as OTLP has it, and the attributes of its resource.
-OnSpan = Callable[[Dict[str, Any], Dict[str, Any]], None]
+#: Called with each span of greenback, and the attributes of its resource.
+OnSpan = Callable[[Span, Dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -129,12 +87,9 @@ def load_from(
                 raise NotOTLPError(line)
             request = decode(line)
             if request is not None:
-                loader.add(request)
+                loader.add(check(request))
         except NotOTLPError as error:
             loader.count_broken(name, number, str(error))
-        except MALFORMED as error:
-            why = f"not a request of OTLP ({type(error).__name__}: {error})"
-            loader.count_broken(name, number, why)
     trace = loader.finish()
     if not trace.processes or not (trace.sites or trace.portals):
         raise NothingToReportError(_why_nothing(source, loader))
@@ -164,26 +119,13 @@ class _Loader:
         self._begin: Optional[int] = None
         self._end: Optional[int] = None
 
-    def add(self, request: Request) -> None:
-        """Add a line.
-
-        Raises:
-            MALFORMED: It is no OTLP. None of its metrics are counted.
-        """
-        points: List[_Point] = []
-        for resource_metrics in request.resourceMetrics or ():
-            for scope_metrics in resource_metrics.scopeMetrics:
-                if _is_ours(scope_metrics):
-                    process = self._process(resource_metrics.resource)
-                    if process is not None:
-                        points += _points(process, scope_metrics)
-        for resource_spans in request.resourceSpans or ():
-            for scope_spans in resource_spans.scopeSpans:
-                if _is_ours(scope_spans):
-                    process = self._process(resource_spans.resource)
-                    if process is not None:
-                        self._add_spans(process, resource_spans.resource, scope_spans)
-        self._add_points(points)
+    def add(self, parts: Sequence[Part]) -> None:
+        """Add a line."""
+        for part in parts:
+            process = self._process(part.resource)
+            if process is not None:
+                self._add_points(process, part.points)
+                self._add_spans(process, part)
         self.lines += 1
 
     def count_broken(self, name: str, number: int, why: str) -> None:
@@ -200,8 +142,8 @@ class _Loader:
         for process, name, total, last in self._series.totals():
             if not total:
                 continue
-            if name.metric in _SITE_METRICS:
-                is_per_chain = _SITE_METRICS[name.metric][1]
+            if name.metric in SITE_METRICS:
+                is_per_chain = SITE_METRICS[name.metric][1]
                 # Where there are both, one says again what the other has said.
                 if is_per_chain == (process in self._with_chains):
                     _add_to_site(sites, name, total[0])
@@ -237,9 +179,8 @@ class _Loader:
         trace.begin, trace.end = self._begin, self._end
         return trace
 
-    def _process(self, resource: Optional[Resource]) -> Optional[int]:
+    def _process(self, attributes: Attributes) -> Optional[int]:
         """The number of a process; None if it is not selected."""
-        attributes = [] if resource is None else _pairs(resource.attributes)
         values = dict(attributes)
         # Its traces and its metrics may differ in the rest, if a Collector has added something.
         instance = values.get("service.instance.id")
@@ -255,34 +196,30 @@ class _Loader:
             return None
         return process
 
-    def _add_points(self, points: List[_Point]) -> None:
+    def _add_points(self, process: int, points: Sequence[Point]) -> None:
         series = self._series
-        covered: Tuple[int, int] = (-1, -1)
-        for process, metric, attributes, bounds, start, time, value, is_delta in points:
-            if covered != (process, time):  # neighbours have the same
-                covered = process, time
+        covered = -1
+        for metric, attributes, bounds, start, time, value, is_delta in points:
+            if covered != time:  # neighbours have the same
+                covered = time
                 self._cover(process, start or time, time)
             if process not in self._counted:
                 self._counted.add(process)
                 self._spans.forget(process)
-            if metric in _SITE_METRICS and _SITE_METRICS[metric][1]:
+            if metric in SITE_METRICS and SITE_METRICS[metric][1]:
                 self._with_chains.add(process)
             number = series.number(metric, attributes, bounds)
             series.add(process, number, start, time, value, is_delta)
 
-    def _add_spans(
-        self, process: int, resource: Optional[Resource], scope_spans: ScopeSpans
-    ) -> None:
+    def _add_spans(self, process: int, part: Part) -> None:
         is_counted = process in self._counted
-        spans = self._spans
         on_span = self._on_span
-        about = {} if resource is None or on_span is None else dict(_pairs(resource.attributes))
-        for span in scope_spans.spans:
-            begin, end = int(span.startTimeUnixNano), int(span.endTimeUnixNano)
-            if self._cover(process, begin, end):
-                spans.add(span, end - begin, process, is_counted)
+        about = {} if on_span is None else dict(part.resource)
+        for span in part.spans:
+            if self._cover(process, span.begin, span.end):
+                self._spans.add(span, process, is_counted)
                 if on_span is not None:
-                    on_span(fields(span), about)
+                    on_span(span, about)
 
     def _cover(self, process: int, begin: int, end: int) -> bool:
         """Note the times that the files tell of, and say whether the end is within the window."""
@@ -301,8 +238,8 @@ class _Loader:
 
     def _add_rest(self, name: Name, total: Value, last: float) -> None:
         trace, metric, values = self.trace, name.metric, name.attributes
-        function = str(values.get("code.function.name", "?"))
-        kind = str(values.get("greenback.portal.kind", "?"))
+        function = values.get("code.function.name", "?")
+        kind = values.get("greenback.portal.kind", "?")
         if metric == "greenback.portal.duration":
             self._portals(kind).lifetimes.add_histogram(name.bounds, total)
         elif metric == "greenback.bridge.duration":
@@ -322,55 +259,17 @@ class _Loader:
         elif metric == "greenback.slow_steps":
             trace.slow_steps[function] = trace.slow_steps.get(function, 0) + total[0]
         elif metric == "greenback.misuses":
-            misuse = str(values.get("greenback.misuse.kind", "?")), function
+            misuse = values.get("greenback.misuse.kind", "?"), function
             trace.misuses[misuse] = trace.misuses.get(misuse, 0) + total[0]
         else:
             item = (
-                str(values.get("greenback.trace.item", "?")),
-                str(values.get("greenback.trace.drop.reason", "?")),
+                values.get("greenback.trace.item", "?"),
+                values.get("greenback.trace.drop.reason", "?"),
             )
             trace.dropped[item] = trace.dropped.get(item, 0) + total[0]
 
     def _portals(self, kind: str) -> PortalReport:
         return self.trace.portals.setdefault(kind, PortalReport())
-
-
-def _points(process: int, scope_metrics: ScopeMetrics) -> List[_Point]:
-    found: List[_Point] = []
-    # Neighbours have the same times: one object for all, since it is kept.
-    start: Tuple[Integer, int] = ("", 0)
-    time: Tuple[Integer, int] = ("", 0)
-    for metric in scope_metrics.metrics:
-        name = metric.name
-        if name not in _WANTED:
-            continue
-        is_histogram = name in _HISTOGRAMS
-        data = metric.histogram if is_histogram else metric.sum or metric.gauge
-        if data is None:
-            continue
-        is_delta = data.aggregationTemporality in _DELTA
-        bounds: Tuple[float, ...] = ()
-        for point in data.dataPoints:
-            if start[0] != point.startTimeUnixNano:
-                start = point.startTimeUnixNano, int(point.startTimeUnixNano)
-            if time[0] != point.timeUnixNano:
-                time = point.timeUnixNano, int(point.timeUnixNano)
-            if is_histogram:
-                bounds = tuple([float(each) for each in point.explicitBounds])
-                value = tuple([float(each) for each in point.bucketCounts])
-            else:
-                value = (float(point.asDouble or 0 if point.asInt is None else point.asInt),)
-            attributes = _pairs(point.attributes)
-            found.append((process, name, attributes, bounds, start[1], time[1], value, is_delta))
-    return found
-
-
-def _is_ours(scope: Any) -> bool:
-    return scope.scope is not None and scope.scope.name == "greenback"
-
-
-def _pairs(attributes: Sequence[Attribute]) -> List[Tuple[str, Any]]:
-    return [(each.key, plain(each.value)) for each in attributes]
 
 
 def _site(sites: Dict[Place, SiteReport], place: Place) -> SiteReport:
@@ -381,14 +280,14 @@ def _site(sites: Dict[Place, SiteReport], place: Place) -> SiteReport:
 
 
 def _add_to_site(sites: Dict[Place, SiteReport], name: Name, value: float) -> None:
-    what, is_per_chain = _SITE_METRICS[name.metric]
+    what, is_per_chain = SITE_METRICS[name.metric]
     values = name.attributes
     site = _site(
         sites,
         (
-            str(values.get("code.function.name", "?")),
-            str(values.get("code.file.path", "")),
-            int(values.get("code.line.number", 0)),
+            values.get("code.function.name", "?"),
+            values.get("code.file.path", ""),
+            values.get("code.line.number", 0),
         ),
     )
     numbers = Numbers()

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Dict, Tuple
 
 from ._durations import Durations
-from ._otlp import plain
 
 if TYPE_CHECKING:
-    from ._structs import Span
+    from ._checked import Span
 
 #: Different names that are kept for a site; the rest is counted under `OTHER`.
 _NAMES = 50
@@ -24,21 +23,6 @@ _OPEN_PORTALS = 20_000
 #: Sync chains that are kept of processes that have no exact numbers for them.
 _CHAINS = 5_000
 _NUMBER = re.compile(r"\d+")
-_OF_PORTALS = {"greenback.portal.kind", "greenback.portal.slow_steps", "greenback.task.name"}
-_OF_BRIDGES = {
-    "code.function.name",
-    "code.file.path",
-    "code.line.number",
-    "greenback.awaitable",
-    "error.type",
-}
-_OF_CHAINS = {
-    *_OF_BRIDGES,
-    "greenback.sync_chain",
-    "greenback.suspended",
-    "greenback.suspended_time",
-}
-
 #: Function, file, line.
 Place = Tuple[str, str, int]
 #: Sync functions, outermost first.
@@ -119,37 +103,31 @@ class Spans:
         #: By process and the id of a portal's span: the sites that bridged in it, how often.
         self._open: OrderedDict[Tuple[int, str], Dict[Place, int]] = OrderedDict()
 
-    def add(self, span: Span, taken: int, process: int, is_counted: bool) -> None:
-        """Add a span that has *taken* so many ns, of a process that *is_counted* by metrics."""
+    def add(self, span: Span, process: int, is_counted: bool) -> None:
+        """Add a span of a process that *is_counted* by metrics."""
         self.count += 1
-        is_portal = span.name.startswith("portal ")
-        wanted = _OF_PORTALS if is_portal else _OF_BRIDGES if is_counted else _OF_CHAINS
-        # Half of the time of a report goes by from here on.
-        attributes: Dict[str, Any] = {}
-        for each in span.attributes:
-            key = each.key
-            if key in wanted:
-                value = each.value.stringValue
-                attributes[key] = plain(each.value) if value is None else value
+        attributes = span.attributes
+        # The clock may have been set back meanwhile.
+        taken = max(span.end - span.begin, 0)
         sample = None
         if not is_counted:
             sample = self.samples.get(process)
             if sample is None:
                 sample = self.samples[process] = Sample()
-        if is_portal:
-            kind = str(attributes.get("greenback.portal.kind", "?"))
-            slow_steps = int(attributes.get("greenback.portal.slow_steps", 0))
+        if span.name.startswith("portal "):
+            kind = attributes.get("greenback.portal.kind", "?")
+            slow_steps = attributes.get("greenback.portal.slow_steps", 0)
             _add_portal(self.portals, kind, taken, slow_steps)
             if sample is not None:
                 _add_portal(sample.portals, kind, taken, slow_steps)
-            sites = self._open.pop((process, span.spanId), None)
+            sites = self._open.pop((process, span.id), None)
             if sites is not None:
-                self._close(sites, str(attributes.get("greenback.task.name", "")))
+                self._close(sites, attributes.get("greenback.task.name", ""))
             return
         place = (
             attributes.get("code.function.name", "?"),
             attributes.get("code.file.path", ""),
-            int(attributes.get("code.line.number", 0)),
+            attributes.get("code.line.number", 0),
         )
         self._add_bridge(span, taken, process, place, attributes)
         if sample is not None:
@@ -186,8 +164,8 @@ class Spans:
         _count(observed.awaitables, attributes.get("greenback.awaitable", "?"))
         if "error.type" in attributes:
             _count(observed.error_types, attributes["error.type"])
-        if span.links:
-            key = process, span.links[0].spanId
+        if span.portal:
+            key = process, span.portal
             sites = self._open.get(key)
             if sites is None:
                 sites = self._open[key] = {}
@@ -211,9 +189,9 @@ class Spans:
             chain.errors += 1
         else:
             chain.ok += 1
-        chain.suspended += bool(attributes.get("greenback.suspended"))
+        chain.suspended += attributes.get("greenback.suspended", False)
         chain.time_ns += taken
-        chain.suspended_time += float(attributes.get("greenback.suspended_time", 0))
+        chain.suspended_time += attributes.get("greenback.suspended_time", 0)
 
 
 def _add_portal(

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type, cast
 
 if TYPE_CHECKING:
-    from ._structs import Request, Value
+    from ._structs import Request
 
 _fast: Optional[Callable[[bytes], Request]] = None
 _REFUSED: Tuple[Type[Exception], ...] = (ValueError, RecursionError)
@@ -17,9 +17,6 @@ try:
     _fast, _REFUSED = _structs.decode, (*_REFUSED, _structs.Error)
 except ImportError:  # PyPy, or it is not installed
     pass
-
-#: What decoding and reading a request raise that is none.
-MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 class NotOTLPError(Exception):
@@ -51,28 +48,6 @@ def decode(line: bytes) -> Optional[Request]:
     return request
 
 
-def plain(value: Value) -> Any:
-    """The value of an attribute: a string, a number, a boolean, or a tuple of these."""
-    if value.stringValue is not None:
-        return value.stringValue
-    if value.intValue is not None:
-        return int(value.intValue)
-    if value.arrayValue is not None:
-        return tuple([plain(each) for each in value.arrayValue.values or ()])
-    if value.boolValue is not None:
-        return value.boolValue
-    return "" if value.doubleValue is None else float(value.doubleValue)
-
-
-def fields(part: Any) -> Any:
-    """A part of a request as OTLP has it."""
-    if isinstance(part, list):
-        return [fields(each) for each in part]
-    if isinstance(part, _Object):
-        return {name: fields(each) for name, each in vars(part).items()}
-    return part if isinstance(part, (str, int, float)) else _structs.fields(part)
-
-
 class _Object:
     """A JSON object with its fields as attributes: what is read of it is there, perhaps as None.
 
@@ -80,12 +55,12 @@ class _Object:
     """
 
     stringValue = intValue = doubleValue = boolValue = arrayValue = None
-    scope = resource = sum = gauge = histogram = asInt = asDouble = None
+    scope = resource = status = sum = gauge = histogram = asInt = asDouble = None
     resourceSpans = resourceMetrics = resourceLogs = None
     attributes = links = spans = scopeSpans = metrics = scopeMetrics = values = ()
     dataPoints = bucketCounts = explicitBounds = ()
-    startTimeUnixNano = timeUnixNano = aggregationTemporality = 0
-    name = spanId = ""
+    startTimeUnixNano = timeUnixNano = aggregationTemporality = code = 0
+    name = spanId = parentSpanId = ""
 
     def __init__(self, fields: Dict[str, Any]) -> None:
         if None in fields.values():  # a field that is null is as good as none

@@ -7,7 +7,7 @@ down below. The package of the whole of it does not work with the protobuf of Py
 from __future__ import annotations
 
 from itertools import count
-from typing import Any, Dict, Iterable, Iterator
+from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -85,7 +85,20 @@ def perfetto(lanes: Iterable[Lane]) -> Iterator[bytes]:
         yield trace.SerializeToString()
 
 
-def _add(trace: Any, each: Slice, track: int) -> None:
+def _add(trace: Any, outermost: Slice, track: int) -> None:
+    # Without recursion: a trace can say that there were thousands, each within another.
+    left: List[Tuple[Slice, bool]] = [(outermost, False)]
+    while left:
+        each, has_begun = left.pop()
+        if has_begun:
+            _event(trace, each.end, track).type = _SLICE_END
+            continue
+        _begin(trace, each, track)
+        left.append((each, True))
+        left += [(below, False) for below in reversed(each.below)]
+
+
+def _begin(trace: Any, each: Slice, track: int) -> None:
     event = _event(trace, each.start, track)
     event.type = _SLICE_BEGIN
     event.name = each.name
@@ -94,12 +107,9 @@ def _add(trace: Any, each: Slice, track: int) -> None:
         attributes = {"error": each.span.failed, **each.span.attributes}
         for name, value in attributes.items():
             annotation = event.debug_annotations.add(name=name)
-            for item in value if isinstance(value, list) else [value]:
-                to = annotation.array_values.add() if isinstance(value, list) else annotation
+            for item in value if isinstance(value, tuple) else [value]:
+                to = annotation.array_values.add() if isinstance(value, tuple) else annotation
                 _set(to, item)
-    for below in each.below:
-        _add(trace, below, track)
-    _event(trace, each.end, track).type = _SLICE_END
 
 
 def _event(trace: Any, time: int, track: int) -> Any:

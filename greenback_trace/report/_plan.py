@@ -90,6 +90,7 @@ class Plan:
         blocked: The chains that stay, the heaviest first.
         changed: The user's files that were written after the trace, whose lines may be others now.
         project: The code that is the user's, and where callers were looked for.
+        unreadable: The files that are here, but cannot be read or parsed, and why.
     """
 
     weight: str
@@ -99,6 +100,7 @@ class Plan:
     chains: List[Planned]
     changed: List[str]
     project: Project
+    unreadable: Dict[str, str]
 
     def as_dict(self) -> Dict[str, Any]:
         return {
@@ -110,6 +112,7 @@ class Plan:
                 "files": len(self.project.files),
                 "complete": self.project.is_whole,
                 "missing": self.project.missing,
+                "unreadable": self.unreadable,
             },
             "steps": [
                 {
@@ -188,7 +191,7 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
         key = project.here(bridging), tuple(map(project.here, frames))
         counted.setdefault(key, Numbers()).add(numbers)
         total.add(numbers)
-    sources = Sources()
+    sources = Sources(project.may_read)
     uses = Uses(sources, project.files)
     classifier = Classifier(project, sources, uses)
     chains = [
@@ -228,7 +231,8 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
     files = {frame.file for chain in chains for frame in (chain.site, *chain.frames)}
     own = sorted(file for file in files if project.is_own(file))
     changed = [file for file in own if trace.end is not None and _written(file) > trace.end]
-    return Plan(weight, total, steps, blocked, chains, changed, project)
+    unreadable = dict(sorted(sources.unreadable.items()))
+    return Plan(weight, total, steps, blocked, chains, changed, project, unreadable)
 
 
 def _written(file: str) -> int:

@@ -47,6 +47,8 @@ class Project:
 
     def __init__(self, roots: Sequence[str], frames: Collection[Frame]) -> None:
         self._roots = [os.path.realpath(root) for root in roots]
+        #: A trace is a file that somebody else may have written: it does not say what is read.
+        self._readable = self._roots or [_current()]
         self.is_whole = True
         below = {file for root in self._roots for file in _below(root, set())}
         lost = {frame for frame in frames if _is_lost(frame.file)}
@@ -54,7 +56,11 @@ class Project:
         self._moved = _found_again(lost, below)
         self.missing = sorted({frame.file for frame in lost} - set(self._moved))
         files = {self.here(frame).file for frame in frames}
-        found = {real(file) for file in files if self.is_own(file) and os.path.isfile(file)}
+        found = {
+            real(file)
+            for file in files
+            if self.is_own(file) and self.may_read(file) and os.path.isfile(file)
+        }
         tops = self._roots or _around(found)
         found |= below
         if not roots:
@@ -71,7 +77,7 @@ class Project:
         seen: Set[str] = set()
         for top in tops:
             for file in _sources_in(_entries(top)) if top in wide else _below(top, seen):
-                if file in found or not self.is_own(file):
+                if file in found or not self.is_own(file) or not self.may_read(file):
                     continue
                 if len(found) >= _MOST_FILES or len(seen) > _MOST_DIRECTORIES:
                     self.is_whole = False
@@ -84,8 +90,27 @@ class Project:
             return False
         path = real(file)
         if self._roots:
-            return any(path == root or path.startswith(root + os.sep) for root in self._roots)
+            return _is_below(path, self._roots)
         return not _is_others(path)
+
+    def may_read(self, file: str) -> bool:
+        """Whether a source is below a root, or else in the current project, or is installed."""
+        path = real(file)
+        return _is_below(path, self._readable) or _is_others(path)
+
+
+def _is_below(path: str, directories: Iterable[str]) -> bool:
+    return any(path == each or path.startswith(os.path.join(each, "")) for each in directories)
+
+
+def _current() -> str:
+    """The repository that the current directory is in, or else the project, or else just that."""
+    here = os.path.realpath(os.getcwd())
+    for names in (_REPOSITORY, _MARKS):
+        for each in _upwards(here, _wide()):
+            if _has(each, names):
+                return each
+    return here
 
 
 def _is_others(path: str) -> bool:

@@ -38,6 +38,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         _print(console, looked_at(plan), style="" if plan.project.is_whole else "yellow")
     if plan.project.missing:
         _print(console, missing(plan), style="yellow")
+    if plan.unreadable:
+        _print(console, unreadable(plan), style="yellow")
     if plan.changed:
         _print(console, changed(plan), style="yellow")
     shown: Set[str] = set()
@@ -95,6 +97,13 @@ def missing(plan: Plan) -> str:
         f"and {its} callers were not looked for. Name the directory of the sources: "
         "greenback-trace plan --root PATH."
     )
+
+
+def unreadable(plan: Plan) -> str:
+    """Which sources are here, but cannot be read or parsed, and why."""
+    files = [f"{file} ({why})" for file, why in plan.unreadable.items()]
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return f"Not readable: {', '.join(files[:3])}{more}. No callers were looked for there."
 
 
 def changed(plan: Plan) -> str:

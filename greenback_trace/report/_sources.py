@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import builtins
+import errno
 import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+
+from ._regular import UNREADABLE, NotRegularError, read_source, why_unreadable
 
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 Definition = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]
 
-_FRAME = re.compile(r"(?P<function>.*) \((?P<file>.*):(?P<line>\d+)\)", re.DOTALL)
+_FRAME = re.compile(r"(?P<function>.*) \((?P<file>.*):(?P<line>\d{1,9})\)", re.DOTALL)
 #: Before Python 3.12 a comprehension had a frame of its own.
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>")
 
@@ -26,6 +29,7 @@ CALLS_BACK = ("reduce", "sort", "accumulate", "groupby", "starmap", "takewhile",
 CALLBACKS = (*CALLS_BACK, "sorted", "map", "filter", "max", "min", "iter", "defaultdict")
 #: What calls a sync function in a portal.
 RUN_SYNC = "with_portal_run_sync"
+_OUTSIDE = "outside of the current project: name its directory with plan --root"
 PARTIALS = ("partial", "partialmethod")
 
 
@@ -69,9 +73,18 @@ def frames_of(chain: Sequence[str]) -> Tuple[Frame, ...]:
 
 
 class Sources:
-    """The sources that the chains are from, as far as they can be read and parsed."""
+    """The sources that the chains are from, as far as they can be read and parsed.
 
-    def __init__(self) -> None:
+    Args:
+        may_read: Says of a path whether it may be opened.
+
+    Attributes:
+        unreadable: By their real paths, why those that are here cannot be.
+    """
+
+    def __init__(self, may_read: Callable[[str], bool]) -> None:
+        self._may_read = may_read
+        self.unreadable: Dict[str, str] = {}
         self._trees: Dict[str, Optional[ast.Module]] = {}
         self._definitions: Dict[Frame, Optional[Function]] = {}
         self._defined: Dict[str, List[Definition]] = {}
@@ -82,11 +95,20 @@ class Sources:
         file = real(file)
         if file not in self._trees:
             try:
-                with open(file, "rb") as source:
-                    self._trees[file] = ast.parse(source.read(), file)
-            except (OSError, SyntaxError, ValueError):
-                self._trees[file] = None
+                if not self._may_read(file) and os.path.isfile(file):
+                    raise NotRegularError(errno.EACCES, _OUTSIDE)
+                self._trees[file] = ast.parse(read_source(file), file)
+            except UNREADABLE as error:
+                self.reject(file, error)
         return self._trees[file]
+
+    def reject(self, file: str, error: BaseException) -> None:
+        """Do without a file, and keep why, if it is here."""
+        file = real(file)
+        self._trees[file] = None
+        why = why_unreadable(error)
+        if why is not None:
+            self.unreadable.setdefault(file, why)
 
     def definition(self, frame: Frame) -> Optional[Function]:
         """The ``def`` of a frame: the innermost one of its name around its line."""

@@ -5,7 +5,7 @@ times as fast as the standard library's. See `benchmarks/loading.py`.
 """
 
 # ruff: noqa: FA100, N815  (msgspec evaluates the annotations; the names are those of OTLP)
-from typing import Any, List, Optional, Union
+from typing import List, Optional, Union
 
 import msgspec
 
@@ -22,7 +22,6 @@ __all__ = [
     "Span",
     "Value",
     "decode",
-    "fields",
 ]
 
 #: 64 bits do not fit into a number of JavaScript: OTLP writes a string, and reads both.
@@ -132,8 +131,3 @@ class Request(_Part, gc=False):
 decode = msgspec.json.Decoder(Request).decode
 #: What it raises. Only since 0.19, that is a ValueError.
 Error = msgspec.MsgspecError
-
-
-def fields(part: Any) -> Any:
-    """A part of a request as OTLP has it."""
-    return msgspec.to_builtins(part)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from ._checked import Span as CheckedSpan
 from ._load import NothingToReportError, Trace, load
 
 #: The kinds of slices.
@@ -71,7 +72,7 @@ def read(paths: Sequence[str]) -> Tuple[Trace, List[Span]]:
         NothingToReportError: A file cannot be read, or none has anything of greenback in it.
     """
     spans: List[Span] = []
-    trace = load(paths, on_span=lambda fields, about: spans.append(_span(fields, about)))
+    trace = load(paths, on_span=lambda span, about: spans.append(_span(span, about)))
     return trace, spans
 
 
@@ -237,37 +238,19 @@ def _packed(portals: List[Tuple[_Portal, List[Slice]]]) -> List[Lane]:
     return result
 
 
-def _span(fields: Dict[str, Any], about: Dict[str, Any]) -> Span:
-    links = fields.get("links") or [{}]
+def _span(span: CheckedSpan, about: Dict[str, Any]) -> Span:
     return Span(
-        id=fields["spanId"],
-        parent=fields.get("parentSpanId", ""),
-        portal=links[0].get("spanId", ""),
-        name=fields["name"],
-        start=int(fields["startTimeUnixNano"]),
-        end=int(fields["endTimeUnixNano"]),
+        id=span.id,
+        parent=span.parent,
+        portal=span.portal,
+        name=span.name,
+        start=span.begin,
+        end=span.end,
         process=Process(
             str(about.get("service.name", "?")),
-            int(about.get("process.pid", 0)),
+            about.get("process.pid", 0),
             str(about.get("service.instance.id", "")),
         ),
-        failed=fields.get("status", {}).get("code") in (2, "STATUS_CODE_ERROR"),
-        attributes=_attributes(fields),
+        failed=span.failed,
+        attributes=span.attributes,
     )
-
-
-def _attributes(fields: Dict[str, Any]) -> Dict[str, Any]:
-    return {
-        attribute["key"]: _value(attribute.get("value", {}))
-        for attribute in fields.get("attributes", ())
-    }
-
-
-def _value(value: Dict[str, Any]) -> Any:
-    for kind, content in value.items():
-        if kind == "intValue":
-            return int(content)
-        if kind == "arrayValue":
-            return [_value(item) for item in content.get("values", ())]
-        return content
-    return ""

@@ -7,6 +7,7 @@ or annotated in plain sight; where it is not, a use is a guess.
 from __future__ import annotations
 
 import ast
+import io
 import os
 import re
 import tokenize
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from ._modules import Modules
+from ._regular import UNREADABLE, read_source
 from ._sources import PARTIALS, Function, Sources, name_of, own_nodes, real
 
 _LITERALS = (
@@ -168,7 +170,11 @@ class Uses:
         self._classes: Dict[str, List[_Class]] = {}
         self._lineages: Dict[_Class, Set[_Class]] = {}
         for path in paths:
-            text = _text(path)
+            try:
+                text = _text(path)
+            except UNREADABLE as error:
+                sources.reject(path, error)
+                continue
             for word in set(_WORD.findall(text)):
                 self._having.setdefault(word, []).append(path)
             for name in set(_CLASS.findall(text)):
@@ -183,7 +189,11 @@ class Uses:
         for path in paths:
             tree = None if path in self._files else self._sources.tree(path)
             if tree is not None:
-                self._files[path] = _File(tree)
+                try:
+                    self._files[path] = _File(tree)
+                except RecursionError as error:
+                    self._sources.reject(path, error)
+                    continue
                 for node in ast.walk(tree):
                     if isinstance(node, ast.ClassDef):
                         self._classes.setdefault(node.name, []).append(_Class(path, node))
@@ -442,11 +452,10 @@ class Uses:
 
 
 def _text(path: str) -> str:
-    try:
-        with tokenize.open(path) as file:
-            return file.read()
-    except (OSError, SyntaxError, ValueError):
-        return ""  # which cannot be parsed either
+    content = io.BytesIO(read_source(path))
+    encoding, _ = tokenize.detect_encoding(content.readline)
+    content.seek(0)
+    return io.TextIOWrapper(content, encoding).read()
 
 
 def _is_method(function: Function, around: Place) -> bool:

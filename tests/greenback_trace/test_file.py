@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import subprocess
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -209,6 +211,72 @@ class TestProgram:
         (warning,) = done.stderr.splitlines()
         assert str(path) in warning
         assert "GREENBACK_TRACE_FILE" in warning
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+    def test_pipe_that_nobody_reads(self, python: Any, program: str, tmp_path: Path) -> None:
+        """Importing greenback does not wait for a reader of a pipe; there is one warning."""
+        path = tmp_path / "trace.jsonl"
+        os.mkfifo(path)
+        done = python(program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path))
+        assert done.returncode == 0
+        (warning,) = done.stderr.splitlines()
+        assert f"GREENBACK_TRACE_FILE: {path} cannot be opened" in warning
+        assert "it is a pipe that nobody reads" in warning
+        assert "Name a file that can be written" in warning
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+    def test_pipe_that_is_read(self, python: Any, program: str, tmp_path: Path) -> None:
+        """A pipe gets the whole trace if somebody reads it already."""
+        path = tmp_path / "trace.jsonl"
+        os.mkfifo(path)
+        copied = tmp_path / "copied.jsonl"
+        # Opened here, so that it has a reader before the program begins. Only a copy is left open.
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(reader, True)
+        with copied.open("wb") as copy:
+            # Reads until nobody has it open for writing; that one of ours ends with the program.
+            keeper = os.open(path, os.O_WRONLY)
+            cat = subprocess.Popen(["cat"], stdin=reader, stdout=copy)
+            os.close(reader)
+            try:
+                done = python(
+                    program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path)
+                )
+            finally:
+                os.close(keeper)
+                cat.wait()
+        assert (done.returncode, done.stderr) == (0, "")
+        assert sum(1 for _ in messages(copied, ExportTraceServiceRequest)) > 0
+
+    def test_directory(self, python: Any, program: str, tmp_path: Path) -> None:
+        """A directory is one warning that names it."""
+        done = python(program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(tmp_path))
+        assert done.returncode == 0
+        (warning,) = done.stderr.splitlines()
+        assert f"GREENBACK_TRACE_FILE: {tmp_path} cannot be opened" in warning
+
+    @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="needs /dev/stdout")
+    def test_standard_output(self, python: Any, program: str, tmp_path: Path) -> None:
+        """Standard output takes the trace, also where that is a pipe."""
+        done = python(program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE="/dev/stdout")
+        assert (done.returncode, done.stderr) == (0, "")
+        path = tmp_path / "copied.jsonl"
+        path.write_text(done.stdout)
+        assert sum(1 for _ in messages(path, ExportTraceServiceRequest)) > 0
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+    def test_mode(self, python: Any, program: str, tmp_path: Path) -> None:
+        """A new file is its owner's alone; one that exists keeps its mode, behind a link, too."""
+        new, old, link = (tmp_path / name for name in ("new.jsonl", "old.jsonl", "link.jsonl"))
+        old.touch()
+        old.chmod(0o640)
+        link.symlink_to(old)
+        for path, mode in ((new, 0o600), (old, 0o640), (link, 0o640)):
+            before = path.stat().st_size if path.exists() else 0
+            done = python(program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path))
+            assert (done.returncode, done.stderr) == (0, "")
+            assert path.stat().st_size > before
+            assert stat.S_IMODE(path.stat().st_mode) == mode
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
     def test_full_disk(self, python: Any, program: str) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -104,6 +104,16 @@ while not (trace.exists() and "resourceMetrics" in trace.read_text()):
     time.sleep(0.01)
 asyncio.run(day(5))
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def current_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests' programs are below the current directory: a plan reads no other sources."""
+    before = os.getcwd()
+    os.chdir(str(tmp_path_factory.getbasetemp()))
+    yield
+    os.chdir(before)
+
 
 Traced = Callable[..., Path]
 

@@ -24,6 +24,7 @@ from greenback_trace.cli import main
 from greenback_trace.report._flames import stacks
 from greenback_trace.report._html import html
 from greenback_trace.report._load import Numbers, SiteReport, Trace, load
+from greenback_trace.report._perfetto import perfetto
 from greenback_trace.report._plan import make_plan
 from greenback_trace.report._timeline import (
     BRIDGE,
@@ -416,6 +417,24 @@ class TestPerfetto:
             "__main__.Prices.__getitem__",
         ]
 
+    def test_deep(self) -> None:
+        """A trace can have spans that are thousands of times within one another."""
+        spans = [
+            Span(
+                id=str(number),
+                parent="",
+                portal="portal",
+                name="await_ f",
+                start=number,
+                end=100_000 - number,
+                process=Process("shop", 1),
+                failed=False,
+                attributes={"greenback.sync_chain": ("f",)},
+            )
+            for number in range(3_000)
+        ]
+        assert len(b"".join(perfetto(lanes(spans)))) > 3_000
+
 
 @pytest.fixture(scope="class")
 def browser() -> Iterator[Any]:
@@ -466,6 +485,29 @@ class TestHTML:
         assert page_path.stat().st_size < 2_000_000
         assert page.requested == [page_path.as_uri()]
         assert page.trouble == []
+
+    def test_policy(self, page: Any) -> None:
+        """The page runs its own scripts only, and a name of the trace cannot reach a network."""
+        refused = page.evaluate(
+            """async () => {
+                const refused = [];
+                document.addEventListener("securitypolicyviolation",
+                    event => refused.push(event.effectiveDirective));
+                const told = count => new Promise(resolve => {
+                    const look = () => refused.length >= count ? resolve() : setTimeout(look, 10);
+                    look();
+                });
+                const script = document.createElement("script");
+                script.textContent = "window.ran = true";
+                document.body.append(script);
+                await told(1);
+                await fetch("http://192.0.2.1/").catch(() => null);
+                await told(2);
+                return [window.ran, ...refused];
+            }"""
+        )
+        assert refused == [None, "script-src-elem", "connect-src"]
+        page.trouble.clear()
 
     def test_headline(self, page: Any) -> None:
         """The numbers of the whole trace come first."""

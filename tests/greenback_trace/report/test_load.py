@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 
@@ -61,6 +62,15 @@ def metrics(request: Dict[str, Any]) -> List[Dict[str, Any]]:
         for resource in request.get("resourceMetrics", ())
         for scope in resource["scopeMetrics"]
         for metric in scope["metrics"]
+    ]
+
+
+def spans(request: Dict[str, Any]) -> List[Dict[str, Any]]:
+    return [
+        span
+        for resource in request.get("resourceSpans", ())
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
     ]
 
 
@@ -178,17 +188,14 @@ class TestTrace:
         assert len(got) == len(written)
         for (span, about), whole in zip(got, written):
             assert about["service.name"] == "shop"
-            assert span["attributes"] == whole["attributes"]
-            for name in ("spanId", "name", "startTimeUnixNano", "endTimeUnixNano"):
-                assert span[name] == whole[name]
-            assert span.get("parentSpanId") == whole.get("parentSpanId")
-            assert span.get("status", {}).get("code") == whole["status"].get("code")
-            assert [link["spanId"] for link in span.get("links", ())] == [
-                link["spanId"] for link in whole.get("links", ())
-            ]
+            assert list(span.attributes) == [each["key"] for each in whole["attributes"]]
+            assert (span.id, span.name) == (whole["spanId"], whole["name"])
+            assert span.begin == int(whole["startTimeUnixNano"])
+            assert span.end == int(whole["endTimeUnixNano"])
+            assert span.parent == whole.get("parentSpanId", "")
+            assert span.failed == (whole["status"].get("code") == 2)
+            assert [span.portal] == [link["spanId"] for link in whole.get("links", ())] or [""]
 
-
-class TestFiles:
     def test_several(self, shop: Path, till: Path) -> None:
         """Several files are added up, and one that is named twice is read once."""
         assert bridges(shop, till) == 2 * BRIDGES
@@ -487,6 +494,102 @@ BROKEN = [
 ]
 
 
+def attribute(name: str, value: Any) -> Change:
+    """Give an attribute of spans another value."""
+
+    def change(line: Dict[str, Any]) -> None:
+        for span in spans(line):
+            for each in span["attributes"]:
+                if each["key"] == name:
+                    each["value"] = value
+
+    return change
+
+
+def field(name: str, value: Any) -> Change:
+    """Give a field of spans another value."""
+    return lambda line: [span.update({name: value}) for span in spans(line)] and None
+
+
+def count(**fields: Any) -> Change:
+    """Give the points of bridges another value."""
+
+    def change(line: Dict[str, Any]) -> None:
+        for point in points(line, "greenback.chain.bridges"):
+            point.pop("asInt", None)
+            point.update(fields)
+
+    return change
+
+
+def nested(value: Any) -> Any:
+    return {"arrayValue": {"values": [value]}}
+
+
+MISFITS: Dict[str, Tuple[Change, str]] = {
+    "a count of 10**400": (count(asInt=10**400), "greenback.chain.bridges is out of range"),
+    "a negative count": (count(asInt="-1"), "greenback.chain.bridges is out of range: '-1'"),
+    "a count NaN": (count(asDouble=float("nan")), "is out of range: nan"),
+    "a count of 1e300": (count(asDouble=1e300), "is out of range: 1e+300"),
+    "a count abc": (count(asInt="abc"), "is no whole number: 'abc'"),
+    "a start of infinity": (field("startTimeUnixNano", float("inf")), "no whole number: inf"),
+    "a start of 10**30": (field("startTimeUnixNano", 10**30), "startTimeUnixNano is out of range"),
+    "a start below 0": (field("startTimeUnixNano", "-1"), "is out of range: '-1'"),
+    "an end of 10**30": (field("endTimeUnixNano", str(10**30)), "endTimeUnixNano is out of range"),
+    "an id that is a number": (field("spanId", 3), "the name or an id of a span is no text"),
+    "a name with half a pair": (field("name", "\ud800"), "half of a surrogate pair: '\\ud800'"),
+    "attributes that are none": (field("attributes", 3), "not a request of OTLP"),
+    "a line of infinity": (
+        attribute("code.line.number", {"intValue": float("inf")}),
+        "code.line.number is no whole number: inf",
+    ),
+    "a line that is a text": (
+        attribute("code.line.number", {"stringValue": "3"}),
+        "code.line.number is no number",
+    ),
+    "a function that is a number": (
+        attribute("code.function.name", {"intValue": "7"}),
+        "code.function.name is no text",
+    ),
+    "a file that is an array": (attribute("code.file.path", nested({})), "is no text"),
+    "a file with a NUL": (attribute("code.file.path", {"stringValue": "a\0"}), "has a NUL"),
+    "a chain of arrays": (
+        attribute("greenback.sync_chain", nested(nested({}))),
+        "greenback.sync_chain has something else than texts",
+    ),
+    "a chain that is a text": (
+        attribute("greenback.sync_chain", {"stringValue": "abc"}),
+        "greenback.sync_chain is no array",
+    ),
+    "a chain with no end": (
+        attribute(
+            "greenback.sync_chain", {"arrayValue": {"values": [{"stringValue": "f"}] * 5000}}
+        ),
+        "greenback.sync_chain has more than 128 functions",
+    ),
+    "a task with half a pair": (
+        attribute("greenback.task.name", {"stringValue": "\ud800"}),
+        "greenback.task.name has half of a surrogate pair",
+    ),
+    "slow steps below 0": (
+        attribute("greenback.portal.slow_steps", {"intValue": "-5"}),
+        "greenback.portal.slow_steps is out of range: '-5'",
+    ),
+    "a time that is a text": (
+        attribute("greenback.suspended_time", {"stringValue": "x"}),
+        "greenback.suspended_time is no number",
+    ),
+    "a time that is NaN": (
+        attribute("greenback.suspended_time", {"doubleValue": "NaN"}),
+        "greenback.suspended_time is out of range",
+    ),
+    "a flag that is a number": (
+        attribute("greenback.suspended", {"intValue": "1"}),
+        "greenback.suspended is neither true nor false",
+    ),
+}
+
+
 class TestBroken:
     @pytest.mark.parametrize(("line", "why"), BROKEN, ids=range(len(BROKEN)))
     def test_named(self, shop: Path, path: Path, line: str, why: str) -> None:
@@ -497,6 +600,33 @@ class TestBroken:
         assert trace.broken_lines == 1
         assert trace.broken[0].startswith(f"{path}:2: ")
         assert why in trace.broken[0]
+        assert numbers(trace) == numbers(load([str(shop)]))
+
+    @pytest.mark.parametrize(("change", "why"), MISFITS.values(), ids=MISFITS)
+    def test_misfit(self, shop: Path, path: Path, change: Change, why: str) -> None:
+        """A value that has another type or range than it should breaks its line, and no other."""
+        extra = copy.deepcopy(requests(shop))
+        for line in extra:
+            change(line)
+        changed = [line for line, before in zip(extra, requests(shop)) if line != before]
+        assert changed
+        # First, so that none of it can have been counted before.
+        trace = load([str(write(path, [*changed, *requests(shop)]))])
+        assert trace.broken_lines == len(changed)
+        assert trace.broken[0].startswith(f"{path}:1: ")
+        assert why in trace.broken[0]
+        assert numbers(trace) == numbers(load([str(shop)]))
+
+    def test_deep_array(self, shop: Path, path: Path) -> None:
+        """Arrays that are nested deeper than anybody needs break a line."""
+        text = json.dumps(requests(shop, "resourceSpans")[-1])
+        deep = '{"arrayValue": {"values": [' * 50 + "{}" + "]}}" * 50
+        field = '"attributes": ['
+        odd = text.replace(field, field + '{"key": "odd", "value": ' + deep + "}, ", 1)
+        path.write_bytes(odd.encode() + b"\n" + shop.read_bytes())
+        trace = load([str(path)])
+        assert trace.broken_lines == 1
+        assert "nested deeper than 8" in trace.broken[0]
         assert numbers(trace) == numbers(load([str(shop)]))
 
     def test_wrong_number(self, shop: Path, path: Path) -> None:
@@ -553,6 +683,24 @@ class TestBroken:
         trace = load([str(path)])
         assert trace.broken == []
         assert trace.total.bridges == BRIDGES
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_special_files_in_a_directory(shop: Path, tmp_path: Path, kind: str) -> None:
+    """Of a directory or a pattern, only regular files are opened; the others are named."""
+    (tmp_path / "a.jsonl").write_bytes(shop.read_bytes())
+    special = tmp_path / "b.jsonl"
+    if kind == "pipe":
+        os.mkfifo(special)
+    else:
+        special.symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "*.jsonl"):
+        trace = load([str(path)])
+        assert trace.total.bridges == BRIDGES
+        assert trace.broken == [
+            f"{special}:1: not a regular file, which is read only if it is named itself"
+        ]
 
 
 class TestNothing:

@@ -80,11 +80,12 @@ class TestEncoding:
         "arguments", [*COMMANDS, EXPORT], ids=[each[0] for each in (*COMMANDS, EXPORT)]
     )
     def test_names_that_no_encoding_has(self, tmp_path: Path, arguments: Sequence[str]) -> None:
-        """Neither has UTF-8 half of a surrogate pair, which JSON can have."""
+        """No UTF-8 has half of a surrogate pair, which JSON can have: the line is a broken one."""
         write(tmp_path, "shop.\udcff")
         done = call(tmp_path, arguments, PYTHONIOENCODING="utf-8")
-        assert (done.returncode, done.stderr) == (0, b"")
-        assert b"shop.\\udcff" in done.stdout or b"async def \\udcff" in done.stdout
+        assert done.returncode == 2
+        assert b"half of a surrogate pair" in done.stderr
+        assert b"Traceback" not in done.stderr
 
 
 class TestControlCharacters:
@@ -107,6 +108,14 @@ class TestControlCharacters:
         assert self.is_harmless(done.stdout)
         name = self.SEEN.rpartition(".")[2] if arguments[0] == "plan" else self.SEEN
         assert name.replace(" ", "") in "".join(done.stdout.decode().split())
+
+    def test_folded(self, tmp_path: Path) -> None:
+        """Folded stacks are lines of text, which somebody may look at in a terminal."""
+        write(tmp_path, self.NAME)
+        done = call(tmp_path, EXPORT)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert self.is_harmless(done.stdout)
+        assert rb"shop.\x1b[31mred\x07 0 bridges\x9b2J\u202e" in done.stdout
 
     @pytest.mark.parametrize("arguments", COMMANDS, ids=[each[0] for each in COMMANDS])
     def test_everywhere(self, tmp_path: Path, arguments: Sequence[str]) -> None:

@@ -306,7 +306,13 @@ class TestSaid:
         trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
         where = os.path.realpath(tmp_path)
         assert f"Callers were looked for in 3 files of {where}.\n" in plan(trace)
-        sources = {"directories": [where], "files": 3, "complete": True, "missing": []}
+        sources = {
+            "directories": [where],
+            "files": 3,
+            "complete": True,
+            "missing": [],
+            "unreadable": {},
+        }
         assert planned(trace)["sources"] == sources
 
     def test_too_many(self, run_main: RunMain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +332,77 @@ class TestSaid:
         assert "and there are more: name your code with --root" in plan(trace)
         assert not planned(trace)["sources"]["complete"]
         assert planned(trace, "--root", trace.parent)["sources"]["complete"]
+
+
+ODD = {
+    "a codec that is none of texts": ("# -*- coding: rot13 -*-\nzvq()\n", ""),
+    "many elif": ("if a: pass\n" + "elif place(): pass\n" * 3000, "nested too deeply"),
+    "many operands": ("x = " + " + ".join(["place()"] * 20000) + "\n", ""),
+    "many calls": ("def g():\n  place" + "()" * 3000 + "\n", ""),
+    "no Python": ("def place(:\n", "SyntaxError"),
+    "a large one": ("place()\n" + "#" * (5 << 20), "larger than 4 MiB"),
+}
+
+
+class TestUnreadable:
+    @pytest.mark.parametrize(("text", "why"), ODD.values(), ids=ODD)
+    def test_named(self, run_main: RunMain, tmp_path: Path, text: str, why: str) -> None:
+        """A source that cannot be parsed is named, and the rest is looked at."""
+        trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
+        odd = tmp_path / "odd.py"
+        odd.write_text(text)
+        unreadable = planned(trace)["sources"]["unreadable"]
+        # What is too deep for one parser need not be for another.
+        if why or unreadable:
+            assert list(unreadable) == [os.path.realpath(odd)]
+            assert why in unreadable[os.path.realpath(odd)]
+            assert f"Not readable: {os.path.realpath(odd)} (" in plan(trace)
+        assert said(trace) == [BROKEN]
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+    @pytest.mark.parametrize("kind", ["pipe", "device"])
+    def test_special(self, run_main: RunMain, tmp_path: Path, kind: str) -> None:
+        """A trace can name a pipe or a device, which is not even opened."""
+        trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
+        special = tmp_path / "special.py"
+        if kind == "pipe":
+            os.mkfifo(special)
+        else:
+            special.symlink_to("/dev/zero")
+        content = trace.read_text().replace(str(tmp_path / "orders.py"), str(special))
+        trace.write_text(content)
+        unreadable = planned(trace)["sources"]["unreadable"]
+        assert unreadable == {os.path.realpath(special): "not a regular file"}
+
+
+class TestOutside:
+    @pytest.fixture
+    def trace(self, run_main: RunMain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "setup.py").touch()
+        monkeypatch.chdir(elsewhere)
+        return trace
+
+    def test_named(self, trace: Path) -> None:
+        """A trace cannot have files read that are elsewhere than in the current project."""
+        sources = planned(trace)["sources"]
+        assert sources["files"] == 0
+        assert os.path.realpath(trace.parent / "orders.py") in sources["unreadable"]
+        assert "name its directory with plan --root" in plan(trace)
+
+    def test_root(self, trace: Path) -> None:
+        """They are read if the user names them."""
+        sources = planned(trace, "--root", trace.parent)["sources"]
+        assert sources["unreadable"] == {}
+        assert sources["files"] > 3
+
+    def test_inside(self, trace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Somewhere in the project is enough."""
+        (tmp_path / "pyproject.toml").touch()
+        (tmp_path / "elsewhere" / "setup.py").unlink()
+        assert planned(trace)["sources"]["unreadable"] == {}
 
 
 class TestMissing:
