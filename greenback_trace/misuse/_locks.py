@@ -561,7 +561,7 @@ def _evaluated_again(frame: FrameType, block: With) -> str:
     except pure_eval.CannotEval:
         return ""
     name = ""
-    if isinstance(lock, threading.Condition):
+    if issubclass(type(lock), threading.Condition):  # isinstance() may ask the object
         name, lock = _CONDITION, vars(lock).get("_lock")
     if type(lock) in (Lock, RLock):
         lock = lock._lock  # made while debug mode was on, and entered before
