@@ -517,16 +517,22 @@ def _in_place_of(genuine: Any, kind: Any) -> Any:
 _CONDITION = "threading.Condition"
 
 
-def _book_of(condition: Any) -> Optional[_Book]:
-    """That of the lock of a Condition; None if its lock is one of the program's own types."""
-    lock: Any = getattr(condition, "_lock", None)
-    if type(lock) in (Lock, RLock):
-        return lock._book  # type: ignore[no-any-return]
-    if type(lock) not in (_LockType, _RLockType):
-        return None
-    book = condition.__dict__.get("_greenback_book")
-    if book is None or book.lock is not lock:
-        book = condition.__dict__["_greenback_book"] = _Book(lock, "")
+def _c_lock_of(condition: Any) -> Any:
+    """The C lock of a Condition; None if its lock is one of the program's own types."""
+    lock: Any = object.__getattribute__(condition, "__dict__").get("_lock")
+    kind = type(lock)
+    if kind is _LockType or kind is _RLockType:
+        return lock
+    return lock._lock if kind is Lock or kind is RLock else None
+
+
+def _book_of(condition: Any, c_lock: Any) -> _Book:
+    names = object.__getattribute__(condition, "__dict__")
+    if names["_lock"] is not c_lock:
+        return names["_lock"]._book  # type: ignore[no-any-return]
+    book = names.get("_greenback_book")
+    if book is None or book.lock is not c_lock:
+        book = names["_greenback_book"] = _Book(c_lock, "")
     return book  # type: ignore[no-any-return]
 
 
@@ -539,11 +545,14 @@ class _ConditionEnter:
     def __get__(self, condition: Any, owner: Optional[type] = None) -> Any:
         if condition is None:
             return _enter_by_type
-        book = _book_of(condition)
-        if book is None:
+        lock = _c_lock_of(condition)
+        if lock is None:
             return self._genuine.__get__(condition, owner)
-        _intend(book, _CONDITION, sys._getframe(1))
-        return book.lock.__enter__
+        frame = sys._getframe(1)
+        # Semaphores, events and queues take theirs all the time.
+        if frame.f_code.co_filename != _THREADING_FILE:
+            _intend(_book_of(condition, lock), _CONDITION, frame)
+        return lock.__enter__
 
 
 class _ConditionExit:
@@ -553,8 +562,8 @@ class _ConditionExit:
         self._genuine = genuine
 
     def __get__(self, condition: Any, owner: Optional[type] = None) -> Any:
-        book = None if condition is None else _book_of(condition)
-        return self._genuine.__get__(condition, owner) if book is None else book.lock.__exit__
+        lock = None if condition is None else _c_lock_of(condition)
+        return self._genuine.__get__(condition, owner) if lock is None else lock.__exit__
 
 
 class _ConditionAcquire:
@@ -567,9 +576,9 @@ class _ConditionAcquire:
             acquire = condition.__dict__["acquire"]
         except KeyError:
             raise AttributeError("acquire") from None
-        book = _book_of(condition)
-        if book is not None:
-            _intend(book, _CONDITION, sys._getframe(1))
+        lock = _c_lock_of(condition)
+        if lock is not None:
+            _intend(_book_of(condition, lock), _CONDITION, sys._getframe(1))
         return acquire
 
     def __set__(self, condition: Any, acquire: Any) -> None:
