@@ -60,6 +60,8 @@ class Result(unittest.TextTestResult):
             self.note(test, "fails")
 
 tests = unittest.defaultTestLoader.loadTestsFromName("test." + suite)
+if unittest.defaultTestLoader.errors:
+    sys.exit(unittest.defaultTestLoader.errors[0])
 unittest.TextTestRunner(resultclass=Result, verbosity=2).run(tests)
 with open(path, "w") as file:
     json.dump(outcomes, file)
@@ -106,6 +108,9 @@ def outcomes_of(suite: str, mode: str) -> Dict[str, str]:
 
 def differences(suite: str) -> List[str]:
     """What debug mode changes in a suite, as sentences. Prints how many of its tests fail."""
+    if importlib.util.find_spec(f"test.{suite}") is None:
+        print(f"{suite}: this interpreter's 'test' package does not have it")
+        return []
     try:
         without, in_debug = outcomes_of(suite, "off"), outcomes_of(suite, "debug")
     except RuntimeError as error:

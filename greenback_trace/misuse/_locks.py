@@ -472,18 +472,14 @@ def _is_of_runtime(frame: FrameType) -> bool:
 class _MakesLock:
     """In place of `threading.Lock` where that is a function in C, which binds to no object."""
 
-    __slots__ = ("_genuine",)
-
     def __init__(self, genuine: Any) -> None:
         self._genuine = genuine
+        functools.update_wrapper(self, genuine)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
         lock = self._genuine(*args, **kwargs)
         return lock if _is_of_runtime(frame) else _around(Lock, lock, frame)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._genuine, name)
 
     def __repr__(self) -> str:
         return repr(self._genuine)

@@ -96,6 +96,44 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
+def in_context_manager(guard: Any, wait: Callable[[], Any]) -> None:
+    @contextlib.contextmanager
+    def transaction() -> Iterator[None]:
+        with guard:
+            yield
+
+    with transaction():
+        greenback.await_(wait())
+
+
+def in_generator(guard: Any, wait: Callable[[], Any]) -> None:
+    def items() -> Iterator[int]:
+        with guard:
+            yield 1
+
+    for _ in items():
+        greenback.await_(wait())
+
+
+class TestLocks:
+    @pytest.mark.parametrize("form", [holding, in_context_manager, in_generator])
+    @pytest.mark.parametrize("kind", ["Lock", "RLock", "Condition", "Semaphore"])
+    def test_is_counted_while_it_is_held(self, kind: str, form: Any, backend: Any) -> None:
+        """One misuse for each bridge that suspends inside, and none for those after it."""
+
+        def work() -> None:
+            for _ in range(2):
+                form(getattr(threading, kind)(), lambda: backend.sleep(0))
+                greenback.await_(backend.sleep(0))
+
+        enable()
+        with no_warnings():
+            backend.run(greenback.with_portal_run_sync, work)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.kind, misuse.count) == ("lock_held", 2)
+        assert misuse.subject.startswith(f"threading.{kind}")
+
+
 class TestWarn:
     def test_the_bridge_goes_on(self, backend: Any) -> None:
         """Under 'warn' a misuse is shown, and the program does what it would do without."""

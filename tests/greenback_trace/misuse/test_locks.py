@@ -1053,6 +1053,9 @@ class TestLock:
             make = threading.Lock
 
         assert isinstance(Holder().make(), type(made_before))
+        for kind, made in zip(("Lock", "RLock"), genuine):
+            for name in ("__module__", "__name__", "__doc__"):
+                assert getattr(getattr(threading, kind), name) == getattr(made, name)
 
     def test_arguments_of_rlock(self) -> None:
         """They are warned about where they are without debug mode, at the line that passes them."""
