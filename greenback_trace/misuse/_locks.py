@@ -45,7 +45,6 @@ import importlib
 import inspect
 import sys
 import threading
-import types
 import warnings
 import weakref
 from operator import attrgetter, methodcaller
@@ -80,7 +79,6 @@ _LockType: Any = type(_thread.allocate_lock())
 _RLockType: Any = _thread.RLock
 _THREADING = vars(threading)
 _IMPORTLIB = vars(importlib._bootstrap)
-_IS_CPYTHON = sys.implementation.name == "cpython"
 _THREADING_FILE = threading.__file__
 _CONTEXTLIB_FILE = contextlib.__file__
 _INSPECT_FILE = inspect.__file__
@@ -329,7 +327,7 @@ class _OfLocks(type):
     def __getattribute__(cls, name: str) -> Any:
         found = type.__getattribute__(cls, name)
         # What a type derived from it has of its own is neither.
-        if type(found) not in (property, types.MemberDescriptorType):
+        if type(found) not in (property, _Slot):
             return found
         genuine = type.__getattribute__(cls, "_genuine")
         return _by_type(genuine, name) if name in _methods_of(genuine) else found
@@ -394,6 +392,8 @@ def _around(kind: Any, lock: Any, maker: FrameType) -> Any:
     return wrapper
 
 
+#: That of a slot's descriptor, which differs between interpreters.
+_Slot: Any = type(vars(_Wrapper)["release"])
 _set_release: Any = vars(_Wrapper)["release"].__set__
 _set_exit: Any = vars(_Wrapper)["__exit__"].__set__
 
@@ -456,7 +456,9 @@ for _type in (Lock, RLock):
     _type.__name__ = _type._genuine.__name__
     _type.__qualname__ = _type._genuine.__qualname__
     _type.__doc__ = _type._genuine.__doc__
-    if not _IS_CPYTHON or not _type._genuine.__flags__ & (1 << 10):  # Py_TPFLAGS_BASETYPE
+    try:
+        type("Derived", (_type._genuine,), {})
+    except TypeError:
         _type.__init_subclass__ = classmethod(_refuse_to_be_derived_from)  # type: ignore[assignment]
 
 
