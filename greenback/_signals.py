@@ -8,6 +8,8 @@ from functools import partial
 from types import CodeType
 from typing import Any, Optional, Set
 
+from ._work import traceback_of
+
 
 def is_from_signal_handler(error: BaseException) -> bool:
     """Whether *error* came from a signal handler, and so is the program's wherever it was raised.
@@ -21,7 +23,7 @@ def is_from_signal_handler(error: BaseException) -> bool:
     handlers: Set[Optional[CodeType]] = set()
     for number in signal.valid_signals():
         handlers.add(_code_of(signal.getsignal(number)))
-    traceback = error.__traceback__
+    traceback = traceback_of(error)
     while traceback is not None:
         if traceback.tb_frame.f_code in handlers:
             return True

@@ -12,12 +12,12 @@ raises while a hook runs is no failure of the hook, and reaches the program.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from . import _bridge
+from ._failures import tell_failure
 from ._signals import is_from_signal_handler, raise_if_from_signal_handler
 from ._state import Portal
 
@@ -405,9 +405,7 @@ def _failed(instrument: Any, hook: str, error: Exception) -> None:
 
 
 def _log_failure(instrument: Any, hook: str, error: Exception) -> None:
-    logging.getLogger("greenback").error(
-        "instrument %r was removed: its %s raised %r", instrument, hook, error, exc_info=error
-    )
+    tell_failure("instrument %r was removed: its %s raised %s", instrument, hook, error=error)
 
 
 def _after_fork() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import GetSetDescriptorType
 from typing import TYPE_CHECKING, Any, Dict
 
 from ._totals import full_name
@@ -45,6 +46,8 @@ def portal_attributes(tally: PortalTally) -> Dict[str, Any]:
 def _awaitable_name(awaitable: Any) -> str:
     kind = type(awaitable)
     # Coroutines and their like have a name. Other objects are not asked: they may do anything.
-    if any("__qualname__" in vars(base) for base in kind.__mro__):
-        return str(awaitable.__qualname__)
+    for base in type.__dict__["__mro__"].__get__(kind):
+        name = vars(base).get("__qualname__")
+        if type(name) is GetSetDescriptorType:  # in C, which runs nothing of the program's
+            return str(name.__get__(awaitable))
     return full_name(kind)

@@ -12,6 +12,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, MutableSet, Optional
 
+from greenback._failures import tell_failure
 from greenback._signals import raise_if_from_signal_handler
 
 from ._spans import Spans
@@ -48,10 +49,11 @@ class Loops:
             raise_if_from_signal_handler(error)
             if not self._has_failed:
                 self._has_failed = True
-                logging.getLogger("greenback").warning(
+                tell_failure(
                     "GREENBACK_TRACE_FILE: the end of the event loop cannot be seen, so that the "
-                    "file is written up to 5 s later: %r",
-                    error,
+                    "file is written up to 5 s later: %s",
+                    error=error,
+                    level=logging.WARNING,
                 )
 
     def _watch(self, library: str, loop: Any) -> None:

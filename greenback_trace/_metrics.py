@@ -6,7 +6,6 @@ as it happens, which is too dear for all of them: they get a sample.
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from random import random
@@ -15,6 +14,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, 
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
+from greenback._failures import tell_failure
 from greenback._signals import raise_if_from_signal_handler
 
 from ._counts import BOUNDS, PORTAL_BOUNDS, Counts, Tally, count_of
@@ -199,10 +199,9 @@ class Measurements:
         except Exception as error:
             raise_if_from_signal_handler(error)
             self._totals.measurements = None
-            logging.getLogger("greenback").error(
-                "greenback's histograms get no more measurements: recording one raised %r",
-                error,
-                exc_info=error,
+            tell_failure(
+                "greenback's histograms get no more measurements: recording one raised %s",
+                error=error,
             )
         finally:
             inside.now = False

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Dict, MutableMapping, Optional, Tuple
 from weakref import WeakKeyDictionary
 
+from greenback._failures import tell_failure
 from greenback._signals import raise_if_from_signal_handler
 from greenback.instruments import is_primary, set_primary
 
@@ -458,10 +459,9 @@ class Gate:
             try:
                 action()
             except Exception as error:  # nothing of this is felt by the program
-                logging.getLogger("greenback").error(
-                    "greenback only counts from now on: connecting to OpenTelemetry raised %r",
-                    error,
-                    exc_info=error,
+                tell_failure(
+                    "greenback only counts from now on: connecting to OpenTelemetry raised %s",
+                    error=error,
                 )
                 raise_if_from_signal_handler(error)
 

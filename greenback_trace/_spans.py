@@ -6,7 +6,6 @@ count everything all the same.
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from contextvars import ContextVar
@@ -18,6 +17,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Tracer
 
+from greenback._failures import tell_failure
 from greenback._signals import raise_if_from_signal_handler
 
 from ._attributes import first_attributes, portal_attributes
@@ -275,10 +275,9 @@ class Spans:
             if self._tracer is None:
                 return
             self.stop()
-        logging.getLogger("greenback").error(
-            "greenback makes no more spans, because making one raised %r; it still counts",
-            error,
-            exc_info=error,
+        tell_failure(
+            "greenback makes no more spans, because making one raised %s; it still counts",
+            error=error,
         )
 
     def _failed_to_start(self, bridge: Running, error: BaseException) -> None:

@@ -13,6 +13,7 @@ it costs is measured by ``benchmarks/``.
 
 from __future__ import annotations
 
+import builtins
 import sys
 import threading
 import weakref
@@ -21,6 +22,7 @@ from time import perf_counter_ns
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
 
+from greenback._signals import raise_if_from_signal_handler
 from greenback.instruments import primary_failed
 
 from ._counts import (
@@ -591,27 +593,48 @@ def ending_of(error: Optional[BaseException], suspended: bool) -> Ending:
 def is_cancellation(error: BaseException) -> bool:
     """Whether *error* is a cancellation of asyncio or Trio, or a group of nothing else."""
     asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and isinstance(error, asyncio.CancelledError):
+    # Not isinstance(), which asks what it is given for its class; nor is the error asked below.
+    kind = type(error)
+    if asyncio is not None and issubclass(kind, asyncio.CancelledError):
         return True
     trio = sys.modules.get("trio")
     if trio is None:
         return False
-    if isinstance(error, trio.Cancelled):
+    if issubclass(kind, trio.Cancelled):
         return True
-    members = getattr(error, "exceptions", None)  # Trio's nurseries put even one into a group
-    return isinstance(members, tuple) and bool(members) and all(map(is_cancellation, members))
+    group: Any = _group_type()
+    if group is None or not issubclass(kind, group):
+        return False
+    members = vars(group)["exceptions"].__get__(error)  # Trio's nurseries put even one into a group
+    return all(map(is_cancellation, members))
+
+
+def _group_type() -> Any:
+    module = builtins if sys.version_info >= (3, 11) else sys.modules.get("exceptiongroup")
+    return getattr(module, "BaseExceptionGroup", None)
+
+
+#: What a metaclass, or the class itself, may shadow.
+_MODULE: Any = type.__dict__["__module__"]
+_QUALNAME: Any = type.__dict__["__qualname__"]
 
 
 def full_name(kind: type) -> str:
-    if kind.__module__ == "builtins":
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"
+    name: str = _QUALNAME.__get__(kind)
+    module = _MODULE.__get__(kind)
+    if module == "builtins":
+        return name
+    return f"{module if type(module) is str else '?'}.{name}"
 
 
 def task_name(task: Any) -> Optional[str]:
-    get_name = getattr(task, "get_name", None)  # asyncio has this, Trio an attribute
-    name = getattr(task, "name", None) if get_name is None else get_name()
-    return name if isinstance(name, str) else None
+    try:
+        get_name = getattr(task, "get_name", None)  # asyncio has this, Trio an attribute
+        name = getattr(task, "name", None) if get_name is None else get_name()
+    except Exception as error:  # a class of the program's, which cannot say it now
+        raise_if_from_signal_handler(error)
+        return None
+    return name if issubclass(type(name), str) else None
 
 
 def _work_of(portal: Portal) -> str:

@@ -76,6 +76,9 @@ class Call(NamedTuple):
     is_with: bool
     #: It is called without an argument.
     is_plain: bool
+    #: The same function releases what it acquires: it has a call of `release` on the same
+    #: expression.
+    is_paired: bool
 
 
 class _Looked:
@@ -242,27 +245,37 @@ def _expression_before(
     return "", "", False
 
 
+def _loads_method(instruction: dis.Instruction) -> bool:
+    """Whether an instruction looks up an attribute to call it."""
+    return instruction.opname in _LOADS_METHOD or (
+        instruction.opname in _LOADS_METHOD_IF_FLAGGED and bool((instruction.arg or 0) & 1)
+    )
+
+
 def _calls(code: CodeType, names: FrozenSet[str]) -> Dict[int, Call]:
     calls: Dict[int, Call] = {}
     instructions = list(_instructions(code))
+    released: Set[str] = {
+        _expression_before(instructions, index)[0]
+        for index, (instruction, _) in enumerate(instructions)
+        if instruction.argval == "release" and _loads_method(instruction)
+    }
     for index, (instruction, line) in enumerate(instructions):
-        name = instruction.opname
         is_with = _enters(instruction)
         if is_with:
-            call, is_plain = _call_of(instructions, index), True
-        elif instruction.argval in names and (
-            name in _LOADS_METHOD
-            or (name in _LOADS_METHOD_IF_FLAGGED and (instruction.arg or 0) & 1)
-        ):
+            call, is_plain, is_paired = _call_of(instructions, index), True, True
+        elif instruction.argval in names and _loads_method(instruction):
             after = (other for other, _ in instructions[index + 1 :])
             called = next((other for other in after if other.opname.startswith("CALL")), None)
             if called is None:
                 continue
             call = called
             is_plain = call is instructions[index + 1][0] and call.arg == 0
+            expression = _expression_before(instructions, index)[0]
+            is_paired = expression != "" and expression in released
         else:
             continue
-        found = Call(code, instruction.offset, call.offset, line, is_with, is_plain)
+        found = Call(code, instruction.offset, call.offset, line, is_with, is_plain, is_paired)
         # An offset in the cache after the instruction stands for it, from 3.11 on, and before that
         # one of an EXTENDED_ARG in front of it.
         start = instruction.offset

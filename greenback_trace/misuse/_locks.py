@@ -14,14 +14,25 @@ An intent is not a lock. What is noted is confirmed at the suspension, by the C 
 and
 
 - for ``with``: by the frame that wanted it being inside that block still, which its bytecode tells;
-- for ``acquire()``: by nobody having wanted it since, but for those who still wait for it. Where
-  that leaves a doubt (another thread has tried, and no longer waits), nothing is reported.
+- for ``acquire()``, and for a ``with`` in a generator, whose frame is nowhere while the generator
+  is suspended: by nobody having wanted it since, but for those who still wait for it. Where that
+  leaves a doubt (another thread has tried, and no longer waits), nothing is reported.
 
-Not replaced are `_thread.allocate_lock`, and what `threading` makes for its own events, semaphores
-and threads. Locks that were made before debug mode was installed, or through a name that was
-imported before (``from threading import Lock``), are C locks: they are found only in a ``with``
-whose expression can be evaluated again without running code of the program's, a name with
-attributes and constant subscripts, for which `pure_eval` is needed.
+Semaphores are written in Python and have descriptors in place, like `Condition`. How many have one
+is told by how far its value is below the highest that was seen. It is held by those who wanted it
+if they are as many. Not every ``acquire()`` of a semaphore is followed by a ``release()`` of the
+same task: it may be a signal, or the place of something that another task takes away. So it counts
+only in a function that releases it as well.
+
+Not replaced is what `threading` and the import system make for their own use. Locks that were made
+before debug mode was installed, or through a name that was imported before (``from threading import
+Lock``), are C locks: they are found only in a ``with`` whose expression can be evaluated again
+without running code of the program's, a name with attributes and constant subscripts, for which
+`pure_eval` is needed.
+
+A lock cannot be of the C type, whose methods cannot be replaced, so that `_thread` has ours for as
+long as `threading` has. Code that looks at a lock's type finds what it would find without debug
+mode: methods that can be called with a lock, the name, and whether it can be made or derived from.
 """
 
 from __future__ import annotations
@@ -29,12 +40,15 @@ from __future__ import annotations
 import _thread
 import ast
 import contextlib
+import functools
+import importlib
 import inspect
 import sys
 import threading
+import warnings
 import weakref
 from operator import attrgetter, methodcaller
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 from greenlet import getcurrent
@@ -59,9 +73,12 @@ else:
 
 _KIND = "lock_held"
 _NAMES: FrozenSet[str] = frozenset({"acquire", "acquire_lock", "__enter__"})
+#: Takes the lock of a Condition back after wait().
+_TAKES_BACK: CodeType = threading.Condition._acquire_restore.__code__  # type: ignore[attr-defined]
 _LockType: Any = type(_thread.allocate_lock())
 _RLockType: Any = _thread.RLock
 _THREADING = vars(threading)
+_IMPORTLIB = vars(importlib._bootstrap)
 _THREADING_FILE = threading.__file__
 _CONTEXTLIB_FILE = contextlib.__file__
 _INSPECT_FILE = inspect.__file__
@@ -69,10 +86,13 @@ _INSPECT_FILE = inspect.__file__
 _NOTES_KEPT = 64
 #: Those who want one lock at the same time, as far as they are told apart.
 _CLAIMS_KEPT = 32
+#: Of generators, asynchronous ones included: they can be suspended inside a ``with``, and be
+#: nowhere in the stack.
+_GENERATOR = 0x20 | 0x200
 
 _is_installed = False
-#: What was in `threading` before, by name.
-_replaced: Dict[str, Any] = {}
+#: What was there before, and what is there now: the module or class, the name, and the two.
+_replaced: List[Tuple[Any, str, Any, Any]] = []
 
 
 class _Claim:
@@ -98,6 +118,10 @@ def _nobody() -> None:
     return None
 
 
+#: A claim on a semaphore that is only counted.
+_SOMEBODY = _Claim("", Call(_nobody.__code__, 0, 0, 0, True, True, True), 0, None, False, 0)
+
+
 class _Book:
     """A C lock, and who has wanted it since it was last seen free.
 
@@ -105,14 +129,40 @@ class _Book:
     operations, and what two threads confuse is not reported.
     """
 
-    __slots__ = ("claims", "is_reentrant", "lock", "made")
+    __slots__ = ("claims", "is_kept", "is_reentrant", "lock", "made")
 
     def __init__(self, lock: Any, made: str) -> None:
         self.lock = lock
         #: Where, as ``file:line``; empty if that is not known.
         self.made = made
         self.is_reentrant = type(lock) is _RLockType
+        #: Somebody has kept a method that takes it, and may call it at any time unseen.
+        self.is_kept = False
         self.claims: List[_Claim] = []
+
+
+class _Permits:
+    """What stands for the C lock in the book of a semaphore."""
+
+    __slots__ = ("_most", "_semaphore", "name")
+
+    def __init__(self, semaphore: Any) -> None:
+        is_bounded = issubclass(type(semaphore), threading.BoundedSemaphore)
+        self.name = "threading.BoundedSemaphore" if is_bounded else "threading.Semaphore"
+        # A semaphore has its book, and must not be kept alive by it.
+        self._semaphore = weakref.ref(semaphore)
+        self._most = 0
+
+    def taken(self) -> int:
+        """How many permits are taken, of those that were ever seen."""
+        semaphore = self._semaphore()
+        value = self._most if semaphore is None else semaphore._value
+        if value > self._most:
+            self._most = value
+        return self._most - value
+
+    def locked(self) -> bool:
+        return self.taken() > 0
 
 
 class _Local(threading.local):
@@ -136,14 +186,32 @@ def _intend(book: _Book, name: str, frame: FrameType) -> None:
     """
     code = frame.f_code
     if code.co_filename == _THREADING_FILE:
-        return  # a Condition that takes its lock back after wait(), for one
+        if code is _TAKES_BACK and not book.is_reentrant:
+            # Unless it is this thread's, somebody has released it, or will.
+            mine = _thread.get_ident()
+            book.claims = [claim for claim in book.claims if claim.thread == mine]
+        return
     call = call_at(frame, _NAMES)
     if call is None:
         outer = _outside_exit_stack(frame)
         if outer is None:
+            if not book.is_reentrant:
+                book.is_kept = True
+                book.claims = []
             return
         frame, code = outer, outer.f_code
-        call = Call(code, frame.f_lasti, frame.f_lasti, frame.f_lineno or 0, False, True)
+        call = _call_from(frame, True, True)
+    _note(book, name, frame, call)
+
+
+def _call_from(frame: FrameType, is_plain: bool, is_paired: bool) -> Call:
+    """The call that a frame is in the middle of."""
+    code, offset = frame.f_code, frame.f_lasti
+    return Call(code, offset, offset, frame.f_lineno or 0, False, is_plain, is_paired)
+
+
+def _note(book: _Book, name: str, frame: FrameType, call: Call) -> None:
+    code = frame.f_code
     lock = book.lock
     depth = 0
     if book.is_reentrant:
@@ -162,8 +230,13 @@ def _intend(book: _Book, name: str, frame: FrameType) -> None:
         if len(_entered) >= _NOTES_KEPT:
             _forget_free()
         _entered[id(frame), call.offset] = (book, name, code)
-        if was_free:
+        if was_free and not code.co_flags & _GENERATOR and type(lock) is not _Permits:
             return  # nobody's claim is left, and this one is confirmed by the frame
+    if book.is_kept:
+        return
+    if type(lock) is _Permits and not _may_hold(call):
+        book.claims.append(_SOMEBODY)
+        return
     claim = _Claim(name, call, id(frame), _current_task(), was_free, depth)
     book.claims.append(claim)
     books = _local.books
@@ -243,26 +316,52 @@ class _Enter:
 _enter_by_type = methodcaller("__enter__")
 
 
-def _exit_by_type(wrapper: Any, *exc_info: Any) -> Any:
-    return wrapper._lock.__exit__(*exc_info)
-
-
 class _OfLocks(type):
-    """Has a C lock count as an instance, and gives the methods that C looks up on the type."""
+    """Has a C lock count as an instance, and its type give methods that are called with a lock."""
+
+    _genuine: Any
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return type.__instancecheck__(cls, instance) or type(instance) is cls._genuine  # type: ignore[attr-defined]
+        return type.__instancecheck__(cls, instance) or type(instance) is cls._genuine
 
-    @property
-    def __exit__(cls) -> Any:  # noqa: PLE0302, PYI036
-        return _exit_by_type
+    def __getattribute__(cls, name: str) -> Any:
+        found = type.__getattribute__(cls, name)
+        # What a type derived from it has of its own is neither.
+        if type(found) not in (property, _Slot):
+            return found
+        genuine = type.__getattribute__(cls, "_genuine")
+        return _by_type(genuine, name) if name in _methods_of(genuine) else found
+
+
+@functools.lru_cache(maxsize=None)
+def _methods_of(genuine: Any) -> FrozenSet[str]:
+    return frozenset(name for name in dir(genuine) if callable(getattr(genuine, name)))
+
+
+@functools.lru_cache(maxsize=None)
+def _by_type(genuine: Any, name: str) -> Any:
+    """What is called as ``type(lock).acquire(lock)``, and its like."""
+    method = getattr(genuine, name)
+    takes = name in _NAMES
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not (args and issubclass(type(args[0]), _Wrapper)):
+            return method(*args, **kwargs)  # a C lock, or an error
+        wrapper, *rest = args
+        if takes and _is_installed:
+            frame = sys._getframe(1)
+            is_plain = not rest and not kwargs
+            _note(wrapper._book, wrapper._name, frame, _call_from(frame, is_plain, True))
+        return method(wrapper._lock, *rest, **kwargs)
+
+    return call
 
 
 class _Wrapper:
     # These two are the C lock's methods. A slot gives them without running anything in Python.
     __slots__ = ("__exit__", "__weakref__", "_book", "_lock", "release")
 
-    _genuine: Any
     _name: str
     _book: _Book
     _lock: Any
@@ -287,23 +386,28 @@ def _around(kind: Any, lock: Any, maker: FrameType) -> Any:
     wrapper = object.__new__(kind)
     wrapper._lock = lock
     wrapper._book = _Book(lock, f"{maker.f_code.co_filename}:{maker.f_lineno}")
-    wrapper.release = lock.release
-    wrapper.__exit__ = lock.__exit__
+    # The slots, where a type that is derived from it may have a method of that name.
+    _set_release(wrapper, lock.release)
+    _set_exit(wrapper, lock.__exit__)
     return wrapper
 
 
-class Lock(_Wrapper, metaclass=_OfLocks):
-    """In place of `threading.Lock`."""
+#: That of a slot's descriptor, which differs between interpreters.
+_Slot: Any = type(vars(_Wrapper)["release"])
+_set_release: Any = vars(_Wrapper)["release"].__set__
+_set_exit: Any = vars(_Wrapper)["__exit__"].__set__
 
+
+class Lock(_Wrapper, metaclass=_OfLocks):
     __slots__ = ()
 
     _genuine = _LockType
     _name = "threading.Lock"
 
-    def __new__(cls) -> Any:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
-        lock = _thread.allocate_lock()
-        return lock if frame.f_globals is _THREADING else _around(cls, lock, frame)
+        lock = _LockType(*args, **kwargs)  # which fails before 3.13
+        return lock if _is_of_runtime(frame) else _around(cls, lock, frame)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -321,8 +425,6 @@ class Lock(_Wrapper, metaclass=_OfLocks):
 
 
 class RLock(_Wrapper, metaclass=_OfLocks):
-    """In place of `threading.RLock`."""
-
     __slots__ = ()
 
     _genuine = _RLockType
@@ -331,7 +433,7 @@ class RLock(_Wrapper, metaclass=_OfLocks):
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
         lock = _RLockType(*args, **kwargs)
-        return lock if frame.f_globals is _THREADING else _around(cls, lock, frame)
+        return lock if _is_of_runtime(frame) else _around(cls, lock, frame)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -344,23 +446,91 @@ class RLock(_Wrapper, metaclass=_OfLocks):
     locked = property(attrgetter("_lock.locked"))  # from 3.14 on
 
 
+def _refuse_to_be_derived_from(*args: Any, **kwargs: Any) -> None:
+    name = f"{_LockType.__module__}.{_LockType.__qualname__}"
+    raise TypeError(f"type '{name}' is not an acceptable base type")
+
+
 for _type in (Lock, RLock):
-    _type.__module__ = "threading"
+    _type.__module__ = _type._genuine.__module__
+    _type.__name__ = _type._genuine.__name__
+    _type.__qualname__ = _type._genuine.__qualname__
+    _type.__doc__ = _type._genuine.__doc__
+    try:
+        type("Derived", (_type._genuine,), {})
+    except TypeError:
+        _type.__init_subclass__ = classmethod(_refuse_to_be_derived_from)  # type: ignore[assignment]
+
+
+def _is_of_runtime(frame: FrameType) -> bool:
+    """Whether it is `threading` or the import system that makes a lock, for its own use."""
+    names = frame.f_globals
+    return names is _THREADING or names is _IMPORTLIB
+
+
+# What makes a lock is a type or a function, depending on the version.
+
+
+class _MakesLock:
+    """In place of `threading.Lock` where that is a function in C, which binds to no object."""
+
+    def __init__(self, genuine: Any) -> None:
+        self._genuine = genuine
+        functools.update_wrapper(self, genuine)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        frame = sys._getframe(1)
+        lock = self._genuine(*args, **kwargs)
+        return lock if _is_of_runtime(frame) else _around(Lock, lock, frame)
+
+    def __repr__(self) -> str:
+        return repr(self._genuine)
+
+    def __reduce__(self) -> Any:
+        return self._genuine.__reduce_ex__(4)
+
+
+def _makes_rlock(genuine: Any) -> Any:
+    """What takes the place of `threading.RLock` where that is a function in Python."""
+    texts = (text for text in genuine.__code__.co_consts[1:] if type(text) is str)
+    warning = next((text for text in texts if "deprecated" in text), None)
+
+    @functools.wraps(genuine)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        frame = sys._getframe(1)
+        if warning is not None and (args or kwargs):  # at the line that calls this
+            warnings.warn(warning, DeprecationWarning, stacklevel=2)
+        lock = _RLockType(*args, **kwargs)
+        return lock if _is_of_runtime(frame) else _around(RLock, lock, frame)
+
+    return make
+
+
+def _in_place_of(genuine: Any, kind: Any) -> Any:
+    if genuine is kind._genuine:
+        return kind
+    return _makes_rlock(genuine) if type(genuine) is FunctionType else _MakesLock(genuine)
 
 
 _CONDITION = "threading.Condition"
 
 
-def _book_of(condition: Any) -> Optional[_Book]:
-    """That of the lock of a Condition; None if its lock is one of the program's own types."""
-    lock: Any = getattr(condition, "_lock", None)
-    if type(lock) in (Lock, RLock):
-        return lock._book  # type: ignore[no-any-return]
-    if type(lock) not in (_LockType, _RLockType):
-        return None
-    book = condition.__dict__.get("_greenback_book")
-    if book is None or book.lock is not lock:
-        book = condition.__dict__["_greenback_book"] = _Book(lock, "")
+def _c_lock_of(condition: Any) -> Any:
+    """The C lock of a Condition; None if its lock is one of the program's own types."""
+    lock: Any = object.__getattribute__(condition, "__dict__").get("_lock")
+    kind = type(lock)
+    if kind is _LockType or kind is _RLockType:
+        return lock
+    return lock._lock if kind is Lock or kind is RLock else None
+
+
+def _book_of(condition: Any, c_lock: Any) -> _Book:
+    names = object.__getattribute__(condition, "__dict__")
+    if names["_lock"] is not c_lock:
+        return names["_lock"]._book  # type: ignore[no-any-return]
+    book = names.get("_greenback_book")
+    if book is None or book.lock is not c_lock:
+        book = names["_greenback_book"] = _Book(c_lock, "")
     return book  # type: ignore[no-any-return]
 
 
@@ -373,11 +543,14 @@ class _ConditionEnter:
     def __get__(self, condition: Any, owner: Optional[type] = None) -> Any:
         if condition is None:
             return _enter_by_type
-        book = _book_of(condition)
-        if book is None:
+        lock = _c_lock_of(condition)
+        if lock is None:
             return self._genuine.__get__(condition, owner)
-        _intend(book, _CONDITION, sys._getframe(1))
-        return book.lock.__enter__
+        frame = sys._getframe(1)
+        # Semaphores, events and queues take theirs all the time.
+        if frame.f_code.co_filename != _THREADING_FILE:
+            _intend(_book_of(condition, lock), _CONDITION, frame)
+        return lock.__enter__
 
 
 class _ConditionExit:
@@ -387,8 +560,8 @@ class _ConditionExit:
         self._genuine = genuine
 
     def __get__(self, condition: Any, owner: Optional[type] = None) -> Any:
-        book = None if condition is None else _book_of(condition)
-        return self._genuine.__get__(condition, owner) if book is None else book.lock.__exit__
+        lock = None if condition is None else _c_lock_of(condition)
+        return self._genuine.__get__(condition, owner) if lock is None else lock.__exit__
 
 
 class _ConditionAcquire:
@@ -401,9 +574,9 @@ class _ConditionAcquire:
             acquire = condition.__dict__["acquire"]
         except KeyError:
             raise AttributeError("acquire") from None
-        book = _book_of(condition)
-        if book is not None:
-            _intend(book, _CONDITION, sys._getframe(1))
+        lock = _c_lock_of(condition)
+        if lock is not None:
+            _intend(_book_of(condition, lock), _CONDITION, sys._getframe(1))
         return acquire
 
     def __set__(self, condition: Any, acquire: Any) -> None:
@@ -413,8 +586,25 @@ class _ConditionAcquire:
         condition.__dict__.pop("acquire", None)
 
 
+class _SemaphoreMethod:
+    """``acquire`` or ``__enter__`` of a semaphore, while debug mode is installed."""
+
+    def __init__(self, genuine: Any) -> None:
+        self._genuine = genuine
+
+    def __get__(self, semaphore: Any, owner: Optional[type] = None) -> Any:
+        if semaphore is not None:
+            names = object.__getattribute__(semaphore, "__dict__")
+            if "_value" in names:
+                book = names.get("_greenback_book")
+                if book is None:
+                    book = names["_greenback_book"] = _Book(_Permits(semaphore), "")
+                _intend(book, book.lock.name, sys._getframe(1))
+        return self._genuine.__get__(semaphore, owner)
+
+
 def install() -> None:
-    """Have the locks that are made from now on, and every Condition, note who wants them.
+    """Have locks that are made from now on, and every Condition and semaphore, note who wants them.
 
     What something else, like gevent, has replaced already is left alone.
     """
@@ -422,32 +612,51 @@ def install() -> None:
     if _is_installed:
         return
     _is_installed = True
-    for name, replacement in (("Lock", Lock), ("RLock", RLock)):
-        genuine = getattr(threading, name)
-        if type(genuine()) is replacement._genuine:
-            _replaced[name] = genuine
-            setattr(threading, name, replacement)
+    # Names of one thing stay names of one thing.
+    for place, name, kind in (
+        (threading, "Lock", Lock),
+        (threading, "RLock", RLock),
+        (_thread, "allocate_lock", Lock),
+        (_thread, "allocate", Lock),
+        (_thread, "LockType", Lock),
+        (_thread, "lock", Lock),
+        (_thread, "RLock", RLock),
+    ):
+        genuine = vars(place).get(name)
+        former = next((each[3] for each in _replaced if each[2] is genuine), None)
+        if former is not None:
+            _replace(place, name, former)
+        elif genuine is kind._genuine or (genuine and type(genuine()) is kind._genuine):
+            _replace(place, name, _in_place_of(genuine, kind))
+    semaphore: Any = threading.Semaphore
+    if semaphore.__module__ == "threading":
+        for name in ("acquire", "__enter__"):
+            _replace(semaphore, name, _SemaphoreMethod(vars(semaphore)[name]))
     condition: Any = threading.Condition
     if condition.__module__ == "threading" and "acquire" not in vars(condition):
-        _replaced["Condition"] = condition.__enter__, condition.__exit__
-        condition.__enter__ = _ConditionEnter(condition.__enter__)
-        condition.__exit__ = _ConditionExit(condition.__exit__)
+        _replace(condition, "__enter__", _ConditionEnter(condition.__enter__))
+        _replace(condition, "__exit__", _ConditionExit(condition.__exit__))
         condition.acquire = _ConditionAcquire()
 
 
 def uninstall() -> None:
     """Undo `install`. Locks that were made in between go on as mere locks."""
-    global _is_installed
+    global _is_installed, _local
     _is_installed = False
-    for name, replacement in (("Lock", Lock), ("RLock", RLock)):
-        if name in _replaced and getattr(threading, name) is replacement:
-            setattr(threading, name, _replaced[name])
-    if "Condition" in _replaced:
-        condition: Any = threading.Condition
-        condition.__enter__, condition.__exit__ = _replaced["Condition"]
+    while _replaced:
+        place, name, genuine, replacement = _replaced.pop()
+        if vars(place).get(name) is replacement:
+            setattr(place, name, genuine)
+    condition: Any = threading.Condition
+    if type(vars(condition).get("acquire")) is _ConditionAcquire:
         del condition.acquire
-    _replaced.clear()
     _entered.clear()
+    _local = _Local()  # nobody sees who takes these locks from now on
+
+
+def _replace(place: Any, name: str, replacement: Any) -> None:
+    _replaced.append((place, name, vars(place)[name], replacement))
+    setattr(place, name, replacement)
 
 
 # At a suspension
@@ -561,7 +770,7 @@ def _evaluated_again(frame: FrameType, block: With) -> str:
     except pure_eval.CannotEval:
         return ""
     name = ""
-    if isinstance(lock, threading.Condition):
+    if issubclass(type(lock), threading.Condition):  # isinstance() may ask the object
         name, lock = _CONDITION, vars(lock).get("_lock")
     if type(lock) in (Lock, RLock):
         lock = lock._lock  # made while debug mode was on, and entered before
@@ -573,11 +782,14 @@ def _evaluated_again(frame: FrameType, block: With) -> str:
 
 
 def _has_it(book: _Book, claim: _Claim) -> bool:
-    if claim.call.is_with:
+    call = claim.call
+    if call.is_with and not call.code.co_flags & _GENERATOR:
         return False  # confirmed by the frame, or not at all
+    if type(book.lock) is _Permits:
+        return _may_hold(call) and book.lock.taken() == len(book.claims)
     if book.is_reentrant:
         return claim.thread == _thread.get_ident() and _depth(book.lock) > claim.depth
-    if not claim.was_free and not claim.call.is_plain:
+    if not claim.was_free and not call.is_plain:
         return False  # it may have timed out
     frames: Optional[Dict[int, FrameType]] = None
     claims = book.claims
@@ -596,6 +808,12 @@ def _has_it(book: _Book, claim: _Claim) -> bool:
         if not _waits(other, frames.get(other.thread)):
             return False
     return True
+
+
+def _may_hold(call: Call) -> bool:
+    """Whether a call can have taken a semaphore that is then held, as far as that is told here."""
+    is_confirmed_by_frame = call.is_with and not call.code.co_flags & _GENERATOR
+    return call.is_plain and call.is_paired and not is_confirmed_by_frame
 
 
 def _waits(claim: _Claim, innermost: Optional[FrameType]) -> bool:
@@ -617,12 +835,15 @@ def _frame_of(claim: _Claim, frames: Sequence[FrameType]) -> Optional[FrameType]
 def _by_acquire(book: _Book, claim: _Claim, frames: Sequence[FrameType]) -> Finding:
     code: CodeType = claim.call.code
     place = f"{code.co_filename}:{claim.call.line}"
+    where = f"in {code.co_name} at {place}"
+    if claim.call.is_with:
+        where = f"by the 'with' block at {place} of the generator {code.co_name}"
     return _finding(
         _frame_of(claim, frames) or frames[0],
         claim.name,
         book.made,
         place,
-        f"This task has acquired it in {code.co_name} at {place}, and nobody has since.",
+        f"This task has acquired it {where}, and nobody has since.",
     )
 
 

@@ -6,6 +6,7 @@ from types import FrameType
 
 from .._frames import locals_of
 from .._sites import _guess_qualname
+from .._totals import full_name
 from ._calls import PARTIAL_CALL
 
 
@@ -26,5 +27,5 @@ def name_of_code(frame: FrameType) -> str:
 
 def name_of_type(kind: type) -> str:
     """``module.qualname``; without the module for builtins."""
-    module, name = kind.__module__, kind.__qualname__
-    return name if module in ("builtins", "__main__") else f"{module}.{name}"
+    name = full_name(kind)
+    return name[len("__main__.") :] if name.startswith("__main__.") else name

@@ -7,13 +7,13 @@ every step is a single operation of a built-in type.
 
 from __future__ import annotations
 
-import logging
 import types
 import warnings
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
+from greenback._failures import tell_failure
 from greenback._signals import raise_if_from_signal_handler
 
 from .. import _log
@@ -159,12 +159,7 @@ class Misuses:
         raise_if_from_signal_handler(error)
         if not self._has_failed:
             self._has_failed = True
-            logging.getLogger("greenback").error(
-                "greenback's debug mode misses something: %s raised %r",
-                what,
-                error,
-                exc_info=error,
-            )
+            tell_failure("greenback's debug mode misses something: %s raised %s", what, error=error)
 
     def _entry(self, kind: str, site: Site) -> _Entry:
         entry = self._entries.get((kind, site))

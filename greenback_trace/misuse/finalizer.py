@@ -12,6 +12,8 @@ from operator import is_, methodcaller
 from types import FrameType
 from typing import Any, Iterator, List, Optional, Tuple
 
+from greenback._work import context_of, traceback_of
+
 from .._frames import can_look_at_others, locals_of
 from ._calls import (
     GENERATORS,
@@ -121,8 +123,8 @@ def closing_frames() -> List[FrameType]:
     error = sys.exc_info()[1]
     found: List[FrameType] = []
     for each in _chain(error):
-        if isinstance(each, GeneratorExit):
-            traceback = each.__traceback__
+        if issubclass(type(each), GeneratorExit):
+            traceback = traceback_of(each)
             while traceback is not None:
                 if traceback.tb_frame.f_code.co_flags & RESUMABLE:
                     found.append(traceback.tb_frame)
@@ -135,7 +137,7 @@ def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
     while error is not None and not any(error is each for each in seen):
         seen.append(error)
         yield error
-        error = error.__context__
+        error = context_of(error)
 
 
 def of_generator(frame: FrameType, caller: FrameType, is_closing: bool) -> Optional[Finding]:
@@ -179,6 +181,8 @@ def _closes(value: Any) -> bool:
     """Whether it is a method that throws into a generator."""
     if type(value) not in (*IN_C, types.MethodType):
         return False
-    if getattr(value, "__name__", None) not in ("close", "throw", "aclose", "athrow"):
+    # The object first: a method that is no generator's gets its name from a function, which may be
+    # any object of the program's.
+    if not issubclass(type(getattr(value, "__self__", None)), GENERATORS):
         return False
-    return issubclass(type(getattr(value, "__self__", None)), GENERATORS)
+    return getattr(value, "__name__", None) in ("close", "throw", "aclose", "athrow")

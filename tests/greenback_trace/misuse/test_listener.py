@@ -96,6 +96,44 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
+def in_context_manager(guard: Any, wait: Callable[[], Any]) -> None:
+    @contextlib.contextmanager
+    def transaction() -> Iterator[None]:
+        with guard:
+            yield
+
+    with transaction():
+        greenback.await_(wait())
+
+
+def in_generator(guard: Any, wait: Callable[[], Any]) -> None:
+    def items() -> Iterator[int]:
+        with guard:
+            yield 1
+
+    for _ in items():
+        greenback.await_(wait())
+
+
+class TestLocks:
+    @pytest.mark.parametrize("form", [holding, in_context_manager, in_generator])
+    @pytest.mark.parametrize("kind", ["Lock", "RLock", "Condition", "Semaphore"])
+    def test_is_counted_while_it_is_held(self, kind: str, form: Any, backend: Any) -> None:
+        """One misuse for each bridge that suspends inside, and none for those after it."""
+
+        def work() -> None:
+            for _ in range(2):
+                form(getattr(threading, kind)(), lambda: backend.sleep(0))
+                greenback.await_(backend.sleep(0))
+
+        enable()
+        with no_warnings():
+            backend.run(greenback.with_portal_run_sync, work)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.kind, misuse.count) == ("lock_held", 2)
+        assert misuse.subject.startswith(f"threading.{kind}")
+
+
 class TestWarn:
     def test_the_bridge_goes_on(self, backend: Any) -> None:
         """Under 'warn' a misuse is shown, and the program does what it would do without."""
@@ -715,6 +753,122 @@ class TestFailures:
         assert [site.ok for site in greenback_trace.snapshot().sites] == [2]
         (record,) = caplog.records
         assert "of the detector" in record.getMessage()
+
+    def test_telling_of_it_fails(
+        self, backend: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Nor does it feel that its own log cannot be told of that."""
+
+        class Unspeakable(Exception):
+            __context__ = __traceback__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+
+            def __repr__(self) -> str:
+                raise LookupError("of the exception")
+
+        def fail(*args: Any) -> None:
+            raise Unspeakable
+
+        def refuse(record: Any) -> bool:
+            raise LookupError("of the filter")
+
+        monkeypatch.setattr(_listener, "at_start", fail)
+        logger = logging.getLogger("greenback")
+        for refuses in (False, True):
+            enable("raise")
+            if refuses:
+                logger.addFilter(refuse)
+            try:
+                backend.run(advised, backend)
+            finally:
+                logger.removeFilter(refuse)
+            greenback_trace.disable()
+            assert [site.ok for site in greenback_trace.snapshot().sites] == [1]
+        assert "Logging error" not in capsys.readouterr().err
+
+
+class Odd(Exception):
+    """Shadows what an exception has; nothing of it is to be asked for anything."""
+
+    __context__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+    __traceback__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+    __cause__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+    __class__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+    exceptions = property(lambda self: 1 / 0)
+
+    def with_traceback(self, traceback: Any) -> Any:
+        raise LookupError
+
+    def __getattr__(self, name: str) -> Any:
+        raise LookupError
+
+    def __eq__(self, other: object) -> bool:
+        raise LookupError
+
+    __hash__ = __repr__ = __str__ = __bool__ = __eq__  # type: ignore[assignment]
+
+
+class TestOddExceptions:
+    """What the program raises reaches it as itself, whatever its class is like."""
+
+    @pytest.mark.parametrize("with_spans", [False, True])
+    def test_raised_and_handled(
+        self, backend: Any, with_spans: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Bridges that raise it, and those in its handler, are as without debug mode."""
+        mine = Odd()
+
+        async def fail() -> None:
+            raise mine
+
+        def work() -> None:
+            try:
+                greenback.await_(fail())
+            except Odd:
+                greenback.await_(backend.sleep(0))
+                raise
+
+        async def in_task() -> None:
+            await greenback.ensure_portal()
+            work()
+
+        async def is_raised(async_fn: Callable[..., Any], *args: Any) -> bool:
+            try:
+                await async_fn(*args)
+            except Odd as error:
+                return error is mine
+            return False
+
+        provider = TracerProvider(shutdown_on_exit=False) if with_spans else None
+        config = Config(mode="debug", misuse="raise,async_caller=off", spans="all")
+        greenback_trace.enable(config=config, tracer_provider=provider)
+        for portal in (
+            (greenback.with_portal_run_sync, work),
+            (greenback.with_portal_run, in_task),
+            (in_task,),
+        ):
+            assert backend.run(is_raised, *portal)
+        assert not caplog.records
+        assert {site.errors for site in greenback_trace.snapshot().sites} == {0, 3}
+
+    def test_closing_a_generator(self, backend: Any) -> None:
+        """A generator that is closed while such an exception is handled bridges in peace."""
+
+        def generator() -> Iterator[None]:
+            try:
+                yield
+            finally:
+                greenback.await_(backend.sleep(0))
+
+        def work() -> None:
+            items = generator()
+            next(items)
+            try:
+                raise Odd
+            except Odd:
+                items.close()
+
+        enable("raise")
+        backend.run(greenback.with_portal_run_sync, work)
 
 
 class TestFromEnvironment:

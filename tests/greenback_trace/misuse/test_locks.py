@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import copy
+import inspect
 import logging
 import pickle
 import queue
 import sys
 import threading
+import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional
@@ -20,6 +24,8 @@ import greenback
 from greenback.instruments import Bridge, Instrument, add_instrument, remove_instrument
 from greenback_trace.misuse import _locks
 from greenback_trace.misuse._finding import Finding
+
+from .garbage import collect
 
 made_before = threading.Lock()
 reentrant_before = threading.RLock()
@@ -591,6 +597,261 @@ class TestHeldByAcquire:
         in_portal(work)
 
 
+def holding(lock: Any) -> Iterator[None]:
+    with lock:
+        yield
+
+
+@contextlib.contextmanager
+def held_within(lock: Any) -> Iterator[None]:
+    with contextlib.suppress(ZeroDivisionError), lock:
+        yield
+
+
+guards = pytest.mark.parametrize(
+    "kind", ["Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore"]
+)
+
+
+class TestHeldByGenerator:
+    """By one that is suspended inside of a ``with``."""
+
+    @guards
+    def test_in_a_context_manager(self, kind: str, suspend: Any, in_portal: Any) -> None:
+        """A lock is found while a function is inside a context manager that is a generator."""
+        lock = getattr(threading, kind)()
+
+        def work() -> None:
+            assert suspend() is None
+            for _ in range(2):
+                with held_within(lock):
+                    found = suspend()
+                    assert subject(found).startswith(f"threading.{kind}")
+                    assert f"acquired at {__file__}:" in subject(found)
+                    assert any("of the generator held_within" in each for each in found.evidence)
+                assert suspend() is None
+
+        in_portal(work)
+
+    @guards
+    def test_iterated_over(self, kind: str, suspend: Any, in_portal: Any) -> None:
+        """A lock is found until the generator is exhausted, closed or has raised."""
+        lock = getattr(threading, kind)()
+
+        def work() -> None:
+            for _ in holding(lock):
+                assert subject(suspend())
+            assert suspend() is None
+            generator: Any = holding(lock)
+            next(generator)
+            assert subject(suspend())
+            generator.close()
+            assert suspend() is None
+            generator = holding(lock)
+            next(generator)
+            with contextlib.suppress(LookupError):
+                generator.throw(LookupError)
+            assert suspend() is None
+
+        in_portal(work)
+
+    @guards
+    def test_in_an_async_context_manager(self, kind: str, backend: Any, suspend: Any) -> None:
+        """A lock that an asynchronous generator holds is found as well."""
+        lock = getattr(threading, kind)()
+
+        @contextlib.asynccontextmanager
+        async def transaction() -> Any:
+            with lock:
+                yield
+
+        async def main() -> None:
+            async with transaction():
+                assert subject(await greenback.with_portal_run_sync(suspend))
+            assert await greenback.with_portal_run_sync(suspend) is None
+
+        backend.run(main)
+
+    @guards
+    def test_of_another_task(self, kind: str, watcher: Watcher) -> None:
+        """A generator that another task has started is that task's."""
+        lock = getattr(threading, kind)()
+
+        async def holder(held: asyncio.Event, done: asyncio.Event) -> None:
+            def work() -> None:
+                with held_within(lock):
+                    held.set()
+                    greenback.await_(done.wait())
+
+            await greenback.with_portal_run_sync(work)
+
+        async def main() -> None:
+            held, done = asyncio.Event(), asyncio.Event()
+            task = asyncio.ensure_future(holder(held, done))
+            await held.wait()
+            assert subject(watcher.found.pop())
+            await greenback.ensure_portal()
+            greenback.await_(asyncio.sleep(0))
+            assert watcher.found.pop() is None
+            done.set()
+            await task
+
+        asyncio.run(main())
+
+    @guards
+    @pytest.mark.parametrize("how", ["call", "kept", "unseen", "generator"])
+    def test_taken_by_another_thread_since(
+        self, kind: str, how: str, suspend: Any, in_portal: Any
+    ) -> None:
+        """What a generator has let go of, and another thread has taken since, is not the task's."""
+        lock = getattr(threading, kind)()
+        kept = lock.acquire if how == "kept" else None
+        taken, done = threading.Event(), threading.Event()
+
+        def other() -> None:
+            generator = holding(lock)
+            if how == "generator":
+                next(generator)
+            elif how == "unseen":
+                lock.acquire()
+            else:
+                kept() if kept is not None else lock.acquire()
+            taken.set()
+            done.wait()
+            if how == "generator":
+                generator.close()  # type: ignore[attr-defined]
+            else:
+                lock.release()
+
+        def work() -> None:
+            for _ in holding(lock):
+                pass
+            thread = threading.Thread(target=other)
+            thread.start()
+            taken.wait()
+            found = suspend()
+            done.set()
+            thread.join()
+            assert found is None
+
+        in_portal(work)
+
+    def test_taken_back_by_another_thread(self, suspend: Any, in_portal: Any) -> None:
+        """A Condition's lock is another thread's after its wait()."""
+        lock = threading.Lock()
+        condition = threading.Condition(lock)
+        waiting, woken, done = threading.Event(), threading.Event(), threading.Event()
+
+        def other() -> None:
+            with condition:
+                waiting.set()
+                condition.wait()
+                woken.set()
+                done.wait()
+
+        def work() -> None:
+            thread = threading.Thread(target=other)
+            thread.start()
+            waiting.wait()
+            with held_within(condition):
+                condition.notify()
+            woken.wait()
+            assert suspend() is None
+            done.set()
+            thread.join()
+
+        in_portal(work)
+
+
+semaphores = pytest.mark.parametrize("kind", ["Semaphore", "BoundedSemaphore"])
+
+
+class TestSemaphores:
+    @semaphores
+    @forms(Forms, Opaque)
+    def test_held_by_with(self, kind: str, form: Any, suspend: Any, in_portal: Any) -> None:
+        """A semaphore is found inside its ``with``, whatever the form, and not after it."""
+
+        def work() -> None:
+            semaphore = getattr(threading, kind)(2)
+            found = form(semaphore, suspend)
+            assert subject(found).startswith(f"threading.{kind}, acquired at ")
+            assert suspend() is None
+
+        in_portal(work)
+
+    @semaphores
+    def test_held_by_acquire(self, kind: str, suspend: Any, in_portal: Any) -> None:
+        """It is found after acquire(), in a function that releases it as well."""
+
+        def work() -> None:
+            semaphore = getattr(threading, kind)(2)
+            semaphore.acquire()
+            try:
+                assert subject(suspend()).startswith(f"threading.{kind}, acquired at ")
+            finally:
+                semaphore.release()
+            assert suspend() is None
+
+        in_portal(work)
+
+    @semaphores
+    def test_that_is_a_signal(self, kind: str, suspend: Any, in_portal: Any) -> None:
+        """One that another task or thread releases is not held by the task that acquired it."""
+
+        def work() -> None:
+            free, full = getattr(threading, kind)(3), threading.Semaphore(0)
+
+            def produce() -> None:
+                free.acquire()
+                full.release()
+
+            def consume() -> None:
+                full.acquire()
+                assert suspend() is None
+                free.release()
+
+            produce()
+            produce()
+            assert suspend() is None
+            consume()
+            consume()
+            assert suspend() is None
+
+        in_portal(work)
+
+    @semaphores
+    def test_held_by_somebody_else(self, kind: str, suspend: Any, in_portal: Any) -> None:
+        """One of which another has a permit is not held by a task that has given back its own."""
+
+        def work() -> None:
+            semaphore = getattr(threading, kind)(2)
+            mine, other = holding(semaphore), threading.Thread(target=semaphore.acquire)
+            next(mine)
+            other.start()
+            other.join()
+            mine.close()  # type: ignore[attr-defined]
+            assert suspend() is None
+
+        in_portal(work)
+
+    @semaphores
+    def test_are_as_before(self, kind: str) -> None:
+        """Their methods, by an instance or the class, are those of `threading`."""
+        semaphore = getattr(threading, kind)()
+        assert inspect.isfunction(getattr(threading, kind).acquire)
+        assert inspect.ismethod(semaphore.acquire)
+        assert getattr(threading, kind).acquire(semaphore)
+        assert not semaphore.acquire(blocking=False)
+        semaphore.release()
+        gone = weakref.ref(semaphore)
+        with semaphore:
+            pass
+        del semaphore
+        collect()
+        assert gone() is None
+
+
 class TestNotHeld:
     @kinds
     def test_by_another_thread(self, kind: str, suspend: Any, in_portal: Any) -> None:
@@ -697,8 +958,6 @@ class TestLock:
         c_lock: Any = genuine[index]()
         lock = getattr(threading, kind)()
         assert isinstance(lock, type(c_lock))
-        assert isinstance(lock, getattr(threading, kind))
-        assert isinstance(c_lock, getattr(threading, kind))
         assert [name for name in dir(c_lock) if not hasattr(lock, name)] == []
         assert repr(lock).partition(" at ")[0] == repr(c_lock).partition(" at ")[0]
         with pytest.raises(RuntimeError):
@@ -711,6 +970,106 @@ class TestLock:
             for dump in (copy.copy, pickle.dumps):
                 with pytest.raises(TypeError, match="cannot pickle"):
                     dump(lock)
+
+    @pytest.mark.parametrize("kind", ["Lock", "RLock"])
+    def test_its_type_is_like_that_of_a_c_lock(self, kind: str) -> None:
+        """Methods of the type take a lock, whether it was made in debug mode or before."""
+        c_lock: Any = genuine[["Lock", "RLock"].index(kind)]()
+        lock = getattr(threading, kind)()
+        for each in (lock, c_lock):
+            assert type(lock).acquire(each)
+            assert type(lock).acquire(each, blocking=False) is (kind == "RLock")
+            type(lock).release(each)
+            type(lock).__enter__(each)
+            type(lock).__exit__(each, None, None, None)
+        with pytest.raises(TypeError):
+            type(lock).acquire(object())
+        assert type(lock) is type(getattr(threading, kind)())
+        assert repr(type(lock)) == repr(type(c_lock))
+        assert type(lock).acquire.__name__ == "acquire"
+        assert type(lock).__doc__ == type(c_lock).__doc__
+
+    def test_its_type_has_the_names_of_the_c_type(self) -> None:
+        """What `_thread` says is the type of a lock is the type of the locks that are made."""
+        assert type(threading.Lock()) is type(_thread.allocate_lock()) is _thread.LockType
+        assert type(threading.RLock()) is _thread.RLock
+        assert isinstance(made_before, _thread.LockType)
+        assert isinstance(threading.Lock(), type(made_before))
+
+    @pytest.mark.parametrize("kind", ["Lock", "RLock"])
+    def test_can_be_made_and_derived_from_where_a_c_lock_can(self, kind: str) -> None:
+        """It is a TypeError to make or derive from what C does not let be made or derived from."""
+        made = genuine[["Lock", "RLock"].index(kind)]
+        lock = getattr(threading, kind)()
+
+        def fails(what: Callable[[], Any]) -> bool:
+            try:
+                what()
+            except TypeError:
+                return True
+            return False
+
+        c_type: Any = type(made())
+        for base, c_base in ((type(lock), c_type), (getattr(threading, kind), made)):
+            assert fails(lambda base=base: type("Own", (base,), {})) is fails(
+                lambda c_base=c_base: type("Own", (c_base,), {})
+            )
+        assert fails(type(lock)) is fails(c_type)
+
+    def test_derived_from(self, suspend: Any, in_portal: Any) -> None:
+        """A reentrant lock of the program's own type calls the methods of that."""
+        calls = []
+
+        class Own(type(threading.RLock())):  # type: ignore[misc]
+            def acquire(self, *args: Any) -> Any:
+                calls.append("acquire")
+                return super().acquire(*args)
+
+            def release(self) -> None:
+                calls.append("release")
+                super().release()
+
+        lock = Own()
+        assert lock.acquire()
+        assert lock._is_owned()
+        lock.release()
+        assert not lock._is_owned()
+        assert calls == ["acquire", "release"]
+        assert Own.acquire(lock)
+        Own.release(lock)
+        assert calls == ["acquire", "release"] * 2
+
+        def work() -> None:
+            with lock:
+                assert subject(suspend())
+            assert suspend() is None
+
+        in_portal(work)
+
+    def test_function_that_makes_it_does_not_bind(self) -> None:
+        """As an attribute of a class, `threading.Lock` makes locks, too."""
+
+        class Holder:
+            make = threading.Lock
+
+        assert isinstance(Holder().make(), type(made_before))
+        for kind, made in zip(("Lock", "RLock"), genuine):
+            for name in ("__module__", "__name__", "__doc__"):
+                assert getattr(getattr(threading, kind), name) == getattr(made, name)
+
+    def test_arguments_of_rlock(self) -> None:
+        """They are warned about where they are without debug mode, at the line that passes them."""
+
+        def warnings_of(make: Any) -> List[Any]:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                try:
+                    make(1)
+                except TypeError as error:
+                    return [type(error)]
+            return [(each.category, str(each.message), each.filename) for each in seen]
+
+        assert warnings_of(threading.RLock) == warnings_of(genuine[1])
 
     def test_methods_are_those_of_the_c_lock(self) -> None:
         """Nothing in Python runs between a lock's being taken and its holder's going on."""
