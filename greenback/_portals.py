@@ -45,10 +45,12 @@ from ._state import Portal, Raised, current_portal, portal_of, this_home
 from ._tasks import Library, is_loop_running, library_of, start_loop
 from ._work import (
     context_of,
+    handled_exception,
     hide_this_frame,
     interruptible,
     own_codes,
     run_coroutine,
+    run_eagerly,
     set_context,
 )
 
@@ -710,6 +712,11 @@ def _begin_task(portal: Portal, unstarted: Unstarted) -> Any:
     if existing is not None:
         existing.scopes += portal.scopes
         return portal.coroutine
+    handled = handled_exception()
+    if handled is not None and type(portal.coroutine) is types.CoroutineType:
+        # An eager task: what created it is handling it.
+        assert portal.run is not None
+        portal.handled, portal.inner, portal.run = handled, portal.run, run_eagerly
     open_portal(portal)
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 import greenlet
 from greenlet import getcurrent
 
-from ._tasks import Library, current, sniffio_thread
+from ._tasks import Library, current, running_asyncio_loop, sniffio_thread
 
 if TYPE_CHECKING:
     from ._lookalike import Shown
@@ -155,6 +156,7 @@ class Home:
         "loop_library",
         "main",
         "others",
+        "pid",
         "pool",
         "pools",
         "portals",
@@ -164,6 +166,8 @@ class Home:
     )
 
     def __init__(self) -> None:
+        #: The process that it was made in.
+        self.pid = os.getpid()
         self.pools: Tuple[List[Worker], ...] = tuple([] for _ in range(POOL_LEVELS))
         self.pool = self.pools[0]
         main = getcurrent()
@@ -241,9 +245,19 @@ def _portal_of_home(home: Home, task: Any) -> Optional[Portal]:
 def is_here(portal: Portal) -> bool:
     """Whether the portal's task is what is running. `await_` has this written out."""
     try:
-        return portal.current_task() is portal.task and sniffio_thread.name == portal.mark
+        task = portal.current_task()
     except RuntimeError:
-        return False  # somebody has taken the running loop away
+        task = None  # somebody has taken the running loop away
+    if task is portal.task and sniffio_thread.name == portal.mark:
+        return True
+    # In a forked child, asyncio has done so. A task that has forked can await there all the same,
+    # so it can bridge.
+    return (
+        task is None
+        and portal.home is not None
+        and portal.home.pid != os.getpid()
+        and running_asyncio_loop() is None
+    )
 
 
 def current_portal() -> Tuple[Library, Any, Optional[Portal]]:

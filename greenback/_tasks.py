@@ -220,7 +220,7 @@ class Trio(Library):
         return getattr(self._context, "runner", None)
 
     def current_task(self) -> Optional[Task]:
-        if _running_asyncio_loop() is not self._outer_loop():
+        if running_asyncio_loop() is not self._outer_loop():
             return None  # an asyncio loop was started inside the Trio task, and is the inner one
         try:
             return self._current()
@@ -320,7 +320,7 @@ def current() -> Tuple[Library, Task]:
     if name is None:
         name = sniffio.current_async_library_cvar.get()
     if name is None or name == "asyncio":
-        if _running_asyncio_loop() is not None:
+        if running_asyncio_loop() is not None:
             library = running_asyncio()
             task = library.current_task()
             if task is not None:
@@ -330,7 +330,7 @@ def current() -> Tuple[Library, Task]:
             raise RuntimeError("no asyncio task is running")
     if name != "trio":
         raise RuntimeError(f"greenback does not support {name}")
-    loop = _running_asyncio_loop()
+    loop = running_asyncio_loop()
     trio_library = _trio(loop)
     trio_task: Any = trio_library.current_task()
     if loop is not None:
@@ -357,7 +357,7 @@ def library_of(task: Any) -> Library:
         return running_asyncio()
     trio = sys.modules.get("trio")
     if trio is not None and isinstance(task, trio.lowlevel.Task):
-        return _trio(_running_asyncio_loop())
+        return _trio(running_asyncio_loop())
     raise TypeError(
         f"{task!r} is not a task of asyncio or Trio; pass asyncio.current_task(), what "
         "create_task() returned, or trio.lowlevel.current_task()"
@@ -366,7 +366,7 @@ def library_of(task: Any) -> Library:
 
 def is_loop_running() -> bool:
     """Whether this thread is inside an event loop, be it in a task or in a callback."""
-    return sniffio_thread.name is not None or _running_asyncio_loop() is not None
+    return sniffio_thread.name is not None or running_asyncio_loop() is not None
 
 
 def start_loop(name: str, async_fn: Callable[..., Any], *args: Any) -> Any:
@@ -404,7 +404,7 @@ def _trio(outer_loop: Any) -> Trio:
     return _trio_alone
 
 
-def _running_asyncio_loop() -> Any:
+def running_asyncio_loop() -> Any:
     global _get_running_loop
     get = _get_running_loop
     if get is None:

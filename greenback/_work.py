@@ -136,6 +136,36 @@ def run_while_handling(portal: Portal) -> Any:
         return inner(portal)
 
 
+def run_eagerly(portal: Portal) -> Any:
+    """The work of a task that takes its first step where another exception is being handled.
+
+    As that of a coroutine, only the first step knows of it.
+    """
+    handled, coroutine = portal.handled, portal.coroutine
+    portal.handled = None
+    portal.run = portal.inner  # what goes on after an interruption
+    assert handled is not None
+    context, traceback = context_of(handled), traceback_of(handled)
+    try:
+        raise handled
+    except BaseException:
+        set_context(handled, context)
+        set_traceback(handled, traceback)
+        del handled, context, traceback
+        try:
+            trap = coroutine.send(None)
+        except StopIteration as stop:
+            return stop.value
+    portal.resume = portal.worker
+    try:
+        portal.result = portal.greenlet.switch(trap)
+    except BaseException as error:
+        portal.abandoned = is_killed_here(error)
+        raise
+    del trap
+    return portal.inner(portal)
+
+
 def is_killed_here(error: BaseException) -> bool:
     """Whether *error* was raised by the caller's own switch: its greenlet is being killed."""
     traceback = traceback_of(error)
@@ -163,7 +193,7 @@ async def awaited(aw: Any) -> Any:
 # holds for the copies that a library makes of these functions, too.
 own_codes = {
     function.__code__
-    for function in (work, run_function, run_coroutine, run_while_handling, awaited)
+    for function in (work, run_function, run_coroutine, run_eagerly, run_while_handling, awaited)
 }
 
 
