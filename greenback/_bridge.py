@@ -56,6 +56,7 @@ from ._state import (
     this_home,
 )
 from ._tasks import Library, sniffio_thread
+from ._where import no_portal
 from ._work import (
     ERROR,
     MOVED,
@@ -315,11 +316,11 @@ def _discard(aw: Any) -> None:
 def find_portal() -> Any:
     """The current task's portal, found without the help of the greenlet; or what to raise."""
     try:
-        library, _, portal = current_portal()
+        library, task, portal = current_portal()
     except RuntimeError as error:
         return error.with_traceback(None)
     if portal is None:
-        return no_portal_error()
+        return no_portal(task, this_home().portals)
     if portal.greenlet is None or portal.greenlet is getcurrent():
         return RuntimeError(
             "you must yield to the event loop first: greenback.bestow_portal() was called on "
@@ -327,14 +328,6 @@ def find_portal() -> Any:
             f"'await {library.name}.sleep(0)'"
         )
     return portal
-
-
-def no_portal_error() -> RuntimeError:
-    return RuntimeError(
-        "you must create a greenback portal for this task in order to use greenback.await_(); "
-        "try 'await greenback.ensure_portal()' or "
-        "'await greenback.with_portal_run(async_fn, *args)'"
-    )
 
 
 def begin(

@@ -34,7 +34,6 @@ from ._bridge import (
     find_portal,
     interrupted_here,
     is_parked,
-    no_portal_error,
     open_portal,
     register,
     takes,
@@ -248,10 +247,8 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any, backend: str = "async
     found = find_portal()
     if type(found) is Portal:
         return await_(async_fn(*args))
-    if isinstance(found, sniffio.AsyncLibraryNotFoundError):
-        if not is_loop_running():
-            return start_loop(backend, with_portal_run, async_fn, *args)  # type: ignore[no-any-return]
-        found = no_portal_error()  # in a callback, which is no task
+    if isinstance(found, sniffio.AsyncLibraryNotFoundError) and not is_loop_running():
+        return start_loop(backend, with_portal_run, async_fn, *args)  # type: ignore[no-any-return]
     try:
         raise found
     finally:

@@ -25,6 +25,7 @@ from typing import (
 import sniffio
 
 from ._c_tasks import LayoutError, layout_of
+from ._where import nothing_running, other_library
 
 if TYPE_CHECKING:
     import asyncio
@@ -325,11 +326,14 @@ def current() -> Tuple[Library, Task]:
             task = library.current_task()
             if task is not None:
                 return library, task
-        name = sniffio.current_async_library()  # most often, this raises
+        try:
+            name = sniffio.current_async_library()  # most often, this raises
+        except sniffio.AsyncLibraryNotFoundError:
+            raise nothing_running(running_asyncio_loop()) from None
         if name == "asyncio":
             raise RuntimeError("no asyncio task is running")
     if name != "trio":
-        raise RuntimeError(f"greenback does not support {name}")
+        raise other_library(name)
     loop = running_asyncio_loop()
     trio_library = _trio(loop)
     trio_task: Any = trio_library.current_task()
