@@ -13,6 +13,7 @@ import greenlet
 from . import _bridge, _portals, _work
 from ._adapters import async_context
 from ._bridge import await_, drive
+from ._creator import is_creator
 from ._lookalike import for_each_lookalike, is_of_lookalike
 from ._portals import Steps, TaskCoroutine, _from_now_on, _from_the_start
 from ._state import Portal
@@ -33,7 +34,9 @@ _AWAIT = await_.__code__
 def is_own(frame: types.FrameType) -> bool:
     """Whether the frame is none of the program's, but of greenback or greenlet."""
     name = frame.f_code.co_filename
-    return name.startswith(_HERE) or name == _GREENLET or is_of_lookalike(frame)
+    return (
+        name.startswith(_HERE) or name == _GREENLET or is_of_lookalike(frame) or is_creator(frame)
+    )
 
 
 def is_bridge(frame: types.FrameType) -> bool:

@@ -33,15 +33,8 @@ from typing import (
 )
 
 from ._bridge import rest_portal
-from ._portals import (
-    Unstarted,
-    bestow,
-    is_shim,
-    open_for_task,
-    shim_from_the_start,
-    with_portal_run,
-)
-from ._state import Portal, current_portal, portal_of, this_home
+from ._portals import bestow, open_for_task, with_portal_run
+from ._state import Portal, current_portal, portal_of
 from ._tasks import running_asyncio
 
 if TYPE_CHECKING:
@@ -50,6 +43,7 @@ if TYPE_CHECKING:
     import trio.abc
     from typing_extensions import ParamSpec
 
+    from ._factory import TaskFactory
     from ._tasks import Library
 
     TrioInstrument = trio.abc.Instrument
@@ -273,70 +267,26 @@ class _AsyncioScope:
             loop.set_task_factory(self._factory.previous)
 
 
-_Scopes = Tuple[_AsyncioScope, ...]
-_scopes_here: contextvars.ContextVar[_Scopes] = contextvars.ContextVar(
+Scopes = Tuple[_AsyncioScope, ...]
+_scopes_here: contextvars.ContextVar[Scopes] = contextvars.ContextVar(
     "greenback.scopes", default=()
 )
 # Of each loop. Written by the thread of the loop.
 _open_scopes: weakref.WeakKeyDictionary[Any, List[_AsyncioScope]] = weakref.WeakKeyDictionary()
 
 
-def _install_factory(loop: asyncio.AbstractEventLoop) -> _TaskFactory:
+def _install_factory(loop: asyncio.AbstractEventLoop) -> TaskFactory:
+    from ._factory import TaskFactory  # which imports asyncio
+
     installed = loop.get_task_factory()
-    if isinstance(installed, _TaskFactory):
+    if isinstance(installed, TaskFactory):
         return installed
-    factory = _TaskFactory(installed)
+    factory = TaskFactory(installed)
     loop.set_task_factory(factory)
     return factory
 
 
-class _TaskFactory:
-    """Makes the tasks of an asyncio loop while scopes are open in it.
-
-    The coroutine is put into a shim before the task exists, because an eager task takes its first
-    step before anybody else gets to see it.
-    """
-
-    def __init__(self, previous: Optional[Callable[..., Any]]) -> None:
-        self.previous = previous
-        #: The scopes that it was installed for, or met.
-        self.users = 0
-
-    def __call__(self, loop: asyncio.AbstractEventLoop, coro: Any, **kwds: Any) -> Any:
-        import asyncio
-
-        scopes = _scopes_of_creator(loop)
-        if (
-            not scopes
-            or not asyncio.iscoroutine(coro)
-            # An application's factory can come between two of ours.
-            or is_shim(coro)
-        ):
-            return self._make(loop, coro, kwds)
-        _note_in_context(kwds.get("context"), scopes)
-        portal = Portal("inherited", running_asyncio())
-        portal.scopes = scopes
-        unstarted = Unstarted(coro)
-        shim = shim_from_the_start(portal, unstarted)
-        try:
-            task = self._make(loop, shim, kwds)
-        except BaseException:
-            unstarted.take()  # the caller still has it, as if there were no scope
-            shim.close()
-            raise
-        if portal.task is None and isinstance(task, asyncio.Future) and not task.done():
-            this_home().promised[task] = portal
-        return task
-
-    def _make(self, loop: asyncio.AbstractEventLoop, coro: Any, kwds: Dict[str, Any]) -> Any:
-        if self.previous is not None:
-            return self.previous(loop, coro, **kwds)
-        import asyncio
-
-        return asyncio.Task(coro, loop=loop, **kwds)
-
-
-def _scopes_of_creator(loop: asyncio.AbstractEventLoop) -> _Scopes:
+def scopes_of_creator(loop: asyncio.AbstractEventLoop) -> Scopes:
     """The open scopes of *loop* that cover the code that is running now."""
     scopes = _open_scopes.get(loop)
     if not scopes:
@@ -352,7 +302,7 @@ def _scopes_of_creator(loop: asyncio.AbstractEventLoop) -> _Scopes:
     return tuple(scope for scope in scopes if scope.task() is creator or scope in inherited)
 
 
-def _note_in_context(context: Optional[contextvars.Context], scopes: _Scopes) -> None:
+def note_in_context(context: Optional[contextvars.Context], scopes: Scopes) -> None:
     """Have the callbacks of a task know its scopes, where it does not get its creator's context."""
     if context is not None and context.get(_scopes_here) != scopes:
         try:
