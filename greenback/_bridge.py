@@ -388,6 +388,9 @@ def begin(
         home.first_step = portal
         worker.gr_context = me.gr_context
         trap = worker.switch(portal)
+        if portal.resume is not None:
+            register(portal, home)
+            return Begun(portal, trap)
     except BaseException:
         if not is_parked(portal):
             portal.abandoned = True
@@ -397,9 +400,6 @@ def begin(
         raise
     finally:
         home.first_step = None
-    if portal.resume is not None:
-        register(portal, home)
-        return Begun(portal, trap)
     if portal.error is not None or not worker.poolable:
         return finish(portal)
     result = portal.result

@@ -129,10 +129,12 @@ def run_while_handling(portal: Portal) -> Any:
     context, traceback = context_of(handled), traceback_of(handled)
     try:
         raise handled
-    except BaseException:
+    except BaseException as caught:
+        if caught is not handled:
+            raise  # it was raised by a signal handler, right there
         set_context(handled, context)
         set_traceback(handled, traceback)
-        del handled, context, traceback
+        del handled, context, traceback, caught
         return inner(portal)
 
 
@@ -148,10 +150,12 @@ def run_eagerly(portal: Portal) -> Any:
     context, traceback = context_of(handled), traceback_of(handled)
     try:
         raise handled
-    except BaseException:
+    except BaseException as caught:
+        if caught is not handled:
+            raise  # it was raised by a signal handler, right there
         set_context(handled, context)
         set_traceback(handled, traceback)
-        del handled, context, traceback
+        del handled, context, traceback, caught
         try:
             trap = coroutine.send(None)
         except StopIteration as stop:

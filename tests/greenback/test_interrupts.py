@@ -1,0 +1,146 @@
+"""Exceptions that signal handlers raise, wherever in greenback's own code they come."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import platform
+import signal
+import sys
+import warnings
+from typing import Any, Callable, Dict, List
+
+import pytest
+
+import greenback
+from greenback import _state, await_
+from tests.interrupting import Interrupt, Interruption
+
+#: A plain `await` waits in these, where nothing of it can be interrupted either; the layout's
+#: write is tested by itself (test_tasks.py).
+SPARED = ("_step", "_first_answer", "_yield_none", "replace")
+
+
+class Program:
+    """A task that waits in plain awaits and in bridges, and notes what it enters and leaves."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.entered: List[str] = []
+        self.left: List[str] = []
+
+    def enter(self, name: str) -> _Entered:
+        return _Entered(self, name)
+
+    async def leaf(self) -> None:
+        with self.enter("leaf"):
+            await self.backend.checkpoint()
+            await self.backend.checkpoint()
+
+    async def immediate(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        with self.enter("sync"):
+            await_(self.leaf())
+            await_(self.immediate())
+            await_(self.backend.checkpoint())
+
+    async def work(self) -> None:
+        with self.enter("work"):
+            await self.backend.checkpoint()
+            self.sync()
+            await self.backend.checkpoint()
+
+    async def run_sync(self) -> None:
+        await greenback.with_portal_run_sync(self.sync)
+
+    async def run(self) -> None:
+        await greenback.with_portal_run(self.work)
+
+    async def ensure(self) -> None:
+        await greenback.ensure_portal()
+        await self.work()
+
+    async def handling(self) -> None:
+        """The same, where an exception is being handled: another way through the code."""
+        try:
+            raise LookupError
+        except LookupError:
+            await greenback.with_portal_run(self.work)
+
+
+class _Entered:
+    def __init__(self, program: Program, name: str) -> None:
+        self.program, self.name = program, name
+
+    def __enter__(self) -> None:
+        self.program.entered.append(self.name)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.program.left.append(self.name)
+
+
+WAYS = ["run_sync", "run", "ensure", "handling"]
+
+
+def interrupted_at(number: int, backend: Any, way: str, *packages: Any) -> Any:
+    """Run a program, raise at an instruction of that number, and look at what is left."""
+    program = Program(backend)
+    errors: List[Any] = []
+    tasks: List[Any] = []
+
+    async def task() -> None:
+        tasks.append(backend.current_task())
+        with program.enter("task"):
+            interrupt.begin()
+            try:
+                await getattr(program, way)()
+            finally:
+                interrupt.end()
+
+    async def main() -> None:
+        try:
+            await backend.together(task)
+        except BaseException as error:
+            while getattr(error, "exceptions", None):  # of a nursery
+                error = error.exceptions[0]
+            errors.append(error)
+        assert not greenback.has_portal(tasks[0])
+        # And portals work as before.
+        assert await greenback.with_portal_run_sync(await_, answer()) == 5
+
+    async def answer() -> int:
+        await backend.checkpoint()
+        return 5
+
+    with Interrupt(number, *packages, spared=SPARED) as interrupt:
+        backend.run(main)
+    try:
+        assert sorted(program.left) == sorted(program.entered)
+        if interrupt.where is not None:
+            assert [type(error) for error in errors] == [Interruption]
+        home = _state.this_home()
+        assert home.first_step is None
+        assert not home.portals
+        assert not home.resting
+        idle = [worker for pool in home.pools for worker in pool]
+        assert len(idle) == len(set(map(id, idle)))
+        assert all(worker.portal.task is None for worker in idle)
+    except AssertionError as error:
+        raise AssertionError(f"{way}, at {number}, {interrupt.where}: {error}") from error
+    return interrupt.where
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_at_each_instruction(backend: Any, way: str) -> None:
+    """All `finally` blocks run, and the program goes on as if a plain `await` was interrupted."""
+    interrupted_at(10**9, backend, way, greenback)  # what is made once is made
+    number = 1
+    with warnings.catch_warnings():
+        # Where `await_` is interrupted before it has so much as looked at what it was called with.
+        warnings.filterwarnings("ignore", message=".* was never awaited")
+        while interrupted_at(number, backend, way, greenback) is not None:
+            number += 1
+        gc.collect()
+    assert number > 100

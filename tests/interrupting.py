@@ -1,0 +1,93 @@
+"""Raising at each instruction of a package in turn, as a signal handler might."""
+
+from __future__ import annotations
+
+import dis
+import os
+import platform
+import sys
+from types import FrameType, ModuleType
+from typing import Any, Callable, FrozenSet, Optional, Tuple
+
+from greenback._lookalike import is_of_lookalike
+
+#: PyPy tells of lines only.
+_EVENT = "line" if platform.python_implementation() == "PyPy" else "opcode"
+#: Where the interpreter looks at no signals, so that nothing can be raised: at a suspended `await`,
+#: which would be lost by any coroutine, and between two instructions that only move things.
+_SAFE: FrozenSet[str] = frozenset(
+    {
+        "END_SEND",
+        "JUMP_BACKWARD_NO_INTERRUPT",
+        "JUMP_FORWARD",
+        "NOP",
+        "NOT_TAKEN",
+        "RESUME",
+        "RETURN_CONST",
+        "RETURN_VALUE",
+        "SEND",
+        "YIELD_FROM",
+        "YIELD_VALUE",
+    }
+)
+
+
+class Interruption(BaseException):
+    """Like `KeyboardInterrupt`, but event loops let it be a task's own."""
+
+
+class Interrupt:
+    """Raises `Interruption` once, at one of the instructions of some packages.
+
+    To be entered; events count between `begin` and `end`.
+
+    Args:
+        number: At which of them, from 1 on.
+        packages: The packages.
+        spared: Names of functions in which nothing is raised.
+    """
+
+    def __init__(self, number: int, *packages: ModuleType, spared: Tuple[str, ...] = ()) -> None:
+        self._left = number
+        self._directories = tuple(
+            os.path.join(os.path.dirname(str(package.__file__)), "") for package in packages
+        )
+        self._spared = spared
+        self._is_on = False
+        #: Where it was raised: the function, the line and the instruction.
+        self.where: Optional[Tuple[str, int, str]] = None
+
+    def __enter__(self) -> Interrupt:
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(self._before)
+
+    def begin(self) -> None:
+        self._is_on = self.where is None
+
+    def end(self) -> None:
+        self._is_on = False
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Optional[Callable[..., Any]]:
+        code = frame.f_code
+        is_ours = code.co_filename.startswith(self._directories) or is_of_lookalike(frame)
+        if not is_ours or code.co_name in self._spared:
+            return None
+        frame.f_trace_opcodes = _EVENT == "opcode"
+        return self._trace_inside
+
+    def _trace_inside(
+        self, frame: FrameType, event: str, argument: Any
+    ) -> Optional[Callable[..., Any]]:
+        if event == _EVENT and self._is_on:
+            name = dis.opname[frame.f_code.co_code[frame.f_lasti]] if event == "opcode" else ""
+            if name not in _SAFE:
+                self._left -= 1
+                if self._left == 0:
+                    self.where = frame.f_code.co_name, frame.f_lineno, name
+                    self._is_on = False
+                    raise Interruption
+        return self._trace_inside
