@@ -172,12 +172,15 @@ NO_NODE = Node(_NOWHERE, None, True)
 class KindTally(Tally):
     """The portals of one kind, and what was bridged in those that are closed."""
 
-    __slots__ = ("closed", "durations", "opened")
+    __slots__ = ("closed", "durations", "open", "opened")
 
     def __init__(self) -> None:
         Tally.__init__(self)
         self.opened = 0
         self.closed = 0
+        #: Those that are open. Counted by whoever reads: the other two can be off by what a signal
+        #: handler has interrupted.
+        self.open = 0
         self.durations = histogram(PORTAL_BOUNDS)
 
 

@@ -364,7 +364,7 @@ def _portals(totals: Totals) -> _Values:
 
 def _active_portals(totals: Totals) -> _Values:
     for kind, tally in totals.by_kind().items():
-        yield tally.opened - tally.closed, {"greenback.portal.kind": kind}
+        yield tally.open, {"greenback.portal.kind": kind}
 
 
 def _steps(totals: Totals) -> _Values:

@@ -191,7 +191,7 @@ def take(
         left_out["site"] = {"limit": totals.sites.count_left_out()}
     return Snapshot(
         portals={
-            name: PortalTotals(**kind.public(), opened=kind.opened, closed=kind.closed)
+            name: PortalTotals(**kind.public(), opened=kind.opened, closed=kind.opened - kind.open)
             for name, kind in totals.by_kind().items()
         },
         sites=tuple(sorted(sites, key=_time, reverse=True)),

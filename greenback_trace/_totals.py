@@ -515,10 +515,12 @@ class Totals:
     def by_kind(self) -> Dict[str, KindTally]:
         with self._lock:  # lest one close between the two
             totals = self._sum().kinds
-            for portal in [*list(self.portals.values()), *list(self.late.values())]:
-                found = totals.get(portal.kind)
-                if found is not None:
-                    found.add(portal)
+            for portals, is_open in ((self.portals, 1), (self.late, 0)):
+                for portal in list(portals.values()):
+                    found = totals.get(portal.kind)
+                    if found is not None:
+                        found.add(portal)
+                        found.open += is_open
             return totals
 
     def by_library(self) -> Dict[str, LibraryTally]:

@@ -9,6 +9,8 @@ import sys
 from types import FrameType, ModuleType
 from typing import Any, Callable, FrozenSet, Optional, Tuple
 
+from typing_extensions import Self
+
 from greenback._lookalike import is_of_lookalike
 
 #: PyPy tells of lines only.
@@ -36,8 +38,12 @@ class Interruption(BaseException):
     """Like `KeyboardInterrupt`, but event loops let it be a task's own."""
 
 
+def raise_interruption() -> None:
+    raise Interruption
+
+
 class Interrupt:
-    """Raises `Interruption` once, at one of the instructions of some packages.
+    """Raises something once, at one of the instructions of some packages.
 
     To be entered; events count between `begin` and `end`.
 
@@ -45,9 +51,17 @@ class Interrupt:
         number: At which of them, from 1 on.
         packages: The packages.
         spared: Names of functions in which nothing is raised.
+        handler: What raises. By default, it raises `Interruption`.
     """
 
-    def __init__(self, number: int, *packages: ModuleType, spared: Tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        number: int,
+        *packages: ModuleType,
+        spared: Tuple[str, ...] = (),
+        handler: Callable[[], object] = raise_interruption,
+    ) -> None:
+        self._handler = handler
         self._left = number
         self._directories = tuple(
             os.path.join(os.path.dirname(str(package.__file__)), "") for package in packages
@@ -57,7 +71,7 @@ class Interrupt:
         #: Where it was raised: the function, the line and the instruction.
         self.where: Optional[Tuple[str, int, str]] = None
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> Self:
         self._before = sys.gettrace()
         sys.settrace(self._trace)
         return self
@@ -89,5 +103,5 @@ class Interrupt:
                 if self._left == 0:
                     self.where = frame.f_code.co_name, frame.f_lineno, name
                     self._is_on = False
-                    raise Interruption
+                    self._handler()
         return self._trace_inside

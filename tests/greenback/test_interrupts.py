@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
-import platform
-import signal
-import sys
 import warnings
-from typing import Any, Callable, Dict, List
+from typing import Any, List
 
 import pytest
 

@@ -1,0 +1,142 @@
+"""What signal handlers raise in the middle of tracing reaches the program, and nothing sticks."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import signal
+import warnings
+from typing import Any, Dict, List
+
+import pytest
+
+import greenback
+import greenback_trace
+from greenback import await_
+from greenback_trace import Config
+
+pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
+
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from tests.interrupting import Interrupt, Interruption
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signal")
+
+SPARED = ("_step", "_first_answer", "_yield_none", "replace")
+
+
+class TimeUp(Exception):
+    """A time limit, as a handler of SIGALRM raises it."""
+
+
+def raise_time_up(*args: Any) -> None:
+    raise TimeUp
+
+
+def raise_interruption(*args: Any) -> None:
+    raise Interruption
+
+
+class Sdk:
+    """A real one, in memory."""
+
+    def __init__(self) -> None:
+        self.spans = InMemorySpanExporter()
+        self.tracer_provider = TracerProvider(shutdown_on_exit=False)
+        self.tracer_provider.add_span_processor(SimpleSpanProcessor(self.spans))
+        self.reader = InMemoryMetricReader()
+        self.meter_provider = MeterProvider([self.reader], shutdown_on_exit=False)
+
+    def active(self) -> Dict[str, List[float]]:
+        data = self.reader.get_metrics_data()
+        return {
+            metric.name: [point.value for point in metric.data.data_points]
+            for resource in (data.resource_metrics if data is not None else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name.endswith(".active")
+        }
+
+
+def interrupted_at(number: int, backend: Any, sdk: Sdk, handler: Any, kind: type) -> Any:
+    left: List[str] = []
+    entered: List[str] = []
+    errors: List[Any] = []
+    current: List[Any] = []
+
+    async def leaf() -> None:
+        entered.append("leaf")
+        try:
+            await backend.sleep(0)
+        finally:
+            left.append("leaf")
+
+    def sync() -> None:
+        entered.append("sync")
+        try:
+            await_(leaf())
+            await_(immediate())
+        finally:
+            left.append("sync")
+            current.append(trace.get_current_span())
+
+    async def immediate() -> None:
+        pass
+
+    async def task() -> None:
+        interrupt.begin()
+        try:
+            await greenback.with_portal_run_sync(sync)
+        except kind as error:
+            errors.append(error)
+        finally:
+            interrupt.end()
+            current.append(trace.get_current_span())
+
+    with Interrupt(number, greenback, greenback_trace, spared=SPARED, handler=handler) as interrupt:
+        backend.run(task)
+    where = interrupt.where
+    try:
+        assert sorted(left) == sorted(entered)
+        assert len(errors) == (where is not None)
+        errors.clear()
+        assert [span for span in current if span.get_span_context().is_valid] == []
+        values = sdk.active()
+        assert not any(itertools.chain.from_iterable(values.values())), values
+    except AssertionError as error:
+        raise AssertionError(f"interrupted at {number}, {where}: {error}") from error
+    return where
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind"),
+    [(raise_interruption, Interruption), (raise_time_up, TimeUp)],
+    ids=["BaseException", "Exception"],
+)
+@pytest.mark.parametrize("spans", ["none", "all"])
+def test_at_each_instruction(backend: Any, spans: str, handler: Any, kind: type) -> None:
+    """It reaches the program; no bridge and no portal stays active, and no span current."""
+    sdk = Sdk()
+    config = Config(spans=spans, span_rate=0)
+    greenback_trace.enable(
+        config=config, tracer_provider=sdk.tracer_provider, meter_provider=sdk.meter_provider
+    )
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        interrupted_at(10**9, backend, sdk, handler, kind)  # what is made once is made
+        number = 1
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* was never awaited")
+            while interrupted_at(number, backend, sdk, handler, kind) is not None:
+                number += 1
+            gc.collect()
+        assert number > 100
+        assert greenback_trace.is_enabled()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
