@@ -80,7 +80,7 @@ class _Entered:
 WAYS = ["run_sync", "run", "ensure", "handling"]
 
 
-def interrupted_at(number: int, backend: Any, way: str, *packages: Any) -> Any:
+async def interrupted_at(number: int, backend: Any, way: str) -> Any:
     """Run a program, raise at an instruction of that number, and look at what is left."""
     program = Program(backend)
     errors: List[Any] = []
@@ -95,27 +95,22 @@ def interrupted_at(number: int, backend: Any, way: str, *packages: Any) -> Any:
             finally:
                 interrupt.end()
 
-    async def main() -> None:
+    async def answer() -> int:
+        await backend.checkpoint()
+        return 5
+
+    with Interrupt(number, greenback, spared=SPARED) as interrupt:
         try:
             await backend.together(task)
         except BaseException as error:
             while getattr(error, "exceptions", None):  # of a nursery
                 error = error.exceptions[0]
             errors.append(error)
-        assert not greenback.has_portal(tasks[0])
-        # And portals work as before.
-        assert await greenback.with_portal_run_sync(await_, answer()) == 5
-
-    async def answer() -> int:
-        await backend.checkpoint()
-        return 5
-
-    with Interrupt(number, *packages, spared=SPARED) as interrupt:
-        backend.run(main)
     try:
         assert sorted(program.left) == sorted(program.entered)
         if interrupt.where is not None:
             assert [type(error) for error in errors] == [Interruption]
+        assert not greenback.has_portal(tasks[0])
         home = _state.this_home()
         assert home.first_step is None
         assert not home.portals
@@ -123,6 +118,8 @@ def interrupted_at(number: int, backend: Any, way: str, *packages: Any) -> Any:
         idle = [worker for pool in home.pools for worker in pool]
         assert len(idle) == len(set(map(id, idle)))
         assert all(worker.portal.task is None for worker in idle)
+        # And portals work as before.
+        assert await greenback.with_portal_run_sync(await_, answer()) == 5
     except AssertionError as error:
         raise AssertionError(f"{way}, at {number}, {interrupt.where}: {error}") from error
     return interrupt.where
@@ -131,12 +128,16 @@ def interrupted_at(number: int, backend: Any, way: str, *packages: Any) -> Any:
 @pytest.mark.parametrize("way", WAYS)
 def test_at_each_instruction(backend: Any, way: str) -> None:
     """All `finally` blocks run, and the program goes on as if a plain `await` was interrupted."""
-    interrupted_at(10**9, backend, way, greenback)  # what is made once is made
-    number = 1
+
+    async def main() -> None:
+        await interrupted_at(10**9, backend, way)  # what is made once is made
+        number = 1
+        while await interrupted_at(number, backend, way) is not None:
+            number += 1
+        assert number > 100
+
     with warnings.catch_warnings():
         # Where `await_` is interrupted before it has so much as looked at what it was called with.
         warnings.filterwarnings("ignore", message=".* was never awaited")
-        while interrupted_at(number, backend, way, greenback) is not None:
-            number += 1
+        backend.run(main)
         gc.collect()
-    assert number > 100

@@ -64,7 +64,7 @@ class Sdk:
         }
 
 
-def interrupted_at(number: int, backend: Any, sdk: Sdk, handler: Any, kind: type) -> Any:
+async def interrupted_at(number: int, backend: Any, sdk: Sdk, handler: Any, kind: type) -> Any:
     left: List[str] = []
     entered: List[str] = []
     errors: List[Any] = []
@@ -100,7 +100,7 @@ def interrupted_at(number: int, backend: Any, sdk: Sdk, handler: Any, kind: type
             current.append(trace.get_current_span())
 
     with Interrupt(number, greenback, greenback_trace, spared=SPARED, handler=handler) as interrupt:
-        backend.run(task)
+        await task()
     where = interrupt.where
     try:
         assert sorted(left) == sorted(entered)
@@ -127,16 +127,20 @@ def test_at_each_instruction(backend: Any, spans: str, handler: Any, kind: type)
     greenback_trace.enable(
         config=config, tracer_provider=sdk.tracer_provider, meter_provider=sdk.meter_provider
     )
+
+    async def main() -> None:
+        await interrupted_at(10**9, backend, sdk, handler, kind)  # what is made once is made
+        number = 1
+        while await interrupted_at(number, backend, sdk, handler, kind) is not None:
+            number += 1
+        assert number > 100
+
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        interrupted_at(10**9, backend, sdk, handler, kind)  # what is made once is made
-        number = 1
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* was never awaited")
-            while interrupted_at(number, backend, sdk, handler, kind) is not None:
-                number += 1
+            backend.run(main)
             gc.collect()
-        assert number > 100
         assert greenback_trace.is_enabled()
     finally:
         signal.signal(signal.SIGUSR1, before)
