@@ -215,6 +215,14 @@ async def only_own(gate: Any) -> None:
     await gate.wait()
 
 
+async def runs(gate: Any) -> None:
+    await greenback.with_portal_run(leaf, gate)
+
+
+async def runs_sync(gate: Any) -> None:
+    await greenback.with_portal_run_sync(sync, gate)
+
+
 async def parked(async_fn: Any, look: Any) -> Any:
     """What *look* makes of a task that waits in *async_fn*."""
     gate = asyncio.Event()
@@ -256,6 +264,28 @@ class TestFromInside:
         assert os.path.dirname(greenback.__file__) not in text
         line = async_fn.__code__.co_firstlineno + (1 if async_fn is waits else 2)
         assert f"line {line}, in async {async_fn.__name__}()" in text
+
+    @pytest.mark.parametrize(
+        ("async_fn", "functions"),
+        [
+            (runs, ["runs", "with_portal_run"]),
+            (runs_sync, ["runs_sync", "with_portal_run_sync"]),
+        ],
+    )
+    def test_call_graph_of_a_function(
+        self, asyncio_backend: Any, async_fn: Any, functions: List[str]
+    ) -> None:
+        """Under a function that has a portal, it ends at what the task itself awaits."""
+
+        def look(task: Any) -> Any:
+            graph = asyncio.capture_call_graph(task)
+            assert graph is not None
+            return [entry.frame.f_code.co_name for entry in graph.call_stack]
+
+        async def main() -> Any:
+            return await parked(async_fn, look)
+
+        assert asyncio_backend.run(main)[::-1] == functions
 
     def test_call_graph_from_sync_code(self, asyncio_backend: Any) -> None:
         """Sync code in a portal sees its own call graph, down to the task's own coroutine."""

@@ -19,6 +19,8 @@ import sniffio
 import greenback
 from greenback.instruments import Portal
 
+from ..conftest import BACKENDS
+
 needs_eager = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="asyncio has eager tasks since Python 3.12"
 )
@@ -289,11 +291,19 @@ class TestBestow:
 
         assert backend.run(main) == 5
 
-    @pytest.mark.parametrize("task_is", ["new", "waiting", "running"])
+    @pytest.mark.parametrize(
+        ("backend", "task_is"),
+        [
+            (name, task_is)
+            for name in BACKENDS
+            for task_is in ("new", "waiting", "running")
+            # Trio shows nobody a task that has not begun.
+            if name != "trio" or task_is != "new"
+        ],
+        indirect=["backend"],
+    )
     def test_signal_handler_that_bestows_as_well(self, backend, task_is):
         """Wherever a handler comes that bestows on the same task, that has one portal."""
-        if backend.is_trio and task_is == "new":
-            pytest.skip("Trio shows nobody a task that has not begun")
 
         def bestow(task, moment):
             """Bestow, with a handler at one of the calls and returns; how many there were."""
@@ -824,6 +834,63 @@ threading.{setter}(None)
 print(result, bool(kept))
 """
         assert run_program(program) == "5 True"
+
+    def test_written_by_two(self):
+        """Of two that replace the same coroutine, one does; the task owns one reference."""
+        import _asyncio
+
+        from greenback._c_tasks import LayoutError, layout_of
+
+        layout = layout_of(_asyncio.Task)
+
+        async def waits():
+            await asyncio.sleep(0)
+
+        async def one(moment):
+            """With a second one at one of the calls and returns; how many there were."""
+            first, second, third = coroutines = waits(), waits(), waits()
+            task = asyncio.ensure_future(first)
+            counts = [sys.getrefcount(each) for each in coroutines]
+            outcomes, seen = [], 0
+
+            def replace(new):
+                try:
+                    layout.replace(task, first, new)
+                except LayoutError:
+                    outcomes.append(None)
+                else:
+                    outcomes.append(new)
+
+            def profile(frame, event, argument):
+                nonlocal seen
+                seen += 1
+                if seen == moment:
+                    replace(third)
+
+            sys.setprofile(profile)
+            try:
+                replace(second)
+            finally:
+                sys.setprofile(None)
+            now = task.get_coro()
+            assert [each for each in outcomes if each is not None] == [now]
+            expected = [counts[0] - 1, counts[1], counts[2]]
+            expected[coroutines.index(now)] += 1
+            outcomes.clear()
+            del now
+            assert [sys.getrefcount(each) for each in coroutines] == expected
+            await task
+            for each in coroutines:
+                each.close()
+            return seen
+
+        async def main():
+            moment = 1
+            while await one(moment) >= moment:
+                moment += 1
+            return moment
+
+        assert asyncio.run(main()) > 10
 
     @pytest.mark.skipif(
         sys.version_info < (3, 14) or sys.platform != "linux",
