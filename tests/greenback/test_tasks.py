@@ -850,8 +850,10 @@ print(result, bool(kept))
             """With a second one at one of the calls and returns; how many there were."""
             first, second, third = coroutines = waits(), waits(), waits()
             task = asyncio.ensure_future(first)
-            counts = [sys.getrefcount(each) for each in coroutines]
             outcomes, seen = [], 0
+
+            def references():
+                return [sys.getrefcount(each) for each in coroutines]
 
             def replace(new):
                 try:
@@ -867,21 +869,27 @@ print(result, bool(kept))
                 if seen == moment:
                     replace(third)
 
-            sys.setprofile(profile)
-            try:
-                replace(second)
-            finally:
-                sys.setprofile(None)
-            now = task.get_coro()
-            assert [each for each in outcomes if each is not None] == [now]
-            expected = [counts[0] - 1, counts[1], counts[2]]
-            expected[coroutines.index(now)] += 1
+            def replace_twice():
+                """Before 3.11, a frame that is profiled keeps a copy of its local variables."""
+                sys.setprofile(profile)
+                try:
+                    replace(second)
+                finally:
+                    sys.setprofile(None)
+
+            expected = references()
+            replace_twice()
+            now = coroutines.index(task.get_coro())
+            expected[0] -= 1
+            expected[now] += 1
+            replaced_by = [coroutines.index(each) for each in outcomes if each is not None]
             outcomes.clear()
-            del now
-            assert [sys.getrefcount(each) for each in coroutines] == expected
+            found = references()
             await task
             for each in coroutines:
                 each.close()
+            assert replaced_by == [now]
+            assert found == expected
             return seen
 
         async def main():
