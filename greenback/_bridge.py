@@ -237,7 +237,7 @@ def _step(aw: Any, box: List[Any]) -> Generator[Any, Any, None]:
 
 def _is_left_waiting(steps: Any, error: BaseException) -> bool:
     """Whether *error* was raised beside the awaitable, and not by it: that still waits."""
-    if isinstance(error, greenlet.GreenletExit):
+    if issubclass(type(error), greenlet.GreenletExit):
         return False  # this greenlet is being killed, and the awaitable closed
     frame = steps.gi_frame
     if frame is None or steps.gi_running:
@@ -610,9 +610,9 @@ def is_parked(portal: Portal) -> bool:
 
 def takes(portal: Portal, error: BaseException) -> bool:
     """Whether what was raised on the loop's side can still be thrown into the portal's work."""
-    if portal.home is None or isinstance(error, greenlet.error):
+    if portal.home is None or issubclass(type(error), greenlet.error):
         return False
-    if portal.error is not None and isinstance(error, (RecursionError, MemoryError)):
+    if portal.error is not None and issubclass(type(error), (RecursionError, MemoryError)):
         return False  # raised in doing so, and would be raised again
     return is_parked(portal) or is_unfinished(portal.coroutine)
 
@@ -756,7 +756,7 @@ def drive(
                     hide_this_frame(error)
                     portal.error = error
                     answer = ERROR
-                    is_closing = isinstance(error, GeneratorExit)
+                    is_closing = issubclass(type(error), GeneratorExit)
                 trap = None
                 # The step may run in another greenlet than the one before, ...
                 now = getcurrent()
@@ -787,7 +787,7 @@ def drive(
                 raise
             interruption = error
             trap = answer = None
-    if is_closing and type(result) is Raised and not isinstance(result.error, GeneratorExit):
+    if is_closing and type(result) is Raised and not issubclass(type(result.error), GeneratorExit):
         # Nobody gets to see what a generator returns that is being closed.
         try:
             raise result.error
@@ -809,8 +809,12 @@ def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
     else:
         if hooks.start_step is not None:
             hooks.start_step(portal)
+        home = portal.home
+        outer = home.stepping
+        home.stepping = portal
         portal.entered = perf_counter_ns()
         trap = target.switch(answer)
+        home.stepping = outer
         hooks.finish_step(portal)
     if not _GREENLETS_HAVE_CONTEXT:
         set_contextvar_context(context)

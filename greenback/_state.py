@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import greenlet
 from greenlet import getcurrent
@@ -163,6 +163,7 @@ class Home:
         "promised",
         "resting",
         "self_bestowed",
+        "stepping",
     )
 
     def __init__(self) -> None:
@@ -185,6 +186,9 @@ class Home:
         self.self_bestowed: List[Portal] = []
         #: The portal that is taking its first step right now, the innermost one.
         self.first_step: Optional[Portal] = None
+        #: The portal whose step runs right now, the innermost one, while somebody listens. What
+        #: interrupts a switch leaves it as it was: a portal of a task that runs no more.
+        self.stepping: Optional[Portal] = None
         #: Portals that were closed while the shim that drives them stays under its task.
         self.resting: Dict[Any, Portal] = {}
         #: The library that was running when last looked at.
@@ -224,17 +228,23 @@ def this_home() -> Home:
         return home
 
 
+def homes() -> Iterator[Home]:
+    """Those of all threads."""
+    # valuerefs() copies in one go; iterating would fail where another thread adds its own.
+    for reference in _homes.valuerefs():
+        home = reference()
+        if home is not None:
+            yield home
+
+
 def portal_of(task: Any) -> Optional[Portal]:
     """The portal that *task* has, or will have from its first step on, in whatever thread."""
     portal = _portal_of_home(this_home(), task)
     if portal is None:
-        # valuerefs() copies in one go; iterating would fail where another thread adds its own.
-        for reference in _homes.valuerefs():
-            home = reference()
-            if home is not None:
-                portal = _portal_of_home(home, task)
-                if portal is not None:
-                    break
+        for home in homes():
+            portal = _portal_of_home(home, task)
+            if portal is not None:
+                break
     return None if portal is None or portal.library.is_done(task) else portal
 
 

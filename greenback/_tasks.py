@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import types
 import weakref
+from contextlib import suppress
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -326,10 +327,11 @@ def current() -> Tuple[Library, Task]:
             task = library.current_task()
             if task is not None:
                 return library, task
-        try:
-            name = sniffio.current_async_library()  # most often, this raises
-        except sniffio.AsyncLibraryNotFoundError:
-            raise nothing_running(running_asyncio_loop()) from None
+        name = None
+        with suppress(sniffio.AsyncLibraryNotFoundError):  # most often, that is raised
+            name = sniffio.current_async_library()
+        if name is None:
+            raise nothing_running(running_asyncio_loop())
         if name == "asyncio":
             raise RuntimeError("no asyncio task is running")
     if name != "trio":

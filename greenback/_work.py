@@ -45,7 +45,9 @@ def work(first: List[Any]) -> None:
             if portal.abandoned:
                 raise
             set_traceback(error, without_own_frames(traceback_of(error)))
-            is_again = portal.error is not None and isinstance(error, (RecursionError, MemoryError))
+            is_again = portal.error is not None and issubclass(
+                type(error), (RecursionError, MemoryError)
+            )
             portal.error = error
             if is_unfinished(portal.coroutine) and not is_again:
                 # A signal handler has raised it, before the coroutine could be given its answer.
@@ -174,7 +176,7 @@ def is_killed_here(error: BaseException) -> bool:
     """Whether *error* was raised by the caller's own switch: its greenlet is being killed."""
     traceback = traceback_of(error)
     return (
-        isinstance(error, greenlet.GreenletExit)
+        issubclass(type(error), greenlet.GreenletExit)
         and traceback is not None
         and traceback.tb_next is None
     )

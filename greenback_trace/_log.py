@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from greenback.instruments import Portal
 
     from ._counts import PortalTally
+    from ._stalls import Stall
     from .misuse._watchdog import Held
     from .misuse.report import Misuse
 
@@ -223,6 +224,37 @@ def slow_step(function: str, seconds: float, held: Optional[Held] = None) -> Non
     if held is not None:
         fields.update(held_by=f"{held.function} ({held.file}:{held.line})", stack=held.stack)
     emit("warning", "greenback.slow_step", site=function, **fields)
+
+
+def stalled(function: str, is_first: bool, describe: Callable[[], Stall]) -> None:
+    """Log ``greenback.stalled``: the event loop is being held, and for how long it has been.
+
+    Args:
+        function: The function whose bridge was the last one in the step.
+        is_first: The step has just got over the limit: it is not told of if another step of that
+            function was a moment ago. Each time that it has taken twice as long, it is.
+        describe: Gives the rest, which takes time.
+    """
+    event = "greenback.stalled"
+    left_out = _left_out(event, function) if is_first else 0
+    if left_out is None:
+        return
+    stall = describe()
+    fields: Dict[str, Any] = {
+        "code.function.name": function,
+        "seconds": round(stall.seconds, 6),
+        "held_by": stall.held_by,
+        "task": stall.task,
+        "library": stall.library,
+        "waiting_tasks": stall.tasks,
+    }
+    if stall.waits is not None:
+        fields["waits_for"] = stall.waits.lock
+        fields["lock_held_by"] = list(stall.waits.held_by)
+    fields["stack"] = stall.stack
+    if left_out:
+        fields["left_out"] = left_out
+    emit("warning", event, **fields)
 
 
 def misuse(level: str, kind: str, site: str, describe: Callable[[], Misuse]) -> None:

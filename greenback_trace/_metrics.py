@@ -20,6 +20,7 @@ from greenback._signals import raise_if_from_signal_handler
 from ._counts import BOUNDS, PORTAL_BOUNDS, Counts, Tally, count_of
 from ._sdk import inside, is_within
 from ._snapshot import bridge_attributes
+from ._stalls import seconds_stalled
 from ._totals import Totals, ending_of
 
 _Values = Iterable[Tuple[float, Dict[str, Any]]]
@@ -276,6 +277,12 @@ def register(meter: Meter, source: Source, is_private: bool) -> None:
         _slow_steps,
     )
 
+    name, what = (
+        "greenback.step.stalled",
+        "For how long a step has held the event loop that still runs.",
+    )
+    meter.create_observable_gauge(name, [_callback(source, name, _stalled)], "s", what)
+
     def misuses(totals: Totals) -> _Values:
         by_function = source.misuses
         if by_function is not None:
@@ -375,6 +382,12 @@ def _steps(totals: Totals) -> _Values:
 def _step_time(totals: Totals) -> _Values:
     for library, steps in totals.by_library().items():
         yield steps.time_ns / 1e9, {"greenback.async_library": library}
+
+
+def _stalled(totals: Totals) -> _Values:
+    stalled = seconds_stalled(totals)
+    for library in totals.by_library():
+        yield stalled.get(library, 0.0), {"greenback.async_library": library}
 
 
 def _slow_steps(totals: Totals) -> _Values:

@@ -64,6 +64,7 @@ def describe(
     del snapshot["chains"], snapshot["durations"]
     snapshot["misuses"] = sum(each["count"] for each in snapshot["misuses"])
     result.update(snapshot)
+    result["slow"] = totals.slow_ns / 1e9
     result["holding"] = [about for _, about in holding]
     result["parked"] = []
     for since, portal in parked[:_STACKS]:

@@ -15,6 +15,7 @@ from greenback.instruments import is_primary, set_primary
 
 from ._config import Config
 from ._counts import Ticks
+from ._stalls import Stall, Stalls
 from ._totals import Totals
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class Session:
         else:
             self.totals = Totals(config.sites, slow_ns)
         self.totals.on_slow_step = _tell_slow_step
-        self.totals.on_opened = _tell_opened
+        self._stalls = Stalls(self.totals, _tell_stall)
+        self.totals.on_opened = self._opened
         self.totals.on_closed = _tell_closed
         self._measurement_rate = config.measurement_rate
         self._measurements: Optional[Measurements] = None
@@ -153,6 +155,12 @@ class Session:
     def misuses(self) -> Tuple[Misuse, ...]:
         """Those that were found: the first of each kind at each site, with their number."""
         return () if self._debug is None else self._debug.misuses.all()
+
+    def _opened(self, portal: Portal) -> None:
+        from ._log import portal_opened
+
+        self._stalls.watch(portal)
+        portal_opened(portal)
 
     def _open_pipeline(self) -> None:
         from ._file import Pipeline
@@ -211,6 +219,7 @@ class Session:
         was_pending = is_primary(self._gate) and self._source is None
         self._unwatch_provider()
         self.totals.after_fork()
+        self._stalls.after_fork()
         if self._debug is not None:
             self._debug.after_fork()
         self._measurements = self.totals.measurements = None
@@ -400,6 +409,7 @@ class Session:
         if self._is_called():
             set_primary(None)
         self.totals.measurements = self.totals.on_portal = None
+        self._stalls.stop()
         if self._debug is not None:
             self._debug.stop()
         self._unwatch_provider()
@@ -472,10 +482,10 @@ def _tell_slow_step(function: str, seconds: float) -> None:
     slow_step(function, seconds)
 
 
-def _tell_opened(portal: Portal) -> None:
-    from ._log import portal_opened
+def _tell_stall(function: str, is_first: bool, describe: Callable[[], Stall]) -> None:
+    from ._log import stalled
 
-    portal_opened(portal)
+    stalled(function, is_first, describe)
 
 
 def _tell_closed(portal: Portal, tally: PortalTally) -> None:

@@ -282,7 +282,7 @@ class Spans:
 
     def _failed_to_start(self, bridge: Running, error: BaseException) -> None:
         try:
-            if not isinstance(error, Exception):
+            if not issubclass(type(error), Exception):
                 raise error
             self._failed(error)
         except BaseException:  # then nobody else will finish it
@@ -299,7 +299,7 @@ class Spans:
         except Exception as failure:
             self._failed(failure)
         try:
-            if not isinstance(error, Exception):
+            if not issubclass(type(error), Exception):
                 raise error
             self._failed(error)
         finally:

@@ -76,6 +76,19 @@ def format_task(task: Any) -> str:
     return "".join(lines)
 
 
+def running_stack(task: Any) -> List[types.FrameType]:
+    """The frames of a task that another thread runs, outermost first, greenback's included.
+
+    Empty if it is not running, or where this thread cannot see it.
+    """
+    library = library_of(task)
+    if not can_look_at(library, task):
+        return []
+    coroutine = library.coroutine_of(task)
+    coroutine = work_ahead(coroutine) or getattr(coroutine, "shim", coroutine)
+    return (_running_frames(_frame_of(coroutine)) or []) if _runs(coroutine) else []
+
+
 def is_running(task: Any) -> bool:
     """Whether a thread is making a step of *task*, which has not ended, right now."""
     return _runs(library_of(task).coroutine_of(task))

@@ -91,7 +91,6 @@ class Totals:
         "_lock",
         "_node_limit",
         "_site_limit",
-        "_slow_ns",
         "gives_outermost",
         "late",
         "listener",
@@ -102,6 +101,7 @@ class Totals:
         "on_slow_step",
         "portals",
         "sites",
+        "slow_ns",
         "what_held",
     )
 
@@ -110,7 +110,7 @@ class Totals:
         #: Nodes that a thread learns at most, each of which takes 250 bytes; and chains that are
         #: kept of threads that have ended.
         self._node_limit = site_limit * CALLERS_PER_SITE
-        self._slow_ns = slow_ns
+        self.slow_ns = slow_ns
         #: Samples for the histograms of an SDK, if there is one.
         self.measurements: Optional[Measurements] = None
         #: Called with the function that held the event loop, and for how many seconds.
@@ -203,7 +203,7 @@ class Totals:
         except BaseException as error:
             if bridge is not None:
                 bridge.runs = False
-            if not isinstance(error, Exception):
+            if not issubclass(type(error), Exception):
                 raise
             primary_failed(self.listener, error)
             return None
@@ -380,7 +380,7 @@ class Totals:
                     measurements.step(counts, tally.library_name, spent)
         if spent > tally.step_max_ns:
             tally.step_max_ns = spent
-        if spent > self._slow_ns:
+        if spent > self.slow_ns:
             self._slow_step(portal, tally, spent, left >= entered)
         tally.last = None
 
@@ -468,10 +468,9 @@ class Totals:
     def _slow_step(self, portal: Portal, tally: PortalTally, spent: int, suspended: bool) -> None:
         try:
             tally.slow_steps += 1
-            node = tally.last
             function = None if self.what_held is None else self.what_held()
             if function is None:
-                function = _work_of(portal) if node is None else node.root().site.function
+                function = self.holder(portal)
             slow = self._counts().slow
             if function not in slow and len(slow) >= self._site_limit:
                 function = OTHER.function
@@ -484,6 +483,11 @@ class Totals:
             primary_failed(self.listener, error)
 
     # For those who read
+
+    def holder(self, portal: Portal) -> str:
+        """The function whose bridge was the last one in the portal's step; else its work."""
+        node = portal.note.last
+        return _work_of(portal) if node is None else node.root().site.function
 
     def by_chain(self) -> Dict[Chain, Tally]:
         """The bridges of every chain, site last. An async site is a chain of its own."""

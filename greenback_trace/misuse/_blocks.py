@@ -16,6 +16,7 @@ from greenlet import getcurrent
 from greenback._state import Worker
 
 from .._sites import ASYNC, RUNTIME
+from ._calls import instruction as current_instruction
 from ._calls import instructions_of
 
 #: What begins a ``with`` block: it looks up `__enter__` and calls it. From CPython 3.14 on it only
@@ -60,9 +61,6 @@ class With(NamedTuple):
     line: int
     #: Its expression, where that is a name with attributes and constant subscripts; else empty.
     expression: str
-    #: The name that the expression begins with.
-    name: str
-    is_global: bool
 
 
 class Call(NamedTuple):
@@ -79,6 +77,8 @@ class Call(NamedTuple):
     #: The same function releases what it acquires: it has a call of `release` on the same
     #: expression.
     is_paired: bool
+    #: What the method is looked up on: a name with attributes and constant subscripts, or empty.
+    expression: str = ""
 
 
 class _Looked:
@@ -173,6 +173,18 @@ def call_at(frame: FrameType, names: FrozenSet[str]) -> Optional[Call]:
     return calls.get(frame.f_lasti)
 
 
+def call_around(frame: FrameType, names: FrozenSet[str]) -> Optional[Call]:
+    """What *frame* is in the middle of calling, if that is something `call_at` finds.
+
+    Its arguments included: if these are being made, it is not called yet.
+    """
+    call_at(frame, names)
+    offset = current_instruction(frame)[1]
+    calls = _looked[id(frame.f_code)].calls or {}
+    around = [call for call in calls.values() if call.offset <= offset <= call.end]
+    return max(around, key=lambda call: call.offset, default=None)
+
+
 def _look(code: CodeType) -> _Looked:
     looked = _Looked(code)
     if not _WITH.isdisjoint(code.co_code[::2]):
@@ -182,7 +194,7 @@ def _look(code: CodeType) -> _Looked:
                 expression = _expression_before(instructions, index + 1 - _ENTERED_AFTER)
                 start = _end_of(_call_of(instructions, index))
                 offset = instruction.offset
-                looked.withs[offset] = With(offset, start, line, *expression)
+                looked.withs[offset] = With(offset, start, line, expression)
     if len(_looked) >= _CODES_KEPT:
         _looked.clear()
     _looked[id(code)] = looked
@@ -216,10 +228,8 @@ def _end_of(instruction: dis.Instruction) -> int:
     return instruction.offset + 2  # SETUP_WITH and BEFORE_WITH have no cache
 
 
-def _expression_before(
-    instructions: List[Tuple[dis.Instruction, int]], index: int
-) -> Tuple[str, str, bool]:
-    """The whole, its first name, and whether that is a global one; empty if it is complex."""
+def _expression_before(instructions: List[Tuple[dis.Instruction, int]], index: int) -> str:
+    """Empty if it is not a name with attributes and constant subscripts."""
     tail = ""
     while index:
         index -= 1
@@ -239,10 +249,10 @@ def _expression_before(
             tail = f"[{key.argval!r}]{tail}"
         elif name in _LOADS_LOCAL or name in _LOADS_FREE or name in _LOADS_GLOBAL:
             first = argument[-1] if isinstance(argument, tuple) else argument
-            return first + tail, first, name in _LOADS_GLOBAL
+            return str(first) + tail
         else:
             break
-    return "", "", False
+    return ""
 
 
 def _loads_method(instruction: dis.Instruction) -> bool:
@@ -256,7 +266,7 @@ def _calls(code: CodeType, names: FrozenSet[str]) -> Dict[int, Call]:
     calls: Dict[int, Call] = {}
     instructions = list(_instructions(code))
     released: Set[str] = {
-        _expression_before(instructions, index)[0]
+        _expression_before(instructions, index)
         for index, (instruction, _) in enumerate(instructions)
         if instruction.argval == "release" and _loads_method(instruction)
     }
@@ -264,6 +274,7 @@ def _calls(code: CodeType, names: FrozenSet[str]) -> Dict[int, Call]:
         is_with = _enters(instruction)
         if is_with:
             call, is_plain, is_paired = _call_of(instructions, index), True, True
+            expression = _expression_before(instructions, index + 1 - _ENTERED_AFTER)
         elif instruction.argval in names and _loads_method(instruction):
             after = (other for other, _ in instructions[index + 1 :])
             called = next((other for other in after if other.opname.startswith("CALL")), None)
@@ -271,14 +282,14 @@ def _calls(code: CodeType, names: FrozenSet[str]) -> Dict[int, Call]:
                 continue
             call = called
             is_plain = call is instructions[index + 1][0] and call.arg == 0
-            expression = _expression_before(instructions, index)[0]
+            expression = _expression_before(instructions, index)
             is_paired = expression != "" and expression in released
         else:
             continue
-        found = Call(code, instruction.offset, call.offset, line, is_with, is_plain, is_paired)
+        start, end = instruction.offset, call.offset
+        found = Call(code, start, end, line, is_with, is_plain, is_paired, expression)
         # An offset in the cache after the instruction stands for it, from 3.11 on, and before that
         # one of an EXTENDED_ARG in front of it.
-        start = instruction.offset
         while start and code.co_code[start - 2] == dis.EXTENDED_ARG:
             start -= 2
         following = instructions[index + 1][0].offset if index + 1 < len(instructions) else 0

@@ -3,7 +3,8 @@
 Finalizers, callbacks of weak references and signal handlers have the frame that happened to run as
 their ``f_back``. What tells them from functions which that frame has called is the instruction that
 it is at: one that calls nothing says it all; for one that calls, it is the expression of the call,
-found in the source by `executing` and evaluated, without running anything, by `pure_eval`.
+found in the source by `executing`, a part of it at a time, and evaluated, without running anything,
+by `pure_eval`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import CodeType, FrameType
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from .._frames import locals_of
+from ._source import Part
 
 try:
     from executing import Source
@@ -565,7 +567,7 @@ def _node(frame: FrameType) -> Any:
     try:
         if _IS_PYPY_11:
             return _node_by_position(frame, name, offset)
-        found: Any = Source.executing(place)
+        found: Any = Part.executing(place)
     except Exception:  # whatever is wrong with the source
         return None
     node = found.decorator or found.node
@@ -581,8 +583,7 @@ def _node_by_position(frame: FrameType, name: str, offset: int) -> Any:
     """The same, by what an instruction says of its place in the source."""
     code: Any = frame.f_code
     place = next(itertools.islice(code.co_positions(), offset // 2, None))
-    source: Any = Source
-    tree: Any = source.for_frame(frame).tree
+    tree: Any = Part.for_frame(frame).tree
     if name.startswith("CALL_METHOD"):  # whose place is that of the method's name
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         found: List[Any] = [node for node in calls if _place(node.func)[1::2] == place[1::2]]

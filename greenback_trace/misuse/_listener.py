@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _AWAIT = await_.__code__
 _LOCK_HELD = "lock_held"
+#: What takes longer than this is taken off the step that it was done in.
+_LONG_NS = 1_000_000
 #: Sync chains of which is remembered what need not be looked at again.
 _CHAINS_KEPT = 10_000
 
@@ -163,9 +165,19 @@ class Debug:
             self._look(bridge, portal, frame)
         except BaseException as error:  # it is refused; or a signal handler's
             if bridge is not None:
+                self._excuse(bridge, portal)
                 self.finish_bridge(bridge, error, 0)
             raise
         return bridge
+
+    def _excuse(self, bridge: Running, portal: Portal, since: int = 0) -> None:
+        """What was done since the bridge began, or *since* then, is none of its time."""
+        now = perf_counter_ns()
+        taken = now - (since or bridge.started)
+        bridge.started += taken
+        if taken > _LONG_NS:  # nor of the step's: source may have been read
+            portal.entered += taken
+            self._watchdog.excuse(portal, taken)
 
     def _look(self, bridge: Optional[Running], portal: Portal, frame: FrameType) -> None:
         node = outermost = None
@@ -200,7 +212,7 @@ class Debug:
                 except Exception as error:
                     bridge.is_clear = False
                     self.misuses.tell_failure("looking for held locks", error)
-            bridge.started = perf_counter_ns()  # what was done here is none of the bridge's time
+            self._excuse(bridge, portal)
 
     def _is_clear(
         self, tally: PortalTally, node: Node, frame: FrameType, outermost: Optional[FrameType]
@@ -246,7 +258,9 @@ class Debug:
             self.misuses.tell_failure("looking for held locks", error)
             return
         if finding is not None:
+            since = perf_counter_ns()
             refused = self._report(finding, bridge, portal, frame)
+            self._excuse(bridge, portal, since)
             finding = None
             if refused is not None:
                 raise MisuseError(refused)

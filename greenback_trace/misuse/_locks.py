@@ -49,7 +49,7 @@ import warnings
 import weakref
 from operator import attrgetter, methodcaller
 from types import CodeType, FrameType, FunctionType
-from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
 from greenlet import getcurrent
 
@@ -58,6 +58,7 @@ from greenback._tasks import sniffio_thread
 
 from .._frames import can_look_at_others, current_frames
 from .._sites import ASYNC, RUNTIME
+from .._totals import task_name
 from ._blocks import Call, With, call_at, inside, with_blocks
 from ._calls import instruction
 from ._finding import Finding
@@ -72,7 +73,8 @@ else:
     _HAS_PURE_EVAL = True
 
 _KIND = "lock_held"
-_NAMES: FrozenSet[str] = frozenset({"acquire", "acquire_lock", "__enter__"})
+#: Methods that take a lock.
+NAMES: FrozenSet[str] = frozenset({"acquire", "acquire_lock", "__enter__"})
 #: Takes the lock of a Condition back after wait().
 _TAKES_BACK: CodeType = threading.Condition._acquire_restore.__code__  # type: ignore[attr-defined]
 _LockType: Any = type(_thread.allocate_lock())
@@ -191,7 +193,7 @@ def _intend(book: _Book, name: str, frame: FrameType) -> None:
             mine = _thread.get_ident()
             book.claims = [claim for claim in book.claims if claim.thread == mine]
         return
-    call = call_at(frame, _NAMES)
+    call = call_at(frame, NAMES)
     if call is None:
         outer = _outside_exit_stack(frame)
         if outer is None:
@@ -342,7 +344,7 @@ def _methods_of(genuine: Any) -> FrozenSet[str]:
 def _by_type(genuine: Any, name: str) -> Any:
     """What is called as ``type(lock).acquire(lock)``, and its like."""
     method = getattr(genuine, name)
-    takes = name in _NAMES
+    takes = name in NAMES
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -753,32 +755,97 @@ def _by_with(frame: FrameType, block: With) -> Optional[Finding]:
 
 def _evaluated_again(frame: FrameType, block: With) -> str:
     """The type of the lock that the expression of a ``with`` refers to, if that is held."""
-    if not (_HAS_PURE_EVAL and block.expression):
+    found = lock_of(frame, block.expression)
+    if found is None or issubclass(type(found.lock), threading.Semaphore):
         return ""
-    if block.is_global and block.name in frame.f_globals:
-        first = frame.f_globals[block.name]
-    else:
-        # This keeps what the variables refer to alive until the function returns, before 3.13:
-        # hence only for what a ``with`` is inside of that does not call anything.
-        local = frame.f_locals
-        if block.name not in local:
-            return ""
-        first = local[block.name]
-    expression: Any = ast.parse(block.expression, mode="eval")
+    is_held = found.lock._is_owned() if type(found.lock) is _RLockType else found.lock.locked()
+    return found.name if is_held else ""
+
+
+class Found(NamedTuple):
+    """A lock that an expression refers to."""
+
+    #: Its type.
+    name: str
+    #: The C lock, or a semaphore.
+    lock: Any
+    #: Who has wanted it, if debug mode has noted that.
+    book: Optional[_Book]
+
+
+def lock_of(frame: FrameType, expression: str) -> Optional[Found]:
+    """The lock that an expression refers to in a frame; None if it cannot be told.
+
+    Nothing of the program's is run.
+
+    Args:
+        frame: A frame, which may be another thread's.
+        expression: A name with attributes and constant subscripts; or empty.
+    """
+    if not (_HAS_PURE_EVAL and expression):
+        return None
+    parsed: Any = ast.parse(expression, mode="eval")
+    name = next(each.id for each in ast.walk(parsed) if type(each) is ast.Name)
+    # This keeps what the variables refer to alive until the function returns, before 3.13: hence
+    # only for what a ``with`` is inside of that does not call anything, and for what waits.
+    names = frame.f_locals if _may_be_local(frame, name) else frame.f_globals
+    if name not in names:
+        return None
     try:
-        lock: Any = pure_eval.Evaluator({block.name: first})[expression.body]
+        lock: Any = pure_eval.Evaluator({name: names[name]})[parsed.body]
     except pure_eval.CannotEval:
-        return ""
-    name = ""
-    if issubclass(type(lock), threading.Condition):  # isinstance() may ask the object
-        name, lock = _CONDITION, vars(lock).get("_lock")
+        return None
+    if issubclass(type(lock), threading.Semaphore):  # isinstance() may ask the object
+        return Found(_Permits(lock).name, lock, vars(lock).get("_greenback_book"))
+    kind, book = "", None
+    if issubclass(type(lock), threading.Condition):
+        kind, book = _CONDITION, vars(lock).get("_greenback_book")
+        lock = vars(lock).get("_lock")
     if type(lock) in (Lock, RLock):
-        lock = lock._lock  # made while debug mode was on, and entered before
+        lock, book = lock._lock, lock._book
     if type(lock) is _LockType:
-        return (name or "threading.Lock") if lock.locked() else ""
+        return Found(kind or "threading.Lock", lock, book)
     if type(lock) is _RLockType:
-        return (name or "threading.RLock") if lock._is_owned() else ""
-    return ""
+        return Found(kind or "threading.RLock", lock, book)
+    return None
+
+
+def _may_be_local(frame: FrameType, name: str) -> bool:
+    code = frame.f_code
+    if code.co_flags & 0x01:  # CO_OPTIMIZED: of a function
+        return name in (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
+    return name in frame.f_locals
+
+
+def is_inside(frame: FrameType, block: With, found: Found) -> bool:
+    """Whether a ``with`` that a frame is inside of is one of that lock."""
+    noted = _entered.get((id(frame), block.offset))
+    if noted is not None and noted[2] is frame.f_code:
+        return noted[0] is found.book or noted[0].lock is found.lock
+    other = lock_of(frame, block.expression)
+    return other is not None and other.lock is found.lock
+
+
+def claimants(found: Found) -> List[str]:
+    """Who had a lock last by calling ``acquire()``, as far as debug mode has noted it."""
+    who = []
+    for claim in () if found.book is None else found.book.claims:
+        code = claim.call.code
+        if claim.was_free and claim is not _SOMEBODY:
+            task = claim.task()
+            thread = next((x.name for x in threading.enumerate() if x.ident == claim.thread), "?")
+            name = f"thread {thread!r}" if task is None else f"task {task_name(task)!r}"
+            place = f"{code.co_filename}:{claim.call.line}"
+            who.append(f"{name}, in {code.co_name} ({place})")
+    return who
+
+
+def owner_of(found: Found) -> int:
+    """The number of the thread that has a reentrant lock; 0 if that is not known."""
+    if type(found.lock) is not _RLockType:
+        return 0
+    owner = repr(found.lock).partition(" owner=")[2].split()
+    return int(owner[0]) if owner and owner[0].isdigit() else 0
 
 
 def _has_it(book: _Book, claim: _Claim) -> bool:

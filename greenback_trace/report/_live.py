@@ -37,8 +37,11 @@ _WANTED = _SITE | {
     "greenback.portal.active",
     "greenback.portals",
     "greenback.slow_steps",
+    "greenback.step.stalled",
     "greenback.step.time",
 }
+#: Seconds from one line of a process to the next.
+_PERIOD = 5.0
 
 #: Seconds to wait for a program that is busy.
 _CONNECTING = 5.0
@@ -91,6 +94,8 @@ class Now:
         under_way: Bridges that have not finished.
         bridges_rate: Bridges per second.
         held: The share of the time in which tasks with a portal hold the event loop.
+        stalled: For how many seconds a step has held an event loop that still runs and is longer
+            than a step may be: the longest, or 0.
         slow_steps: By function that held the loop: how often, and how often per second.
         who: The program, if there is but one and it has said so.
         holding: The tasks that hold an event loop right now. None if that is not known.
@@ -104,6 +109,7 @@ class Now:
     under_way: float = 0
     bridges_rate: float = 0
     held: float = 0
+    stalled: float = 0
     slow_steps: Dict[str, Tuple[float, float]] = field(default_factory=dict)
     processes: int = 0
     who: str = ""
@@ -237,6 +243,10 @@ class LiveFile:
                 result.under_way += value
             elif name == "greenback.step.time":
                 result.held += rate
+            elif name == "greenback.step.stalled" and not result.is_idle:
+                # Its time is counted when it is over.
+                result.held += min(value / _PERIOD, 1.0)
+                result.stalled = max(result.stalled, value)
             elif name == "greenback.slow_steps":
                 count, per_second = result.slow_steps.get(function, (0, 0))
                 result.slow_steps[function] = count + value, per_second + rate
@@ -257,9 +267,10 @@ class LiveFile:
                     continue
                 for metric in scope["metrics"]:
                     if metric["name"] in _WANTED:
-                        for point in metric["sum"].get("dataPoints", ()):
+                        values = metric["gauge" if "gauge" in metric else "sum"]
+                        for point in values.get("dataPoints", ()):
                             key = process, metric["name"], _attributes(point)
-                            self._add(key, point, metric["sum"])
+                            self._add(key, point, values)
 
     def _add(self, key: _Key, point: Dict[str, Any], metric: Dict[str, Any]) -> None:
         value = float(point["asInt"] if "asInt" in point else point.get("asDouble", 0))
@@ -338,6 +349,7 @@ class LiveSocket:
                 for kind, each in last["portals"].items()
             },
             held=rate(_step_time(last), _step_time(former)),
+            stalled=0 if is_idle else _stalled(last),
             holding=[] if is_idle else [_task(each) for each in last["holding"]],
             parked=[] if is_idle else [_task(each) for each in last["parked"]],
             parked_count=0 if is_idle else last["parked_count"],
@@ -419,7 +431,14 @@ def _by_function(line: Dict[str, Any]) -> Dict[str, SiteNow]:
 
 
 def _step_time(line: Dict[str, Any]) -> float:
-    return float(sum(each["time"] for each in line.get("steps", {}).values()))
+    """That of steps that are over, and of those that go on."""
+    over = sum(each["time"] for each in line.get("steps", {}).values())
+    return float(over + sum(each["seconds"] or 0 for each in line.get("holding", ())))
+
+
+def _stalled(line: Dict[str, Any]) -> float:
+    longest = max((each["seconds"] or 0 for each in line["holding"]), default=0)
+    return float(longest) if longest > line.get("slow", longest) else 0.0
 
 
 def _task(each: Dict[str, Any]) -> TaskNow:

@@ -244,7 +244,11 @@ def _summary(now: Now) -> Text:
     text = Text(f"{visible(now.who) or processes}  ", no_wrap=True, overflow="ellipsis")
     text.append(f"{now.bridges_rate:,.1f} bridges/s", style="bold")
     text.append(f"  {now.under_way:,.0f} under way  ")
-    text.append(f"event loop held {now.held:.0%} of the time", style="bold")
+    if now.stalled:
+        what = f"event loop stalled for {_seconds(now.stalled)} (held {now.held:.0%})"
+        text.append(what, style="bold white on red")
+    else:
+        text.append(f"event loop held {now.held:.0%} of the time", style="bold")
     portals = [
         f"{visible(kind)} {active:,.0f} open of {opened:,.0f}"
         for kind, (active, opened) in sorted(now.portals.items())

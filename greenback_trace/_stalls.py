@@ -1,0 +1,271 @@
+"""Steps that hold the event loop and do not end: told of while they last.
+
+A slow step is counted and logged when it is over. One that waits for the very loop that it holds is
+never over. So a thread looks at what the loops' threads are in the middle of, several times in what
+a step may take; a bridge pays for that only what keeping `Home.stepping` takes.
+
+One call of C code that keeps the GIL keeps this thread waiting, too: it is told of afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from _thread import allocate_lock
+from functools import partial
+from time import perf_counter_ns
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, Tuple
+
+from greenback._stackscope import is_bridge, is_own
+from greenback._state import homes
+
+from ._frames import can_look_at_others
+from ._sites import site_of
+from ._stacks import is_running, line_of, running_stack
+from ._totals import Totals, task_name
+
+if TYPE_CHECKING:
+    from greenback.instruments import Portal
+
+    from ._waits import Waits
+
+#: Looks in the time that a step may take, and how long it is at least from one to the next.
+_LOOKS = 2
+_PAUSE_NS = 20_000_000
+#: Functions that a stack has at most, at each end; those in the middle are left out.
+_STACK_ENDS = 50
+
+
+class Step:
+    """A step that is running now.
+
+    Attributes:
+        portal: Whose.
+        started: When it began, by `time.perf_counter_ns`.
+    """
+
+    __slots__ = ("portal", "started")
+
+    def __init__(self, portal: Portal, started: int) -> None:
+        self.portal = portal
+        self.started = started
+
+
+class Stall:
+    """A step that has held the event loop for too long, and goes on.
+
+    Attributes:
+        seconds: For how long it has.
+        function: ``module.qualname`` of the function whose bridge was the last one in the step.
+        library: The async library.
+        portal: The kind of portal.
+        task: The name of the task, if it can say it.
+        held_by: The innermost function, as ``module.qualname (file:line)``.
+        stack: A traceback's lines, outermost first, from the task's outermost function on.
+        waits: The lock that it waits for, if that is what it does.
+        tasks: How many other tasks the loop has, all of which wait. None if that cannot be told.
+    """
+
+    __slots__ = (
+        "function",
+        "held_by",
+        "library",
+        "portal",
+        "seconds",
+        "stack",
+        "task",
+        "tasks",
+        "waits",
+    )
+
+    def __init__(self, step: Step, now: int, function: str, totals: Totals) -> None:
+        portal = step.portal
+        task = portal.task
+        self.seconds = (now - step.started) / 1e9
+        self.function = function
+        self.library = portal.library.name
+        self.portal = portal.kind
+        self.task = task_name(task)
+        self.tasks = _count_others(portal)
+        self.waits: Optional[Waits] = None
+        self.held_by = self.stack = ""
+        frames = running_stack(task)
+        if not frames:
+            self.stack = "(without the GIL, no other thread can read it)\n"
+            if can_look_at_others():
+                self.stack = "(it is running where another thread cannot see it)\n"
+            return
+        shown = [frame for frame in frames if is_bridge(frame) or not is_own(frame)]
+        self.held_by = str(site_of(shown[-1]))
+        lines = list(map(_line, shown))
+        left_out = len(lines) - 2 * _STACK_ENDS
+        if left_out > 0:
+            lines[_STACK_ENDS:-_STACK_ENDS] = [f"  ({left_out} more)\n"]
+        self.stack = "".join(lines)
+        from ._waits import find
+
+        self.waits = find(shown[-1], task, totals)
+
+
+def _line(frame: FrameType) -> str:
+    return "  --- bridge: greenback.await_ ---\n" if is_bridge(frame) else line_of(frame)
+
+
+def running_steps(totals: Totals) -> Iterator[Step]:
+    """The steps that the threads are in the middle of, as far as *totals* saw them begin."""
+    for home in homes():
+        portal = home.stepping
+        if portal is None or home.pid != os.getpid():
+            continue
+        tally = portal.note
+        started = portal.entered
+        task = portal.task
+        if tally is None or tally.totals is not totals or started < tally.opened_at:
+            continue
+        try:
+            if task is not None and is_running(task) and portal.entered == started:
+                yield Step(portal, started)
+        except Exception:  # it has ended while it was looked at
+            continue
+
+
+def _count_others(portal: Portal) -> Optional[int]:
+    """The tasks of a loop that have not ended, but for the one that runs and Trio's own."""
+    task = portal.task
+    try:
+        if portal.library.name == "trio":
+            runner = task._runner
+            return sum(
+                each is not task and (each is runner.main_task or not _is_of_trio(each, runner))
+                for each in list(runner.tasks)
+            )
+        loop = portal.library.loop_of(task)
+        return len(sys.modules["asyncio"].all_tasks(loop) - {task})
+    except Exception:  # they change meanwhile
+        return None
+
+
+def _is_of_trio(task: Any, runner: Any) -> bool:
+    nursery = task.parent_nursery
+    return nursery is None or nursery.parent_task is runner.init_task
+
+
+class Stalls:
+    """The thread, which is started with the first portal.
+
+    Args:
+        totals: What has the portals, and says how long a step may take: one that takes longer is
+            told of, and again whenever that has doubled.
+        tell: Called in the thread, with the function whose bridge was the last one in the step,
+            whether the step is told of for the first time, and what describes it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_is_idle",
+        "_pause",
+        "_starting",
+        "_stopped",
+        "_tell",
+        "_told",
+        "_totals",
+        "_wake",
+    )
+
+    def __init__(
+        self, totals: Totals, tell: Callable[[str, bool, Callable[[], Stall]], None]
+    ) -> None:
+        self._totals = totals
+        self._tell = tell
+        self._pause = max(totals.slow_ns // _LOOKS, _PAUSE_NS)
+        self._stopped = False
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Start anew in a child that was forked, where the thread is not. Takes no lock."""
+        #: By portal, when its step began and how long that may take until it is told of.
+        self._told: Dict[Portal, Tuple[int, int]] = {}
+        #: Taken, once and for all, by whoever starts the thread.
+        self._starting = allocate_lock()
+        #: The thread waits until somebody releases this.
+        self._wake = allocate_lock()
+        self._wake.acquire()
+        #: It waits without a time-out, or is not there yet: the next portal wakes it.
+        self._is_idle = True
+
+    def watch(self, portal: Portal) -> None:
+        """Called for each portal that is opened."""
+        if not self._is_idle:
+            return
+        self._is_idle = False
+        if self._stopped:
+            return
+        if not self._starting.acquire(False):
+            self._release()
+            return
+        try:
+            threading.Thread(target=self._run, name="greenback stalls", daemon=True).start()
+        except RuntimeError:
+            pass  # the interpreter is shutting down, or there are too many threads
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped = True
+        self._release()
+
+    def _release(self) -> None:
+        try:
+            self._wake.release()
+        except RuntimeError:
+            pass  # another thread has woken it already
+
+    # What runs in the thread
+
+    def _run(self) -> None:
+        wake = self._wake
+        try:
+            while not self._stopped:
+                self._look()
+                if self._totals.portals:
+                    wake.acquire(True, self._pause / 1e9)
+                    continue
+                self._told.clear()
+                self._is_idle = True
+                if not self._totals.portals:  # else one was opened that saw no need to wake this
+                    wake.acquire()
+                self._is_idle = False
+        except Exception:
+            logging.getLogger("greenback").exception("nothing tells of stalled steps any more")
+
+    def _look(self) -> None:
+        told: Dict[Portal, Tuple[int, int]] = {}
+        for step in list(running_steps(self._totals)):
+            portal, started = step.portal, step.started
+            if portal not in self._told or self._told[portal][0] != started:
+                limit = self._totals.slow_ns
+            else:
+                limit = self._told[portal][1]
+            now = perf_counter_ns()
+            if now - started > limit:
+                is_first = limit == self._totals.slow_ns
+                while now - started > limit:
+                    limit *= 2
+                function = self._totals.holder(portal)
+                self._tell(function, is_first, partial(Stall, step, now, function, self._totals))
+            told[portal] = started, limit
+        self._told = told
+
+
+def seconds_stalled(totals: Totals) -> Dict[str, float]:
+    """For how long steps over the limit have held their loops: the longest, by library."""
+    now = perf_counter_ns()
+    found: Dict[str, float] = {}
+    for step in running_steps(totals):
+        held = now - step.started
+        if held > totals.slow_ns:
+            name = step.portal.library.name
+            found[name] = max(found.get(name, 0), held / 1e9)
+    return found

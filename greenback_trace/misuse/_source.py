@@ -1,0 +1,108 @@
+"""The part of a file that is needed to tell what a frame is in the middle of.
+
+`executing` parses whole files, which takes 2 to 5 s for a megabyte: on the event loop, and most of
+it with the GIL. What it is asked for is in one function. So of a file that is not small it gets the
+top-level statement that the function is in, at its own lines; if that is long, the function in the
+headers around it, which have to do with what its code is; and of a function that is long, nothing.
+"""
+
+from __future__ import annotations
+
+import dis
+import linecache
+import re
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, Iterator, List, Sequence, Tuple
+
+if TYPE_CHECKING:
+    from executing import Source
+else:
+    try:
+        from executing import Source
+    except ImportError:  # without greenback[debug]
+        Source = object
+
+#: Characters that are parsed at once. They take up to 50 ms, once for each function.
+LIMIT = 10_000
+#: How the lines end, or go on, that begin as far out as their statement does.
+_GOES_ON = (")", "]", "}", "else", "elif", "except", "finally", "case")
+_HEADER = re.compile(r"\s*(async\s+def|def|class)\b")
+
+
+class Part(Source):
+    """What `executing.Source` is of a file, of a part of it."""
+
+    @classmethod
+    def for_frame(cls, frame: FrameType, use_cache: bool = True) -> Source:
+        """The part that *frame* is in; an empty one if it is too long."""
+        whole: Any = super().for_frame
+        code = frame.f_code
+        lines = linecache.getlines(code.co_filename, frame.f_globals)
+        if sum(map(len, lines)) <= LIMIT:
+            return whole(frame)  # type: ignore[no-any-return]
+        last = max([frame.f_lineno or 0, *_lines_of(code)])
+        first = code.co_firstlineno
+        if code.co_name == "<module>":
+            first = last = frame.f_lineno or first
+        for start, end, headers in _parts(lines, first, last):
+            wanted = [*headers, *range(start, end)]
+            if sum(len(lines[number]) for number in wanted) > LIMIT:
+                continue
+            part = ["\n"] * end
+            for number in wanted:
+                part[number] = lines[number]
+            source: Source = cls._for_filename_and_lines(code.co_filename, tuple(part))
+            if source.tree is not None:
+                return source
+        return cls._for_filename_and_lines(code.co_filename, ())
+
+
+def _lines_of(code: CodeType) -> Iterator[int]:
+    """The first line of each function in a code object, and its last one."""
+    yield from (line for _, line in dis.findlinestarts(code) if line)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _lines_of(constant)
+
+
+def _parts(lines: Sequence[str], first: int, last: int) -> Iterator[Tuple[int, int, List[int]]]:
+    """The parts to try, as start and end, and what is needed of what is before: indices of lines.
+
+    Args:
+        lines: Those of the file.
+        first: The number of the line that the code begins in.
+        last: That of the last one that is known to be its.
+    """
+    here = min(first, len(lines)) - 1
+    start = here
+    while start > 0 and not _begins(lines[start], 0):
+        start -= 1
+    yield start, _end(lines, last, 0), []
+    headers = []
+    indent = _indent(lines[here])
+    for number in range(here - 1, -1, -1):
+        if _HEADER.match(lines[number]) and _indent(lines[number]) < indent:
+            indent = _indent(lines[number])
+            headers.append(number)
+            if not indent:
+                break
+    yield here, _end(lines, last, _indent(lines[here])), headers[::-1]
+
+
+def _end(lines: Sequence[str], last: int, indent: int) -> int:
+    """Where the next statement begins that is not further in than *indent*."""
+    end = last
+    while end < len(lines) and not _begins(lines[end], indent):
+        end += 1
+    return end
+
+
+def _begins(line: str, indent: int) -> bool:
+    text = line.strip()
+    return bool(
+        text and text[0] != "#" and _indent(line) <= indent and not text.startswith(_GOES_ON)
+    )
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
