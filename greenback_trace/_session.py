@@ -15,7 +15,6 @@ from greenback.instruments import is_primary, set_primary
 
 from ._config import Config
 from ._counts import Ticks
-from ._stalls import Stall, Stalls
 from ._totals import Totals
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from ._metrics import Measurements, Source
     from ._socket import Server
     from ._spans import Spans
+    from ._stalls import Stall
     from ._watch import Watch
     from .misuse._listener import Debug
     from .misuse.report import Misuse
@@ -99,6 +99,9 @@ class Session:
         else:
             self.totals = Totals(config.sites, slow_ns)
         self.totals.on_slow_step = _tell_slow_step
+        # With all that it needs: to import that at the first stall could take longer than that.
+        from ._stalls import Stalls
+
         self._stalls = Stalls(self.totals, _tell_stall)
         self.totals.on_opened = self._opened
         self.totals.on_closed = _tell_closed

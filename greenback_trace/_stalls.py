@@ -10,7 +10,6 @@ One call of C code that keeps the GIL keeps this thread waiting, too: it is told
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 from _thread import allocate_lock
@@ -26,11 +25,10 @@ from ._frames import can_look_at_others
 from ._sites import site_of
 from ._stacks import is_running, line_of, running_stack
 from ._totals import Totals, task_name
+from ._waits import Waits, find
 
 if TYPE_CHECKING:
     from greenback.instruments import Portal
-
-    from ._waits import Waits
 
 #: Looks in the time that a step may take, and how long it is at least from one to the next.
 _LOOKS = 2
@@ -105,8 +103,6 @@ class Stall:
         if left_out > 0:
             lines[_STACK_ENDS:-_STACK_ENDS] = [f"  ({left_out} more)\n"]
         self.stack = "".join(lines)
-        from ._waits import find
-
         self.waits = find(shown[-1], task, totals)
 
 
@@ -118,7 +114,7 @@ def running_steps(totals: Totals) -> Iterator[Step]:
     """The steps that the threads are in the middle of, as far as *totals* saw them begin."""
     for home in homes():
         portal = home.stepping
-        if portal is None or home.pid != os.getpid():
+        if portal is None:
             continue
         tally = portal.note
         started = portal.entered
