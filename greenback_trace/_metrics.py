@@ -188,13 +188,12 @@ class Measurements:
             return self._totals.events() - self._before - self._calls
 
     def _measure(self, counts: Counts, name: str, spent: int, attributes: Dict[str, Any]) -> None:
-        if inside.now or is_within(sys._getframe(1)):
+        if inside.now or self._lock._is_owned() or is_within(sys._getframe(1)):  # type: ignore[attr-defined]
             return
-        if not self._lock.acquire(blocking=False):
-            return  # another thread is here, or this one, further out
         inside.now = True
         try:
-            if self._may_call(counts):
+            # Else another thread is here.
+            if self._lock.acquire(blocking=False) and self._may_call(counts):
                 self._histograms[name].record(spent / 1e9, attributes)
                 self._calls += 1
         except Exception as error:
@@ -206,7 +205,9 @@ class Measurements:
             )
         finally:
             inside.now = False
-            self._lock.release()
+            # What a signal handler raises can come before it is known that it was acquired.
+            if self._lock._is_owned():  # type: ignore[attr-defined]
+                self._lock.release()
 
     def _may_call(self, counts: Counts) -> bool:
         if not self._rate:

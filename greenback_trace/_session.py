@@ -99,7 +99,6 @@ class Session:
         else:
             self.totals = Totals(config.sites, slow_ns)
         self.totals.on_slow_step = _tell_slow_step
-        # With all that it needs: to import that at the first stall could take longer than that.
         from ._stalls import Stalls
 
         self._stalls = Stalls(self.totals, _tell_stall)

@@ -25,10 +25,11 @@ from ._frames import can_look_at_others
 from ._sites import site_of
 from ._stacks import is_running, line_of, running_stack
 from ._totals import Totals, task_name
-from ._waits import Waits, find
 
 if TYPE_CHECKING:
     from greenback.instruments import Portal
+
+    from ._waits import Waits
 
 #: Looks in the time that a step may take, and how long it is at least from one to the next.
 _LOOKS = 2
@@ -103,6 +104,8 @@ class Stall:
         if left_out > 0:
             lines[_STACK_ENDS:-_STACK_ENDS] = [f"  ({left_out} more)\n"]
         self.stack = "".join(lines)
+        from ._waits import find  # debug mode's, which tracing alone does without
+
         self.waits = find(shown[-1], task, totals)
 
 

@@ -245,8 +245,7 @@ def _summary(now: Now) -> Text:
     text.append(f"{now.bridges_rate:,.1f} bridges/s", style="bold")
     text.append(f"  {now.under_way:,.0f} under way  ")
     if now.stalled:
-        what = f"event loop stalled for {_seconds(now.stalled)} (held {now.held:.0%})"
-        text.append(what, style="bold white on red")
+        text.append(f"event loop stalled for {_seconds(now.stalled)}", style="bold white on red")
     else:
         text.append(f"event loop held {now.held:.0%} of the time", style="bold")
     portals = [

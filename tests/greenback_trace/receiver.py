@@ -71,6 +71,8 @@ class Receiver:
         self.exports += 1
         for metric in _in_scope(request.resource_metrics, "scope_metrics", "metrics"):
             kind = metric.WhichOneof("data")
+            if kind == "gauge":
+                continue  # of this moment: there is nothing to add up
             data = getattr(metric, kind)
             is_delta = (
                 data.aggregation_temporality == AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA

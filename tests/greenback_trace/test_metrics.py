@@ -130,7 +130,10 @@ class TestMetrics:
         reading.enable(spans="none")
         backend.run(greenback.with_portal_run_sync, bridge_to_nop)
         assert {
-            metric.name: (metric.unit, getattr(metric.data, "is_monotonic", "histogram"))
+            metric.name: (
+                metric.unit,
+                getattr(metric.data, "is_monotonic", type(metric.data).__name__.lower()),
+            )
             for metric in reading.metrics()
         } == {
             "greenback.bridges": ("{bridge}", True),
@@ -143,6 +146,7 @@ class TestMetrics:
             "greenback.portal.active": ("{portal}", False),
             "greenback.steps": ("{step}", True),
             "greenback.step.time": ("s", True),
+            "greenback.step.stalled": ("s", "gauge"),
             "greenback.bridge.duration": ("s", "histogram"),
             "greenback.portal.duration": ("s", "histogram"),
             "greenback.step.duration": ("s", "histogram"),
