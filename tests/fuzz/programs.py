@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
-from typing import Any, Counter as Counted, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Counter as Counted
 
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -91,9 +92,8 @@ def fuzz_programs(backend: Any, mode: str, seed: int) -> Counted[str]:
         failure = _failure(backend, mode, run, done)
         if failure is not None:
             smallest, failure = _smallest(backend, mode, run, failure)
-            raise AssertionError(
-                f"program {number} of seed {seed} on {backend.name}, {mode}: {failure!r}\n{smallest}"
-            ) from failure
+            where = f"program {number} of seed {seed} on {backend.name}, {mode}"
+            raise AssertionError(f"{where}: {failure!r}\n{smallest}") from failure
     return done
 
 
