@@ -216,15 +216,15 @@ def mutated(random: Random, lines: List[bytes]) -> bytes:
 
 
 def _changed(random: Random, line: bytes) -> bytes:
-    """A line with one value changed, if it is JSON."""
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        return line
+    """A line with one value changed, if it still is JSON, and none that is nested deeply."""
     # Each kind of place is as likely as any other, however often it is there.
     places: Dict[str, List[_Node]] = {}
-    for place, node in _nodes(content, ""):
-        places.setdefault(place, []).append(node)
+    try:
+        content = json.loads(line)
+        for place, node in _nodes(content, ""):
+            places.setdefault(place, []).append(node)
+    except (ValueError, RecursionError):
+        return line
     if not places:
         return line
     nodes = places[random.choice(sorted(places))]
@@ -232,7 +232,10 @@ def _changed(random: Random, line: bytes) -> bytes:
     change = random.choice(_CHANGES)
     for parent, key in nodes if random.random() < 0.2 else [random.choice(nodes)]:
         change(random, parent, key, nodes)
-    text = json.dumps(content)
+    try:
+        text = json.dumps(content)
+    except (RecursionError, ValueError):  # it is nested too deeply, or in itself
+        return line
     for mark, raw in _RAW.items():
         text = text.replace(f'"{mark}"', raw)
     return text.encode() + b"\n"
