@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 from random import Random
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 from typing import Counter as Counted
 
 from click.testing import CliRunner
@@ -205,53 +205,60 @@ def mutated(random: Random, lines: List[bytes]) -> bytes:
     lines = list(lines)
     for _ in range(random.choice((0, 0, 0, 1, 1, 2))):
         random.choice(_OF_LINES)(random, lines)
-    for _ in range(random.choice((1, 1, 1, 2, 5, 20))):
-        if lines:
-            number = random.randrange(len(lines))
-            lines[number] = _changed(random, lines[number])
+    if lines:
+        numbers = random.choice([range(len(lines)), [random.randrange(len(lines))]])
+        _change(random, lines, numbers)
     content = b"".join(lines)
     for _ in range(random.choice((0, 0, 0, 0, 1, 3))):
         content = random.choice(_OF_BYTES)(random, content)
     return content
 
 
-def _changed(random: Random, line: bytes) -> bytes:
-    """A line with one value changed, if it still is JSON, and none that is nested deeply."""
+def _change(random: Random, lines: List[bytes], numbers: Sequence[int]) -> None:
+    """Change some values of those lines that are JSON, and are not nested deeply."""
+    contents: Dict[int, Any] = {}
     # Each kind of place is as likely as any other, however often it is there.
     places: Dict[str, List[_Node]] = {}
-    try:
-        content = json.loads(line)
-        for place, node in _nodes(content, ""):
-            places.setdefault(place, []).append(node)
-    except (ValueError, RecursionError):
-        return line
-    if not places:
-        return line
-    nodes = places[random.choice(sorted(places))]
-    # Also all of its kind at once: of a single one, a sum says little.
-    change = random.choice(_CHANGES)
-    for parent, key in nodes if random.random() < 0.2 else [random.choice(nodes)]:
-        change(random, parent, key, nodes)
-    try:
-        text = json.dumps(content)
-    except (RecursionError, ValueError):  # it is nested too deeply, or in itself
-        return line
-    for mark, raw in _RAW.items():
-        text = text.replace(f'"{mark}"', raw)
-    return text.encode() + b"\n"
+    for number in numbers:
+        try:
+            contents[number] = json.loads(lines[number])
+            for place, node in _nodes(contents[number], ""):
+                places.setdefault(place, []).append(node)
+        except (ValueError, RecursionError):
+            contents.pop(number, None)
+    for _ in range(random.choice((1, 2, 3, 8))):
+        if places:
+            nodes = places[random.choice(sorted(places))]
+            change = random.choice(_CHANGES)
+            # Often all of its kind, in the same way: of a single one, a sum says little.
+            seed = random.random()
+            for parent, key in nodes if random.random() < 0.6 else [random.choice(nodes)]:
+                try:
+                    change(Random(seed), parent, key, nodes)
+                except LookupError:  # another change has dropped it
+                    pass
+    for number, content in contents.items():
+        try:
+            text = json.dumps(content)
+        except (RecursionError, ValueError):  # it is nested too deeply, or in itself
+            continue
+        for mark, raw in _RAW.items():
+            text = text.replace(f'"{mark}"', raw)
+        lines[number] = text.encode() + b"\n"
 
 
 def _nodes(content: Any, place: str) -> Iterator[Tuple[str, _Node]]:
+    """All that there is in it, with the innermost name and what is below that as its place."""
     if isinstance(content, dict):
         name = content.get("key", content.get("name"))
-        place = f"{place}[{name}]" if isinstance(name, str) else place
+        place = name if isinstance(name, str) else place
         for key, value in content.items():
             yield f"{place}.{key}", (content, key)
             yield from _nodes(value, f"{place}.{key}")
     elif isinstance(content, list):
         for index, value in enumerate(content):
-            yield f"{place}[]", (content, index)
-            yield from _nodes(value, place)
+            yield f"{place}*", (content, index)
+            yield from _nodes(value, f"{place}*")
 
 
 def _replace(random: Random, parent: Any, key: Any, nodes: List[_Node]) -> None:
@@ -320,13 +327,13 @@ def _nest(random: Random, parent: Any, key: Any, nodes: List[_Node]) -> None:
 
 def _take_of_another(random: Random, parent: Any, key: Any, nodes: List[_Node]) -> None:
     other, index = random.choice(nodes)
-    try:
-        parent[key] = other[index]
-    except LookupError:  # another change has dropped it
-        pass
+    parent[key] = other[index]
 
 
 _CHANGES: List[Callable[[Random, Any, Any, List[_Node]], None]] = [
+    _replace,
+    _replace,
+    _replace,
     _replace,
     _replace,
     _replace,
