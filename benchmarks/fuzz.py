@@ -13,6 +13,7 @@ import importlib
 import logging
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -37,11 +38,13 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(_ROOT))
     logging.getLogger("greenback").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="greenback-fuzz-") as folder:
-        os.chdir(folder)  # a plan reads no sources but those of the traced program
-        failures = _run(_parts(Path(folder)), options.seconds, options.seed)
-        os.chdir(_ROOT)
-    sys.exit(1 if failures else 0)
+    folder = tempfile.mkdtemp(prefix="greenback-fuzz-")
+    os.chdir(folder)  # a plan reads no sources but those of the traced program
+    failures = _run(_parts(Path(folder)), options.seconds, options.seed)
+    os.chdir(_ROOT)
+    if failures:
+        sys.exit(1)  # and leave the traces that failed
+    shutil.rmtree(folder)
 
 
 def _parts(folder: Path) -> List[_Part]:

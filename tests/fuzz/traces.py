@@ -228,7 +228,10 @@ def _change(random: Random, lines: List[bytes], numbers: Sequence[int]) -> None:
             contents.pop(number, None)
     for _ in range(random.choice((1, 2, 3, 8))):
         if places:
-            nodes = places[random.choice(sorted(places))]
+            # Those that are printed most of all.
+            kind = random.choice((".stringValue", "Value", ".as", ""))
+            chosen = [each for each in sorted(places) if kind in each]
+            nodes = places[random.choice(chosen or sorted(places))]
             change = random.choice(_CHANGES)
             # Often all of its kind, in the same way: of a single one, a sum says little.
             seed = random.random()
@@ -266,7 +269,7 @@ def _replace(random: Random, parent: Any, key: Any, nodes: List[_Node]) -> None:
     if isinstance(before, str) and before.lstrip("-").isdigit():
         value: Any = str(random.choice(_NUMBERS))
     elif isinstance(before, str):
-        value = random.choice(_TEXTS)
+        value = "".join(random.choices(_TEXTS, k=random.choice((1, 1, 3))))
     elif isinstance(before, (int, float)):
         value = random.choice(_NUMBERS)
     else:
