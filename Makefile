@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check bench fuzz docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ check: $(INSTALLED) ## Lint, types, documentation, packages, and the tests on ev
 
 bench: $(INSTALLED) ## Measure against upstream greenback and its neighbours
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+fuzz: $(INSTALLED) ## Run random programs and mutated traces for ten minutes
+	$(BIN)/python benchmarks/fuzz.py $(ARGS)
 
 docs: $(INSTALLED) ## Build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -226,14 +226,17 @@ def package(session: nox.Session) -> None:
 
 RUNTIME = ("tests/greenback",)
 DEBUG_MODE = ("tests/greenback_trace/misuse",)
+FUZZ = ("tests/fuzz/test_programs.py",)
 
 for minor in (OLDEST, "3.11", "3.13"):
     add_test_session(minor, f"python{minor}", "cpython", minor)
 # What differs between neighbours is how code is run and compiled, which these look at.
 for minor in ("3.10", "3.12"):
-    add_test_session(minor, f"python{minor}", "cpython", minor, tests=(*RUNTIME, *DEBUG_MODE))
+    add_test_session(
+        minor, f"python{minor}", "cpython", minor, tests=(*RUNTIME, *DEBUG_MODE, *FUZZ)
+    )
 add_test_session(
-    "3.14", "python3.14", "cpython", "3.14", tests=(*RUNTIME, *DEBUG_MODE), on_sid=True
+    "3.14", "python3.14", "cpython", "3.14", tests=(*RUNTIME, *DEBUG_MODE, *FUZZ), on_sid=True
 )
 add_test_session(
     NEWEST,

@@ -305,6 +305,7 @@ def top(path: str) -> None:
         )
     with _telling():
         live = follow(path)
+        click.get_current_context().call_on_close(live.close)
         live.read()
     # These two are what Textual reads keys from, and paints on. Either can be closed, and None.
     if not all(each is not None and each.isatty() for each in (sys.__stdin__, sys.__stderr__)):

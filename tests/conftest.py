@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from random import SystemRandom
 from typing import Any, Awaitable, Callable
 
 import pytest
@@ -23,6 +24,18 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("TESTS_WITH_SDK"):
         _set_global_sdk()
+    # In the environment, since the workers of xdist have to have the same.
+    seed = os.environ.setdefault("GREENBACK_FUZZ_SEED", str(SystemRandom().getrandbits(32)))
+    if not seed.isdecimal():
+        raise pytest.UsageError(f"GREENBACK_FUZZ_SEED={seed!r} must be a whole number")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how to repeat what was random."""
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    if any(getattr(report, "nodeid", "").startswith("tests/fuzz/") for report in reports):
+        seed = os.environ["GREENBACK_FUZZ_SEED"]
+        terminalreporter.write_line(f"fuzzed; to repeat it: GREENBACK_FUZZ_SEED={seed}")
 
 
 def _set_global_sdk() -> None:

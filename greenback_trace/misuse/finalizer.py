@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import gc
 import sys
 import types
@@ -44,6 +45,8 @@ if sys.version_info >= (3, 11) and sys.implementation.name == "cpython":
     # Elsewhere, one that is at a mere ``yield`` calls nothing: PyPy runs finalizers there as well.
     _DELEGATES = (*_DELEGATES, "YIELD_VALUE")
 
+#: Where an exception comes from that was raised, and not thrown into a generator.
+_RAISE = dis.opmap["RAISE_VARARGS"]
 #: How the names of instructions begin that run code, but not by taking items from a generator.
 _RESUMES_NOTHING = ("CALL_INTRINSIC", "DELETE_", "LOAD_GLOBAL", "STORE_ATTR", "STORE_NAME")
 
@@ -119,16 +122,23 @@ def _collected(subject: Any) -> Optional[str]:
 
 
 def closing_frames() -> List[FrameType]:
-    """The frames that a GeneratorExit has been thrown into which is being handled now."""
+    """The frames that a GeneratorExit has been thrown into which is being handled now.
+
+    One that the program has raised itself has nothing to do with collecting.
+    """
     error = sys.exc_info()[1]
     found: List[FrameType] = []
     for each in _chain(error):
         if issubclass(type(each), GeneratorExit):
             traceback = traceback_of(each)
+            frames: List[FrameType] = []
             while traceback is not None:
-                if traceback.tb_frame.f_code.co_flags & RESUMABLE:
-                    found.append(traceback.tb_frame)
+                frame, offset = traceback.tb_frame, traceback.tb_lasti
+                if frame.f_code.co_flags & RESUMABLE:
+                    frames.append(frame)
                 traceback = traceback.tb_next
+                if traceback is None and frame.f_code.co_code[offset] != _RAISE:
+                    found += frames
     return found
 
 

@@ -17,7 +17,8 @@ def folded(trace: Trace, by: str) -> str:
     for stack in stacks(trace):
         # A name from generated code may have anything in it.
         names = [
-            visible(" ".join(frame.function.replace(";", ":").split())) for frame in stack.frames
+            visible(" ".join(frame.function.replace(";", ":").split())) or "?"
+            for frame in stack.frames
         ]
         lines.append(f"{';'.join(names)} {weight(stack.numbers, by) * factor:.0f}\n")
     return "".join(lines)

@@ -700,6 +700,52 @@ class TestGenerator:
 
         looking.none(backend, run)
 
+    def test_raises_exit_itself(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """Neither is one that handles a GeneratorExit which the program has raised."""
+
+        def stop() -> None:
+            raise GeneratorExit
+
+        def generator() -> Iterator[None]:
+            try:
+                stop()
+            except GeneratorExit:
+                bridge()
+            yield
+
+        async def coroutine() -> None:
+            try:
+                raise GeneratorExit from ValueError()
+            finally:
+                bridge()
+
+        async def use() -> None:
+            with pytest.raises(GeneratorExit):
+                await greenback.with_portal_run_tree(coroutine)
+
+        looking.none(backend, lambda: generator().send(None))
+        looking.none(backend, lambda: greenback.await_(use()))
+
+    @refcounted
+    def test_raises_another_exit(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """One that raises another GeneratorExit while it is collected still is."""
+
+        def generator() -> Iterator[None]:
+            try:
+                yield
+            except GeneratorExit:
+                try:
+                    raise GeneratorExit
+                finally:
+                    bridge()
+
+        def make() -> Any:
+            made = generator()
+            next(made)
+            return made
+
+        looking.only(backend, lambda: by_clear(make), KIND)
+
     def test_context_manager(self, backend: Any, looking: Any, bridge: Any) -> None:
         """The end of a context manager that is a generator is no misuse."""
 

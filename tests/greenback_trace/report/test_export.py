@@ -174,6 +174,8 @@ class TestFolded:
 
         site = SiteReport(function="a", chains={("a;b\nc (/x.py:1)",): Numbers(ok=3)})
         assert folded(Trace(sites=[site]), "bridges") == "a:b c 3\n"
+        nameless = SiteReport(function=" ", chains={(): Numbers(ok=3)})
+        assert folded(Trace(sites=[nameless]), "bridges") == "? 3\n"
 
 
 @pytest.fixture(scope="class")

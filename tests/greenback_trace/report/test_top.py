@@ -683,7 +683,16 @@ class TestBadInput:
         pytest.importorskip("textual", reason="the live view needs greenback[report]")
         trace.write_text(content)
         done = subprocess.run(
-            [sys.executable, "-m", "greenback_trace", "top", str(trace)],
+            # Nor is a file left open.
+            [
+                sys.executable,
+                "-W",
+                "default::ResourceWarning",
+                "-m",
+                "greenback_trace",
+                "top",
+                str(trace),
+            ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
