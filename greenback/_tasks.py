@@ -329,7 +329,9 @@ def current() -> Tuple[Library, Task]:
         try:
             name = sniffio.current_async_library()  # most often, this raises
         except sniffio.AsyncLibraryNotFoundError:
-            raise nothing_running(running_asyncio_loop()) from None
+            name = None
+        if name is None:  # raised out here, for an error without a context
+            raise nothing_running(running_asyncio_loop())
         if name == "asyncio":
             raise RuntimeError("no asyncio task is running")
     if name != "trio":
