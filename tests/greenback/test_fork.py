@@ -95,6 +95,7 @@ def run(loop: str, opener: str, where: str, folder: Path, **variables: str) -> s
         program = program.replace(word, meaning)
     environ = {name: each for name, each in os.environ.items() if not name.startswith("GREENBACK_")}
     root = str(Path(str(greenback.__file__)).parents[1])
+    environ["GREENBACK_TRACE_SLOW"] = "60"  # waiting for a child is a slow step
     environ.update(variables, PYTHONPATH=os.pathsep.join([root, environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [sys.executable, "-c", program, loop, opener, where],
