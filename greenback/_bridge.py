@@ -498,8 +498,16 @@ def close_portal(portal: Portal) -> None:
     portal.home.portals.pop(portal.task, None)
     hooks = _hooks
     if hooks is not None:
-        hooks.close_portal(portal)
+        _close_announced(portal, hooks)
     portal.registered = False  # last, so that whoever interrupts this can see it
+
+
+def _close_announced(portal: Portal, hooks: Listener) -> None:
+    """Tell whoever listens that *portal* is closed; they may keep it, so it is not used again."""
+    worker = portal.worker
+    if worker is not None and worker.spare is portal:
+        worker.spare = NOWHERE
+    hooks.close_portal(portal)
 
 
 def rest_portal(portal: Portal) -> None:
@@ -690,7 +698,7 @@ def finish(portal: Portal) -> Any:
         else:
             hooks = _hooks
             if hooks is not None:
-                hooks.close_portal(portal)
+                _close_announced(portal, hooks)
         is_told = True
     finally:
         if not is_told:  # it was interrupted

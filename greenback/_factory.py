@@ -87,7 +87,8 @@ class _Prepared:
     def __init__(self, scopes: Scopes, coro: Any) -> None:
         self.portal = Portal("inherited", running_asyncio())
         self.portal.scopes = scopes
-        self.unstarted = Unstarted(coro)
+        self.unstarted = Unstarted()
+        self.unstarted.coroutine = coro
         self.shim = shim_from_the_start(self.portal, self.unstarted)
 
     def undo(self) -> None:

@@ -314,7 +314,8 @@ def _open_for_new(portal: Portal, task: Task, coroutine: Any) -> None:
     try:
         if promised.setdefault(task, portal) is not portal:
             return
-        unstarted = Unstarted(coroutine)
+        unstarted = Unstarted()
+        unstarted.coroutine = coroutine
         shim = shim_from_the_start(portal, unstarted)
         library.replace_coroutine(task, coroutine, shim)
     except BaseException:
@@ -331,7 +332,7 @@ def _open_for_new(portal: Portal, task: Task, coroutine: Any) -> None:
 def _open_for_old(portal: Portal, coroutine: Any) -> None:
     library, task = portal.library, portal.task
     portal.coroutine = coroutine
-    home = portal.home = this_home()
+    home = this_home()
     inner = shim = None
     try:
         shim = _lookalike(portal, coroutine, partial(_next_steps, portal))
@@ -344,6 +345,7 @@ def _open_for_old(portal: Portal, coroutine: Any) -> None:
             inner.send(None)
             _take_name(inner, coroutine)
             shim = TaskCoroutine(inner, portal, coroutine)
+        portal.home = home  # not before: a shim that is interrupted takes it for a portal to close
         if home.portals.setdefault(task, portal) is not portal:
             return
         register(portal, home)
@@ -360,7 +362,7 @@ def _close_unused(portal: Portal, coroutine: Any, shim: Any) -> None:
     """Undo the opening of a portal that has not been used, nor its shim been stepped."""
     task = portal.task
     _put_back(portal.library, task, coroutine, shim)
-    if portal.home.portals.get(task) is portal:
+    if portal.home is not None and portal.home.portals.get(task) is portal:
         close_portal(portal)
     portal.registered = False
     portal.home = None
@@ -606,20 +608,24 @@ class Unstarted:
 
     A task can be cancelled, or dropped, before its first step. Its coroutine has then been dealt
     with, in Python's eyes, as soon as the shim has been: it is not to warn of its own.
+
+    It is made empty: one that is dropped at once, because making it was interrupted, would close
+    the coroutine of a task that goes on.
     """
 
     __slots__ = ("coroutine",)
 
-    def __init__(self, coroutine: Any) -> None:
-        self.coroutine = coroutine
+    def __init__(self) -> None:
+        self.coroutine: Any = None
 
     def take(self) -> Any:
         coroutine, self.coroutine = self.coroutine, None
         return coroutine
 
     def __del__(self) -> None:
-        if self.coroutine is not None:
-            self.coroutine.close()
+        coroutine = getattr(self, "coroutine", None)  # making it may have been interrupted
+        if coroutine is not None:
+            coroutine.close()
 
 
 # Two shims take the place of a task's coroutine and have the portal's worker run that. They are
@@ -730,19 +736,22 @@ async def _from_now_on(portal: Portal) -> Any:
     other value than None, and such a task may be sent another.
     """
     interruption = None
-    try:
-        portal.result = await _first_answer()
-    except BaseException as thrown:
-        if not portal.registered:
-            raise  # it was not put in place, or its task has ended without it
-        interruption = thrown
+    is_in_place = False
     while True:
+        # Nothing is between two `try` blocks: PyPy can be interrupted there.
         try:
+            if not is_in_place:
+                portal.result = await _first_answer()
+                is_in_place = True
             drives = portal.library.uninterruptible(drive)
             result: Any = await drives(portal, None, interruption)
             break
         except BaseException as raised:
-            if not takes(portal, raised):
+            if not is_in_place:
+                if not portal.registered:
+                    raise  # it was not put in place, or its task has ended without it
+                is_in_place = True
+            elif not takes(portal, raised):
                 close_interrupted(portal, portal.coroutine)
                 raise
             interruption = raised

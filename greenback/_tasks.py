@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import types
 import weakref
-from contextlib import suppress
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -327,10 +326,11 @@ def current() -> Tuple[Library, Task]:
             task = library.current_task()
             if task is not None:
                 return library, task
-        name = None
-        with suppress(sniffio.AsyncLibraryNotFoundError):  # most often, that is raised
-            name = sniffio.current_async_library()
-        if name is None:
+        try:
+            name = sniffio.current_async_library()  # most often, this raises
+        except sniffio.AsyncLibraryNotFoundError:
+            name = None
+        if name is None:  # raised out here, for an error without a context
             raise nothing_running(running_asyncio_loop())
         if name == "asyncio":
             raise RuntimeError("no asyncio task is running")

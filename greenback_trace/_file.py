@@ -22,6 +22,10 @@ their threads anew in it.
 from __future__ import annotations
 
 import base64
+
+# What the SDK does in a forked child uses it, and has to come after what it does there itself: a
+# child that forks would wait for a lock that is held around each fork (OpenTelemetry SDK 1.45).
+import concurrent.futures.thread  # noqa: F401
 import errno
 import inspect
 import json

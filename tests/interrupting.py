@@ -16,9 +16,11 @@ from greenback._lookalike import is_of_lookalike
 #: PyPy tells of lines only.
 _EVENT = "line" if platform.python_implementation() == "PyPy" else "opcode"
 #: Where the interpreter looks at no signals, so that nothing can be raised: at a suspended `await`,
-#: which would be lost by any coroutine, and between two instructions that only move things.
+#: which would be lost by any coroutine, between two instructions that only move things, and, up to
+#: Python 3.10, where a `try` or `with` begins.
 _SAFE: FrozenSet[str] = frozenset(
     {
+        "BEFORE_ASYNC_WITH",
         "END_SEND",
         "JUMP_BACKWARD_NO_INTERRUPT",
         "JUMP_FORWARD",
@@ -28,6 +30,8 @@ _SAFE: FrozenSet[str] = frozenset(
         "RETURN_CONST",
         "RETURN_VALUE",
         "SEND",
+        "SETUP_FINALLY",
+        "SETUP_WITH",
         "YIELD_FROM",
         "YIELD_VALUE",
     }

@@ -8,10 +8,13 @@ is a text in which ``ASYNC def`` becomes ``async def`` or ``def``, ``CALL(f())``
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import os
+import subprocess
 import sys
+import sysconfig
 import traceback
 import weakref
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -592,6 +595,206 @@ def run_chain(backend: Any, portal: Any, source: str, around: Optional[str]) -> 
         assert log
         results.append(log)
     return results
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are of Python 3.12")
+class TestEagerTasks:
+    """A task that takes its first step inside `create_task`, where something may be handled."""
+
+    @staticmethod
+    async def in_except(create: Any) -> Any:
+        try:
+            raise KeyError("outer")
+        except KeyError:
+            return create()
+
+    @staticmethod
+    async def in_finally(create: Any) -> Any:
+        task = None
+        with contextlib.suppress(KeyError):
+            try:
+                raise KeyError("outer")
+            finally:
+                task = create()
+        return task
+
+    @staticmethod
+    async def in_nested(create: Any) -> Any:
+        try:
+            raise OSError("outermost")
+        except OSError:
+            try:
+                raise KeyError("outer")
+            except KeyError:
+                return create()
+
+    @staticmethod
+    async def in_a_generator(create: Any) -> Any:
+        def generator() -> Any:
+            try:
+                raise KeyError("outer")
+            except KeyError:
+                yield create()
+
+        try:
+            raise OSError("outermost")
+        except OSError:
+            (task,) = generator()
+            return task
+
+    @staticmethod
+    async def in_a_task(create: Any) -> Any:
+        """Made by another eager task, which handles something itself."""
+        tasks: List[Any] = []
+
+        async def creator() -> None:
+            try:
+                raise LookupError("of the creator")
+            except LookupError:
+                tasks.append(create())
+
+        try:
+            raise KeyError("outer")
+        except KeyError:
+            await asyncio.create_task(creator())
+        return tasks[0]
+
+    @staticmethod
+    async def outside(create: Any) -> Any:
+        return create()
+
+    PLACES = ["in_except", "in_finally", "in_nested", "in_a_generator", "in_a_task", "outside"]
+
+    @staticmethod
+    async def raises(log: List[Any]) -> None:
+        log.append(repr(sys.exc_info()[1]))
+        raise ValueError("inner")
+
+    @staticmethod
+    async def raises_later(log: List[Any]) -> None:
+        log.append(repr(sys.exc_info()[1]))
+        await asyncio.sleep(0)
+        log.append(repr(sys.exc_info()[1]))
+        raise ValueError("inner")
+
+    @staticmethod
+    async def handles(log: List[Any]) -> None:
+        try:
+            raise LookupError("handled")
+        except LookupError as error:
+            log.append(chain(error))
+            await asyncio.sleep(0)
+            log.append(repr(sys.exc_info()[1]))
+        log.append(repr(sys.exc_info()[1]))
+        try:
+            await asyncio.sleep(0)
+            raise LookupError("handled later")
+        except LookupError as error:
+            log.append(chain(error))
+            raise ValueError("inner") from error
+
+    WORK = ["raises", "raises_later", "handles"]
+
+    @pytest.mark.parametrize("work", WORK)
+    @pytest.mark.parametrize("place", PLACES)
+    def test_chain(self, asyncio_backend: Any, place: str, work: str) -> None:
+        """It sees what is being handled, and exceptions have their chains, as without a portal."""
+        found = []
+
+        def factory(loop: Any, coro: Any, **kwds: Any) -> Any:
+            kwds.pop("eager_start", None)  # which uvloop passes
+            return asyncio.eager_task_factory(loop, coro, **kwds)  # type: ignore[attr-defined]
+
+        async def program(log: List[Any]) -> None:
+            create = functools.partial(self.create, work, log)
+            task = await getattr(self, place)(create)
+            await asyncio.wait([task])
+            log.append(chain(task.exception()))
+            log.append(repr(sys.exc_info()[1]))
+
+        async def main() -> None:
+            asyncio.get_running_loop().set_task_factory(factory)
+            for has_scope in (False, True):
+                log: List[Any] = [None]
+                if has_scope:
+                    await greenback.with_portal_run_tree(program, log)
+                else:
+                    await program(log)
+                assert log.pop(0) is has_scope
+                found.append(log)
+
+        asyncio_backend.run(main)
+        plain, inherited = found
+        assert inherited == plain
+        if place != "in_a_task":
+            assert ("KeyError" in str(plain)) == (place != "outside")
+
+    def create(self, work: str, log: List[Any]) -> Any:
+        async def task() -> None:
+            log[0] = greenback.has_portal()
+            await getattr(self, work)(log)
+
+        return asyncio.create_task(task())
+
+
+class TestMemoryErrors:
+    @pytest.mark.skipif(PYPY, reason="only CPython can be told to fail")
+    @pytest.mark.skipif(
+        bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="allocates without asking"
+    )
+    @pytest.mark.parametrize("name", [in_run_sync, in_run, in_task], ids=lambda each: each.__name__)
+    def test_at_each_allocation(self, name: Any) -> None:
+        """Where memory runs out in a bridge, that is a MemoryError, and the next bridge works."""
+        pytest.importorskip("_testcapi", reason="this CPython has no tests")
+        done = subprocess.run(
+            [sys.executable, "-c", OUT_OF_MEMORY.replace("PORTAL", name.__name__)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout
+        assert done.stdout == "['MemoryError']\n"
+
+
+OUT_OF_MEMORY = """
+import asyncio, _testcapi
+import greenback
+
+async def immediate():
+    return 5
+
+def work():
+    kinds = set()
+    for number in range(60):
+        coroutine = immediate()
+        try:
+            _testcapi.set_nomemory(number, number + 3)
+            try:
+                greenback.await_(coroutine)
+            finally:
+                _testcapi.remove_mem_hooks()
+        except BaseException as error:
+            kinds.add(type(error).__name__)
+            del error
+        coroutine.close()
+        assert greenback.await_(immediate()) == 5
+    return sorted(kinds)
+
+async def in_run_sync():
+    return await greenback.with_portal_run_sync(work)
+
+async def in_run():
+    async def inside():
+        return work()
+    return await greenback.with_portal_run(inside)
+
+async def in_task():
+    await greenback.ensure_portal()
+    return work()
+
+print(asyncio.run(PORTAL()))
+"""
 
 
 class TestThrownIn:

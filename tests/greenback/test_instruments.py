@@ -508,6 +508,28 @@ class TestAddAndRemove:
         assert recorder.names().count(STARTED) == 1
         assert CLOSED in recorder.names()
 
+    def test_added_in_a_bridge_again(self, backend: Any) -> None:
+        """So does the next one that is added so, though the portal runs in the same worker."""
+        portals: List[Any] = []
+
+        class Keeps(Recorder):
+            def portal_closed(self, portal: Any) -> None:
+                portals.append(portal)
+
+        async def main() -> None:
+            for _ in range(3):
+                keeps = Keeps()
+
+                async def adds() -> None:
+                    add_instrument(keeps)
+                    await backend.checkpoint()
+
+                await greenback.with_portal_run_sync(lambda: await_(adds()))
+                remove_instrument(keeps)
+
+        backend.run(main)
+        assert len(set(map(id, portals))) == 3
+
     def test_removed_in_a_bridge(self, backend: Any, recorder: Recorder) -> None:
         """Removed while a bridge is open, it is not called any more, from that moment on."""
         calls: List[Any] = []

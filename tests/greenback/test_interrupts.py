@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import warnings
 from typing import Any, List
 
 import pytest
+import trio
 
 import greenback
 from greenback import _state, await_
 from tests.interrupting import Interrupt, Interruption
 
 #: A plain `await` waits in these, where nothing of it can be interrupted either; the layout's
-#: write is tested by itself (test_tasks.py).
-SPARED = ("_step", "_first_answer", "_yield_none", "replace")
+#: write is tested by itself (test_tasks.py). What is raised in a finalizer reaches nobody.
+SPARED = ("_step", "_first_answer", "_yield_none", "replace", "__del__")
 
 
 class Program:
@@ -65,6 +67,13 @@ class Program:
         except LookupError:
             await greenback.with_portal_run(self.work)
 
+    async def given_while_it_waits(self) -> None:
+        """Another task opens the portal, unless that is interrupted."""
+        if greenback.has_portal():
+            await self.work()
+
+    given_before_it_begins = given_while_it_waits
+
 
 class _Entered:
     def __init__(self, program: Program, name: str) -> None:
@@ -77,7 +86,8 @@ class _Entered:
         self.program.left.append(self.name)
 
 
-WAYS = ["run_sync", "run", "ensure", "handling"]
+GIVEN = ["given_while_it_waits", "given_before_it_begins"]
+WAYS = ["run_sync", "run", "ensure", "handling", *GIVEN]
 
 
 async def interrupted_at(number: int, backend: Any, way: str) -> Any:
@@ -95,13 +105,48 @@ async def interrupted_at(number: int, backend: Any, way: str) -> Any:
             finally:
                 interrupt.end()
 
+    gate = backend.event()
+    if way != "given_while_it_waits":
+        gate.set()
+
+    async def given() -> None:
+        if not gate.is_set():
+            await gate.wait()
+        await task()
+
+    async def give(to: Any) -> None:
+        if not gate.is_set():
+            while not gate.statistics().tasks_waiting if backend.is_trio else not gate._waiters:
+                await backend.checkpoint()
+        interrupt.begin()
+        try:
+            greenback.bestow_portal(to)
+        except Interruption as error:
+            errors.append(error)
+        finally:
+            interrupt.end()
+        gate.set()
+
+    async def start() -> None:
+        if way not in GIVEN:
+            await backend.together(task)
+        elif backend.is_trio:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(given)
+                (to,) = nursery.child_tasks
+                await give(to)
+        else:
+            to = asyncio.ensure_future(given())
+            await give(to)
+            await to
+
     async def answer() -> int:
         await backend.checkpoint()
         return 5
 
     with Interrupt(number, greenback, spared=SPARED) as interrupt:
         try:
-            await backend.together(task)
+            await start()
         except BaseException as error:
             while getattr(error, "exceptions", None):  # of a nursery
                 error = error.exceptions[0]
@@ -110,6 +155,9 @@ async def interrupted_at(number: int, backend: Any, way: str) -> Any:
         assert sorted(program.left) == sorted(program.entered)
         if interrupt.where is not None:
             assert [type(error) for error in errors] == [Interruption]
+        else:
+            assert errors == []
+            assert "work" in program.left or way == "run_sync"
         assert not greenback.has_portal(tasks[0])
         home = _state.this_home()
         assert home.first_step is None

@@ -166,6 +166,22 @@ class TestFile:
         child = int(done.stdout)
         assert bridges(resources(tmp_path / f"trace-{child}.jsonl")[child]) == 4
 
+    def test_child_of_a_child(self, python: Any, tmp_path: Path) -> None:
+        """A child may fork in turn."""
+        done = self.run(
+            python,
+            tmp_path / "trace-{pid}.jsonl",
+            "page(1)\n"
+            "child = os.fork()\n"
+            "if child: wait_for(child); sys.exit()\n"
+            "page(2)\n"
+            "child = os.fork()\n"
+            "if child: wait_for(child); print(os.getpid(), child); sys.exit()\n"
+            "page(3)\n",
+        )
+        for pid, count in zip(map(int, done.stdout.split()), (2, 3)):
+            assert bridges(resources(tmp_path / f"trace-{pid}.jsonl")[pid]) == count
+
     @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
     def test_multiprocessing(self, python: Any, tmp_path: Path, method: str) -> None:
         """Children of multiprocessing, which skip what atexit has, complete their files."""
