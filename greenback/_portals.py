@@ -158,11 +158,11 @@ async def with_portal_run(
         result = begin("run", run_coroutine, async_fn, args, kwds)
         if type(result) is Begun:
             result = await _drive_on(result)
-    except BaseException as error:
+    except BaseException as caught:
         interrupted = interrupted_here()
         if interrupted is None:
             raise
-        interruption = error
+        interruption = caught
     if interrupted is not None:
         result = await _drive_interrupted(interrupted, interruption)
         del interrupted, interruption
@@ -204,11 +204,11 @@ async def with_portal_run_sync(sync_fn: Callable[P, T], *args: P.args, **kwds: P
         result = begin("run_sync", None, sync_fn, args, kwds)
         if type(result) is Begun:
             result = await _drive_on(result)
-    except BaseException as error:
+    except BaseException as caught:
         interrupted = interrupted_here()
         if interrupted is None:
             raise
-        interruption = error
+        interruption = caught
     if interrupted is not None:
         result = await _drive_interrupted(interrupted, interruption)
         del interrupted, interruption

@@ -378,8 +378,8 @@ class _Meter(NoOpMeter):
 
     def __init__(self, name: str, version: Optional[str], schema_url: Optional[str]) -> None:
         super().__init__(name, version, schema_url)
-        #: Name, unit, description, whether it only grows, callbacks.
-        self.observed: List[Tuple[str, str, str, bool, Sequence[Callable[..., Any]]]] = []
+        #: Name, unit, description, whether it only grows (None for a gauge), callbacks.
+        self.observed: List[Tuple[str, str, str, Optional[bool], Sequence[Callable[..., Any]]]] = []
 
     def create_observable_counter(
         self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
@@ -390,6 +390,11 @@ class _Meter(NoOpMeter):
         self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
     ) -> Any:
         self.observed.append((name, unit, description, False, callbacks or ()))
+
+    def create_observable_gauge(
+        self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
+    ) -> Any:
+        self.observed.append((name, unit, description, None, callbacks or ()))
 
 
 class _MeterProvider(MeterProvider):
@@ -444,12 +449,12 @@ class _Metrics:
             if not observed:
                 continue
             metric = scope_metrics.metrics.add(name=name, unit=unit, description=description)
-            metric.sum.is_monotonic = is_monotonic
-            metric.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
+            data = metric.gauge if is_monotonic is None else metric.sum
+            if is_monotonic is not None:
+                metric.sum.is_monotonic = is_monotonic
+                metric.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
             for value, attributes in observed:
-                point = metric.sum.data_points.add(
-                    start_time_unix_nano=self._start, time_unix_nano=now
-                )
+                point = data.data_points.add(start_time_unix_nano=self._start, time_unix_nano=now)
                 if isinstance(value, int):
                     point.as_int = value
                 else:

@@ -10,7 +10,7 @@ import sys
 import threading
 from contextvars import ContextVar
 from time import perf_counter_ns, time_ns
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -284,7 +284,7 @@ class Spans:
         try:
             if not issubclass(type(error), Exception):
                 raise error
-            self._failed(error)
+            self._failed(cast(Exception, error))
         except BaseException:  # then nobody else will finish it
             self.finish_bridge(bridge, error, 0)
             raise
@@ -301,7 +301,7 @@ class Spans:
         try:
             if not issubclass(type(error), Exception):
                 raise error
-            self._failed(error)
+            self._failed(cast(Exception, error))
         finally:
             del error  # its traceback has this frame
 

@@ -20,7 +20,7 @@ import weakref
 from bisect import bisect_left
 from time import perf_counter_ns
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, cast
 
 from greenback._signals import raise_if_from_signal_handler
 from greenback.instruments import primary_failed
@@ -205,7 +205,7 @@ class Totals:
                 bridge.runs = False
             if not issubclass(type(error), Exception):
                 raise
-            primary_failed(self.listener, error)
+            primary_failed(self.listener, cast(Exception, error))
             return None
 
     def resume_bridge(self, bridge: Running, portal: Portal, left: int) -> None:

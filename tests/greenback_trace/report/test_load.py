@@ -79,7 +79,7 @@ def points(request: Dict[str, Any], names: str = "greenback.") -> List[Dict[str,
         point
         for metric in metrics(request)
         if metric["name"].startswith(names)
-        for point in (metric.get("sum") or metric["histogram"])["dataPoints"]
+        for point in (metric.get("sum") or metric.get("gauge") or metric["histogram"])["dataPoints"]
     ]
 
 
@@ -351,7 +351,8 @@ class TestFleet:
         [first, *_] = requests(shop, "resourceMetrics")
         once = load([str(write(path, [first]))])
         for metric in metrics(first):
-            (metric.get("sum") or metric["histogram"])["aggregationTemporality"] = 1
+            if "gauge" not in metric:
+                (metric.get("sum") or metric["histogram"])["aggregationTemporality"] = 1
         twice = load([str(write(path, [first, first]))])
         assert twice.total.bridges == 2 * once.total.bridges > 0
         assert twice.total.time == pytest.approx(2 * once.total.time)

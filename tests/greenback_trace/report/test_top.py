@@ -219,6 +219,15 @@ class TestLiveFile:
         assert site(now, "__main__.ask").bridges == 10
         live.close()
 
+    def test_stalled(self, service: Service, live: LiveFile) -> None:
+        """So does a step that still runs when the file is written."""
+        service.answer("park")
+        wait_until(lambda: live.read() and live.now().stalled)
+        assert live.now().stalled > 0.05
+        assert live.now().held > 0
+        service.answer()
+        wait_until(lambda: live.read() and not live.now().stalled)
+
     def test_a_line_in_parts(self, trace: Path, tmp_path: Path, service: Service) -> None:
         """A line counts when it is complete."""
         service.answer()
@@ -383,6 +392,16 @@ class TestLiveSocket:
         assert (now.parked_count, now.under_way) == (1, 1)
         assert "--- bridge" in parked.stack
         served.answer()
+
+    @pytest.mark.usefixtures("others_are_shown")
+    def test_stalled(self, served: Service, live: LiveSocket) -> None:
+        """A step counts as holding the loop while it does, and once only."""
+        served.answer("park")
+        wait_until(lambda: live.read() and live.now().held > 0.9)
+        assert live.now().stalled > 0.05
+        served.answer()
+        wait_until(lambda: live.read() and not live.now().stalled)
+        wait_until(lambda: live.read() and live.now().held == 0)
 
     def test_ends(self, served: Service, live: LiveSocket, tmp_path: Path, path: Path) -> None:
         """When the program ends its numbers stay, and one started after it is found again."""
@@ -581,6 +600,7 @@ class TestTop:
         served.answer("park")
         shown.wait(lambda screen: "holds the loop for " in screen and "read (service.py:" in screen)
         shown.wait(lambda screen: "wait_for (service.py:" in screen)
+        shown.wait(lambda screen: "  event loop stalled for " in screen)
         shown.call("send-keys", "p", "Enter")
         screen = shown.wait(lambda screen: "--- bridge: greenback.await_ ---" in screen)
         assert "Stack of asyncio task 'waits', with a portal (run_sync)" in screen
