@@ -8,7 +8,7 @@ import sys
 from asyncio import base_events
 from functools import partial, update_wrapper
 from types import CellType, MethodType
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, cast
 
 from ._creator import Template
 from ._portals import Unstarted, is_shim, shim_from_the_start
@@ -34,7 +34,7 @@ class TaskFactory:
 
     def __init__(self, previous: Optional[Callable[..., Any]]) -> None:
         if previous is not None:
-            update_wrapper(self, previous)
+            update_wrapper(cast(Any, self), previous)
         self.previous = previous
         #: The scopes that it was installed for, or met.
         self.users = 0

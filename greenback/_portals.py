@@ -333,7 +333,8 @@ def _open_for_old(portal: Portal, coroutine: Any) -> None:
     library, task = portal.library, portal.task
     portal.coroutine = coroutine
     home = this_home()
-    inner = shim = None
+    inner: Any = None
+    shim: Any = None
     try:
         shim = _lookalike(portal, coroutine, partial(_next_steps, portal))
         if shim is not None:

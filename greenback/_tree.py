@@ -30,6 +30,7 @@ from typing import (
     Tuple,
     Type,
     TypeVar,
+    cast,
 )
 
 from ._bridge import rest_portal
@@ -282,7 +283,7 @@ def _install_factory(loop: asyncio.AbstractEventLoop) -> TaskFactory:
     if isinstance(installed, TaskFactory):
         return installed
     factory = TaskFactory(installed)
-    loop.set_task_factory(factory)
+    loop.set_task_factory(cast(Any, factory))
     return factory
 
 

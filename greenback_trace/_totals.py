@@ -190,9 +190,10 @@ class Totals:
                 frame = caller
             tally.last = node
             try:
-                bridge = tally.spares.pop()
+                spare: Running = tally.spares.pop()
             except IndexError:
-                bridge = tally.new_running()
+                spare = tally.new_running()
+            bridge = spare
             bridge.node = node
             if self.gives_outermost:
                 bridge.outermost = frame

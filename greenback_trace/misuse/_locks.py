@@ -41,12 +41,12 @@ import _thread
 import ast
 import contextlib
 import functools
-import importlib
 import inspect
 import sys
 import threading
 import warnings
 import weakref
+from importlib import _bootstrap
 from operator import attrgetter, methodcaller
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
@@ -80,7 +80,7 @@ _TAKES_BACK: CodeType = threading.Condition._acquire_restore.__code__  # type: i
 _LockType: Any = type(_thread.allocate_lock())
 _RLockType: Any = _thread.RLock
 _THREADING = vars(threading)
-_IMPORTLIB = vars(importlib._bootstrap)
+_IMPORTLIB = vars(_bootstrap)
 _THREADING_FILE = threading.__file__
 _CONTEXTLIB_FILE = contextlib.__file__
 _INSPECT_FILE = inspect.__file__
