@@ -85,6 +85,7 @@ class Totals:
     __slots__ = (
         "__weakref__",
         "_all",
+        "_closed",
         "_ended",
         "_ended_chains",
         "_local",
@@ -146,6 +147,8 @@ class Totals:
         self._lock = threading.RLock()
         # These are written under the lock, by any thread.
         self._all: List[Counts] = []
+        #: The closed portals that somebody was told of, by kind.
+        self._closed: Dict[str, int] = {}
         self._ended = Counts(bool)
         self._ended_chains: Dict[Chain, Tally] = {}
 
@@ -526,6 +529,11 @@ class Totals:
                     if found is not None:
                         found.add(portal)
                         found.open += is_open
+            for name, kind in totals.items():
+                # One that was opened since its kind was added up is no portal that is closed less.
+                closed = max(self._closed.get(name, 0), kind.opened - kind.open)
+                self._closed[name] = closed
+                kind.open = kind.opened - closed
             return totals
 
     def by_library(self) -> Dict[str, LibraryTally]:

@@ -176,7 +176,8 @@ class Debug:
         taken = now - (since or bridge.started)
         bridge.started += taken
         if taken > _LONG_NS:  # nor of the step's: source may have been read
-            portal.entered += taken
+            # A finalizer's bridge in here may have been excused already.
+            portal.entered = min(portal.entered + taken, now)
             self._watchdog.excuse(portal, taken)
 
     def _look(self, bridge: Optional[Running], portal: Portal, frame: FrameType) -> None:

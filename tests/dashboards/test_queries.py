@@ -436,7 +436,7 @@ class TestQueries:
         """Prometheus evaluates each alert's expression without an error or a warning."""
         groups = stage.prometheus.get("rules", type="alert")["groups"]
         rules = [rule for group in groups for rule in group["rules"]]
-        assert len(rules) == 5
+        assert len(rules) == 6
         for rule in rules:
             stage.prometheus.ask(Query(rule["name"], rule["query"], is_range=True))
 
