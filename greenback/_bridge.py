@@ -785,6 +785,9 @@ def drive(
                     trap = _observed_switch(portal, target, answer)
                 answer = None
                 target = portal.resume
+            if not is_closing:
+                # Not by way of a variable: a traceback may lead here, and that to the exception.
+                return finish(portal)
             result = finish(portal)
             break
         except BaseException as error:
@@ -795,7 +798,7 @@ def drive(
                 raise
             interruption = error
             trap = answer = None
-    if is_closing and type(result) is Raised and not issubclass(type(result.error), GeneratorExit):
+    if type(result) is Raised and not issubclass(type(result.error), GeneratorExit):
         # Nobody gets to see what a generator returns that is being closed.
         try:
             raise result.error

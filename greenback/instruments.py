@@ -338,12 +338,15 @@ def primary_failed(listener: Any, error: Exception) -> None:
 
     Where *error* is not its own, but a signal handler's, it is raised again.
     """
-    raise_if_from_signal_handler(error)
-    with _lock:
-        if not is_primary(listener):
-            return
-        set_primary(None)
-    _log_failure(listener, "hook", error)
+    try:
+        raise_if_from_signal_handler(error)
+        with _lock:
+            if not is_primary(listener):
+                return
+            set_primary(None)
+        _log_failure(listener, "hook", error)
+    finally:
+        del error  # its traceback may have this frame
 
 
 def add_instrument(instrument: Instrument) -> None:

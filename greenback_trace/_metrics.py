@@ -11,6 +11,7 @@ import threading
 from random import random
 from time import perf_counter
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
+from weakref import ref
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
@@ -18,7 +19,7 @@ from greenback._failures import tell_failure
 from greenback._signals import raise_if_from_signal_handler
 
 from ._counts import BOUNDS, PORTAL_BOUNDS, Counts, Tally, count_of
-from ._sdk import inside, is_within
+from ._sdk import Call, inside, is_within, no_call
 from ._snapshot import bridge_attributes
 from ._stalls import seconds_stalled
 from ._totals import Totals, ending_of
@@ -127,21 +128,22 @@ class Measurements:
         "_every",
         "_histograms",
         "_in_window",
-        "_lock",
         "_rate",
         "_seen",
         "_since",
         "_totals",
+        "_turn",
     )
 
     def __init__(self, totals: Totals, histograms: Dict[str, Histogram], rate: float) -> None:
         self._totals = totals
         self._histograms = histograms
         self._rate = rate
-        # Reentrant for whoever asks from a signal handler; `inside` keeps the rest out.
-        self._lock = threading.RLock()
+        #: Whose turn it is, by None: that thread's call. One operation takes it, and it is over
+        #: when the call is, so that nothing a signal handler raises can leave it taken.
+        self._turn: Dict[None, ref[Call]] = {}
         self._before = totals.events()
-        # These are written under the lock.
+        # These are written by whoever has the turn.
         self._calls = 0
         self._every = 1.0
         self._seen = 0
@@ -184,16 +186,22 @@ class Measurements:
 
     def count_dropped(self) -> int:
         """The events that no histogram was told of."""
-        with self._lock:
-            return self._totals.events() - self._before - self._calls
+        return self._totals.events() - self._before - self._calls
 
     def _measure(self, counts: Counts, name: str, spent: int, attributes: Dict[str, Any]) -> None:
-        if inside.now or self._lock._is_owned() or is_within(sys._getframe(1)):  # type: ignore[attr-defined]
+        if inside.call() is not None or is_within(sys._getframe(1)):
             return
-        inside.now = True
+        call = Call()
+        mine = ref(call)
+        inside.call = mine
         try:
+            turn = self._turn.setdefault(None, mine)
+            if turn is not mine and turn() is None:
+                # A signal handler has kept somebody from giving it back.
+                self._turn.pop(None, None)
+                turn = self._turn.setdefault(None, mine)
             # Else another thread is here.
-            if self._lock.acquire(blocking=False) and self._may_call(counts):
+            if turn is mine and self._may_call(counts):
                 self._histograms[name].record(spent / 1e9, attributes)
                 self._calls += 1
         except Exception as error:
@@ -204,10 +212,9 @@ class Measurements:
                 error=error,
             )
         finally:
-            inside.now = False
-            # What a signal handler raises can come before it is known that it was acquired.
-            if self._lock._is_owned():  # type: ignore[attr-defined]
-                self._lock.release()
+            inside.call = no_call
+            if self._turn.get(None) is mine:
+                self._turn.pop(None, None)
 
     def _may_call(self, counts: Counts) -> bool:
         if not self._rate:

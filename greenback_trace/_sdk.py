@@ -15,13 +15,27 @@ import gc
 import sys
 import threading
 from types import FrameType
-from typing import Any, Optional, Set, Tuple
+from typing import Any, Callable, Optional, Set, Tuple
+
+
+class Call:
+    """A call of the SDK that we make: a local variable of the function that makes it.
+
+    So it ends with the function, wherever a signal handler raises in there.
+    """
+
+    __slots__ = ("__weakref__",)
+
+
+def no_call() -> None:
+    return None
 
 
 class _Inside(threading.local):
-    """Whether this thread is inside of a call that we make."""
+    """The call that this thread is inside of; gives None if there is none."""
 
-    now = False
+    def __init__(self) -> None:
+        self.call: Callable[[], Optional[Call]] = no_call
 
 
 inside = _Inside()

@@ -11,6 +11,7 @@ import threading
 from contextvars import ContextVar
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, cast
+from weakref import ref
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -23,7 +24,15 @@ from greenback._signals import raise_if_from_signal_handler
 from ._attributes import first_attributes, portal_attributes
 from ._budget import Budget
 from ._counts import PortalTally, Running, Ticks
-from ._sdk import inside, is_collecting, is_within, unwatch_collections, watch_collections
+from ._sdk import (
+    Call,
+    inside,
+    is_collecting,
+    is_within,
+    no_call,
+    unwatch_collections,
+    watch_collections,
+)
 from ._totals import Totals, full_name, is_cancellation, task_name
 
 if TYPE_CHECKING:
@@ -47,17 +56,18 @@ class _Open:
     def __init__(
         self, owner: Spans, span: Span, before: Context, context: Context, process: object
     ) -> None:
-        #: Who is to end it. None once that is done.
-        self.owner: Optional[Spans] = owner
+        #: Who is to end it. None once that is done, and until all is here.
+        self.owner: Optional[Spans] = None
         self.span = span
         #: What was current before the bridge, and what is while it runs.
         self.before = before
         self.context = context
         #: Whose it is: a forked child is not to end its parent's.
         self.process = process
+        self.owner = owner
 
     def __del__(self) -> None:
-        owner = self.owner
+        owner = getattr(self, "owner", None)
         if owner is not None:  # a signal handler has cut its bridge off
             owner.abandon(self)
 
@@ -187,7 +197,7 @@ class Spans:
         self._totals.close_portal(portal)
         if self._portals:
             span = self._portals.pop(portal, None)
-            if span is not None and not inside.now:
+            if span is not None and inside.call() is None:
                 try:
                     self._end_portal(portal, tally, span)
                 except Exception as error:
@@ -210,6 +220,7 @@ class Spans:
         except BaseException as error:
             if bridge is None:
                 raise
+            bridge.portal, bridge.awaitable = portal, awaitable
             self._failed_to_start(bridge, error)
             return bridge
 
@@ -250,11 +261,12 @@ class Spans:
         if span is None:
             return None
         if self._may_call(frame):
-            inside.now = True
+            call = Call()
+            inside.call = ref(call)
             try:
                 span.add_event("greenback.misuse", attributes)
             finally:
-                inside.now = False
+                inside.call = no_call
         context = span.get_span_context()
         return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
 
@@ -270,15 +282,18 @@ class Spans:
 
     def _failed(self, error: Exception) -> None:
         """Make no more spans, because *error* was raised in making one. Logged once."""
-        raise_if_from_signal_handler(error)
-        with self._failing:
-            if self._tracer is None:
-                return
-            self.stop()
-        tell_failure(
-            "greenback makes no more spans, because making one raised %s; it still counts",
-            error=error,
-        )
+        try:
+            raise_if_from_signal_handler(error)
+            with self._failing:
+                if self._tracer is None:
+                    return
+                self.stop()
+            tell_failure(
+                "greenback makes no more spans, because making one raised %s; it still counts",
+                error=error,
+            )
+        finally:
+            del error  # its traceback may have this frame
 
     def _failed_to_start(self, bridge: Running, error: BaseException) -> None:
         try:
@@ -323,11 +338,12 @@ class Spans:
             "greenback.portal.kind": portal.kind,
             "greenback.async_library": portal.library.name,
         }
-        inside.now = True
+        call = Call()
+        inside.call = ref(call)
         try:
             span = self._tracer.start_span(f"portal {portal.kind}", current, attributes=attributes)
         finally:
-            inside.now = False
+            inside.call = no_call
         if span.is_recording():
             self.was_recorded = True
             self._portals[portal] = span
@@ -335,7 +351,8 @@ class Spans:
             portal.note.is_unsampled = portal.kind in _ROOTS
 
     def _end_portal(self, portal: Portal, tally: Optional[PortalTally], span: Span) -> None:
-        inside.now = True
+        call = Call()
+        inside.call = ref(call)
         try:
             name = task_name(portal.task)
             if name is not None:
@@ -344,7 +361,7 @@ class Spans:
                 span.set_attributes(portal_attributes(tally))
             span.end()
         finally:
-            inside.now = False
+            inside.call = no_call
 
     # A bridge that is traced from its beginning
 
@@ -410,11 +427,12 @@ class Spans:
             if not self._may_call(sys._getframe(1)):
                 self._dropped_inside.add()
                 return
-            inside.now = True
+            call = Call()
+            inside.call = ref(call)
             try:
                 opened.span.end()
             finally:
-                inside.now = False
+                inside.call = no_call
         except Exception as error:
             self._failed(error)
 
@@ -480,14 +498,15 @@ class Spans:
     def _may_call(self, frame: Any) -> bool:
         """Whether the SDK can be called from here."""
         # The locks of a pipeline of our own are taken in calls of our own alone.
-        if inside.now or is_collecting():
+        if inside.call() is not None or is_collecting():
             return False
         return self._is_private or not is_within(frame)
 
     def _new_span(self, bridge: Running, parent: Context, start_time: Optional[int]) -> Span:
         assert self._tracer is not None
         link = self._portals.get(bridge.portal)
-        inside.now = True
+        call = Call()
+        inside.call = ref(call)
         try:
             return self._tracer.start_span(
                 f"await_ {bridge.node.root().site.qualname}",
@@ -497,7 +516,7 @@ class Spans:
                 start_time=start_time,
             )
         finally:
-            inside.now = False
+            inside.call = no_call
 
     def _end(
         self,
@@ -511,7 +530,8 @@ class Spans:
         entered = bridge.portal.entered
         held = now - entered if entered >= bridge.tally.opened_at else 0
         slow = max(bridge.slow_ns, held if held > self._slow_ns else 0)
-        inside.now = True
+        call = Call()
+        inside.call = ref(call)
         try:
             attributes: Dict[str, Any] = {
                 "greenback.suspended": bridge.switches > 0,
@@ -526,7 +546,7 @@ class Spans:
                 span.set_status(trace.StatusCode.ERROR)
             span.end(finished)
         finally:
-            inside.now = False
+            inside.call = no_call
 
     def _own_view(self, current: Context) -> Context:
         """The context as the spans of our pipeline see it."""

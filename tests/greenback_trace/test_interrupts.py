@@ -6,7 +6,7 @@ import gc
 import itertools
 import signal
 import warnings
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
@@ -52,19 +52,36 @@ class Sdk:
         self.tracer_provider.add_span_processor(SimpleSpanProcessor(self.spans))
         self.reader = InMemoryMetricReader()
         self.meter_provider = MeterProvider([self.reader], shutdown_on_exit=False)
+        #: The bridges that had failed when last looked.
+        self.failed = 0
 
-    def active(self) -> Dict[str, List[float]]:
+    def look(self) -> Tuple[Dict[str, List[float]], int]:
+        """What is active, and how many bridges were measured that failed."""
         data = self.reader.get_metrics_data()
-        return {
-            metric.name: [point.value for point in metric.data.data_points]
+        metrics = [
+            metric
             for resource in (data.resource_metrics if data is not None else ())
             for scope in resource.scope_metrics
             for metric in scope.metrics
+        ]
+        active = {
+            metric.name: [point.value for point in metric.data.data_points]
+            for metric in metrics
             if metric.name.endswith(".active")
         }
+        measured = sum(
+            point.count
+            for metric in metrics
+            if metric.name == "greenback.bridge.duration"
+            for point in metric.data.data_points
+            if point.attributes.get("error.type") == "LookupError"
+        )
+        return active, measured
 
 
-async def interrupted_at(number: int, backend: Any, sdk: Sdk, handler: Any, kind: type) -> Any:
+async def interrupted_at(
+    number: int, backend: Any, sdk: Sdk, with_spans: bool, handler: Any, kind: type
+) -> Any:
     left: List[str] = []
     entered: List[str] = []
     errors: List[Any] = []
@@ -89,6 +106,9 @@ async def interrupted_at(number: int, backend: Any, sdk: Sdk, handler: Any, kind
     async def immediate() -> None:
         pass
 
+    async def fails() -> None:
+        raise LookupError
+
     async def task() -> None:
         interrupt.begin()
         try:
@@ -107,8 +127,16 @@ async def interrupted_at(number: int, backend: Any, sdk: Sdk, handler: Any, kind
         assert len(errors) == (where is not None)
         errors.clear()
         assert [span for span in current if span.get_span_context().is_valid] == []
-        values = sdk.active()
-        assert not any(itertools.chain.from_iterable(values.values())), values
+        # What comes next is traced.
+        sdk.spans.clear()
+        with pytest.raises(LookupError):
+            await greenback.with_portal_run_sync(await_, fails())
+        assert len(sdk.spans.get_finished_spans()) == (2 if with_spans else 0)
+        active, failed = sdk.look()
+        assert not any(itertools.chain.from_iterable(active.values())), active
+        if not with_spans:
+            assert failed == sdk.failed + 1
+        sdk.failed = failed
     except AssertionError as error:
         raise AssertionError(f"interrupted at {number}, {where}: {error}") from error
     return where
@@ -124,15 +152,19 @@ def test_at_each_instruction(backend: Any, spans: str) -> None:
     if (spans == "all") == (backend.name == "asyncio"):
         handler, kind = raise_time_up, TimeUp
     sdk = Sdk()
-    config = Config(spans=spans, span_rate=0)
+    with_spans = spans == "all"
+    # Either is made of everything: spans, or measurements.
+    config = Config(spans=spans, span_rate=0, measurement_rate=1 if with_spans else 0)
     greenback_trace.enable(
         config=config, tracer_provider=sdk.tracer_provider, meter_provider=sdk.meter_provider
     )
 
     async def main() -> None:
-        await interrupted_at(10**9, backend, sdk, handler, kind)  # what is made once is made
+        await interrupted_at(
+            10**9, backend, sdk, with_spans, handler, kind
+        )  # what is made once is made
         number = 1
-        while await interrupted_at(number, backend, sdk, handler, kind) is not None:
+        while await interrupted_at(number, backend, sdk, with_spans, handler, kind) is not None:
             number += 1
         assert number > 100
 
