@@ -758,7 +758,7 @@ class TestMemoryErrors:
 
 
 OUT_OF_MEMORY = """
-import asyncio, _testcapi
+import asyncio, itertools, _testcapi
 import greenback
 
 async def immediate():
@@ -766,10 +766,10 @@ async def immediate():
 
 def work():
     kinds = set()
-    for number in range(60):
+    for number, width in itertools.product(range(60), range(1, 8)):
         coroutine = immediate()
         try:
-            _testcapi.set_nomemory(number, number + 3)
+            _testcapi.set_nomemory(number, number + width)
             try:
                 greenback.await_(coroutine)
             finally:
