@@ -43,8 +43,12 @@ _WANTED = _SITE | {
 #: Seconds from one line of a process to the next.
 _PERIOD = 5.0
 
+#: Of the numbers in it. Sums of these are finite.
+_LARGEST = float(1 << 64)
 #: Seconds to wait for a program that is busy.
 _CONNECTING = 5.0
+#: Half of a pair is no text that can be shown.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FRAME = re.compile(r'^  File "(.*)", line (\d+), in (.*)$', re.MULTILINE)
 _BRIDGE = "  --- bridge"
 
@@ -287,6 +291,53 @@ class LiveFile:
         self._written[key[0]] = max(time, self._written.get(key[0], 0))
 
 
+_TASK = {
+    "task": (str, None),
+    "library": str,
+    "portal": str,
+    "seconds": (float, None),
+    "stack": str,
+}
+_TOTALS = ("ok", "errors", "cancelled", "suspended", "time", "suspended_time")
+#: What a line from the socket has, of what is read. In braces, `str` is any key; with None, there
+#: may be nothing; 1 is that number.
+_LINE: Any = {
+    "version": 1,
+    "clock": float,
+    "program": str,
+    "pid": float,
+    "active": {str: float},
+    "portals": {str: {"opened": float, "closed": float}},
+    "sites": [{"function": str, **dict.fromkeys(_TOTALS, float)}],
+    "steps": {str: {"time": float}},
+    "slow_steps": {str: float},
+    "slow": (float, None),
+    "holding": [_TASK],
+    "parked": [_TASK],
+    "parked_count": float,
+}
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether a value out of JSON has a shape, which `_LINE` is an example of."""
+    if shape is str:
+        return isinstance(value, str) and _SURROGATE.search(value) is None
+    if shape is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and 0 <= value <= _LARGEST
+    if isinstance(shape, tuple):
+        return value is None or _fits(value, shape[0])
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(each, shape[0]) for each in value)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return False
+        if str in shape:
+            return all(_fits(each, shape[str]) for each in value.values())
+        return all(_fits(value.get(name), each) for name, each in shape.items())
+    return bool(value == shape)
+
+
 class LiveSocket:
     """Listens at the socket of a program, also when that has ended and was started again."""
 
@@ -385,10 +436,9 @@ class LiveSocket:
     def _take(self, line: bytes) -> bool:
         try:
             last = json.loads(line)
-            is_ours = last["version"] == 1
-        except (KeyError, TypeError, ValueError):
-            is_ours = False
-        if not is_ours:
+        except (ValueError, RecursionError):
+            last = None
+        if not _fits(last, _LINE):
             self.close()
             raise NothingToReportError(
                 f"what answers at {self._path} is no program of this version of greenback"
@@ -438,7 +488,8 @@ def _step_time(line: Dict[str, Any]) -> float:
 
 def _stalled(line: Dict[str, Any]) -> float:
     longest = max((each["seconds"] or 0 for each in line["holding"]), default=0)
-    return float(longest) if longest > line.get("slow", longest) else 0.0
+    slow = line.get("slow")
+    return float(longest) if slow is not None and longest > slow else 0.0
 
 
 def _task(each: Dict[str, Any]) -> TaskNow:

@@ -668,6 +668,48 @@ class TestTop:
 
 
 class TestBadInput:
+    @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no Unix sockets here")
+    @pytest.mark.parametrize(
+        "name", ["clock", "pid", "program", "sites", "holding", "portals", "slow_steps"]
+    )
+    @pytest.mark.parametrize(
+        "value",
+        [None, "half of a pair: \ud800", -1, 1e400, [3], {"key": "text"}, {"key": {}}, [{}]],
+        ids=[
+            "null",
+            "text",
+            "negative",
+            "infinite",
+            "list",
+            "object",
+            "objects",
+            "list of objects",
+        ],
+    )
+    def test_line_of_the_socket(self, path: Path, name: str, value: Any) -> None:
+        """One that is not what a program sends is refused, whatever it is; nothing is raised."""
+        line: Dict[str, Any] = {
+            "version": 1,
+            **dict.fromkeys(("clock", "pid", "parked_count"), 1.0),
+            "program": "program",
+            **{each: {} for each in ("active", "portals", "slow_steps", "steps")},
+            **{each: [] for each in ("holding", "parked", "sites")},
+        }
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            live = LiveSocket(str(path))
+            assert not live.read()
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(json.dumps(line).encode() + b"\n")
+                wait_until(live.read)
+                assert live.now().who == "program (1.0)"
+                connection.sendall(json.dumps({**line, name: value}).encode() + b"\n")
+                with pytest.raises(NothingToReportError, match="no program of this version"):
+                    wait_until(live.read)
+            live.close()
+
     def test_missing(self, trace: Path) -> None:
         """Without the file there is no view, but an error that says what to name."""
         result: Any = CliRunner().invoke(main, ["top", str(trace)])
