@@ -269,7 +269,7 @@ class TestSession:
             session: Any = greenback_trace._activate._current
             source = session._source
             source.on_read = nothing
-            session.totals._lock = session._measurements._lock = turns.lock()
+            session.totals._lock = turns.lock()
             return collect, greenback_trace.disable, provider.shutdown
 
         at_each_instruction(prepare, _metrics)
