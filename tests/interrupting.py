@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from types import FrameType, ModuleType
-from typing import Any, Callable, FrozenSet, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Optional, Tuple
 
 from typing_extensions import Self
 
@@ -56,6 +56,7 @@ class Interrupt:
         packages: The packages.
         spared: Names of functions in which nothing is raised.
         handler: What raises. By default, it raises `Interruption`.
+        repeats: How often the same instruction counts, at most; by default, each time.
     """
 
     def __init__(
@@ -64,7 +65,10 @@ class Interrupt:
         *packages: ModuleType,
         spared: Tuple[str, ...] = (),
         handler: Callable[[], object] = raise_interruption,
+        repeats: Optional[int] = None,
     ) -> None:
+        self._repeats = repeats
+        self._met: Dict[Tuple[int, int], int] = {}
         self._handler = handler
         self._left = number
         self._directories = tuple(
@@ -102,10 +106,17 @@ class Interrupt:
     ) -> Optional[Callable[..., Any]]:
         if event == _EVENT and self._is_on:
             name = dis.opname[frame.f_code.co_code[frame.f_lasti]] if event == "opcode" else ""
-            if name not in _SAFE:
+            if name not in _SAFE and self._counts(frame):
                 self._left -= 1
                 if self._left == 0:
                     self.where = frame.f_code.co_name, frame.f_lineno, name
                     self._is_on = False
                     self._handler()
         return self._trace_inside
+
+    def _counts(self, frame: FrameType) -> bool:
+        if self._repeats is None:
+            return True
+        place = id(frame.f_code), frame.f_lasti
+        met = self._met[place] = self._met.get(place, 0) + 1
+        return met <= self._repeats
