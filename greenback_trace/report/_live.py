@@ -434,10 +434,11 @@ class LiveSocket:
         self._socket = connection
 
     def _take(self, line: bytes) -> bool:
+        last: Any = None
         try:
             last = json.loads(line)
         except (ValueError, RecursionError):
-            last = None
+            pass  # it does not fit either
         if not _fits(last, _LINE):
             self.close()
             raise NothingToReportError(

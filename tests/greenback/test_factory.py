@@ -31,11 +31,11 @@ def run_program(*parts: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", "".join(map(textwrap.dedent, parts))],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 

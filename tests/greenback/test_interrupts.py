@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import warnings
 from typing import Any, List
 
@@ -13,6 +14,10 @@ import trio
 import greenback
 from greenback import _state, await_
 from tests.interrupting import Interrupt, Interruption
+
+pytestmark = pytest.mark.skipif(
+    "GREENBACK_TRACE" in os.environ, reason="tests/greenback_trace/test_interrupts.py is traced"
+)
 
 #: A plain `await` waits in these, where nothing of it can be interrupted either; the layout's
 #: write is tested by itself (test_tasks.py). What is raised in a finalizer reaches nobody.

@@ -370,11 +370,11 @@ print(greenback.run(immediate))
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", self.PROGRAM],
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
             timeout=60,
         )
-        assert done.returncode == 0, done.stdout
+        assert done.returncode == 0, done.stdout + done.stderr
         has_portal, by_await, by_run, afterwards = done.stdout.splitlines()
         assert has_portal == "False"
         assert by_await.startswith("AsyncLibraryNotFoundError this is inside Playwright's sync API")
