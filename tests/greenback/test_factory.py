@@ -30,8 +30,7 @@ def run_program(*parts: str) -> str:
     """What a program of its own prints; packages that patch the process run there."""
     done = subprocess.run(
         [sys.executable, "-c", "".join(map(textwrap.dedent, parts))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=60,
     )

@@ -369,8 +369,7 @@ print(greenback.run(immediate))
         pytest.importorskip("playwright.sync_api", reason="the browser group is not installed")
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", self.PROGRAM],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             timeout=60,
         )
