@@ -348,6 +348,7 @@ def _open_for_old(portal: Portal, coroutine: Any) -> None:
             shim = TaskCoroutine(inner, portal, coroutine)
         portal.home = home  # not before: a shim that is interrupted takes it for a portal to close
         if home.portals.setdefault(task, portal) is not portal:
+            portal.home = None  # its shim, which nobody will step, has nothing to close
             return
         register(portal, home)
         library.replace_coroutine(task, coroutine, shim)

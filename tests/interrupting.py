@@ -26,6 +26,8 @@ _SAFE: FrozenSet[str] = frozenset(
         "JUMP_FORWARD",
         "NOP",
         "NOT_TAKEN",
+        "POP_EXCEPT",
+        "PUSH_EXC_INFO",
         "RESUME",
         "RETURN_CONST",
         "RETURN_VALUE",
