@@ -52,9 +52,25 @@ class Step:
         self.portal = portal
         self.started = started
 
+    def is_over(self) -> bool:
+        """Whether it has ended, as far as the watching thread can tell."""
+        portal = self.portal
+        task = portal.task
+        try:
+            return task is None or portal.entered != self.started or not is_running(task)
+        except Exception:  # the task ends at this moment
+            return True
+
+
+class OverError(Exception):
+    """A step has ended while it was described."""
+
 
 class Stall:
     """A step that has held the event loop for too long, and goes on.
+
+    Raises:
+        OverError: The step has ended meanwhile.
 
     Attributes:
         seconds: For how long it has.
@@ -81,6 +97,15 @@ class Stall:
     )
 
     def __init__(self, step: Step, now: int, function: str, totals: Totals) -> None:
+        try:
+            self._describe(step, now, function, totals)
+        except Exception:
+            if not step.is_over():
+                raise
+        if step.is_over():
+            raise OverError
+
+    def _describe(self, step: Step, now: int, function: str, totals: Totals) -> None:
         portal = step.portal
         task = portal.task
         self.seconds = (now - step.started) / 1e9
@@ -120,15 +145,11 @@ def running_steps(totals: Totals) -> Iterator[Step]:
         if portal is None:
             continue
         tally = portal.note
-        started = portal.entered
-        task = portal.task
-        if tally is None or tally.totals is not totals or started < tally.opened_at:
+        step = Step(portal, portal.entered)
+        if tally is None or tally.totals is not totals or step.started < tally.opened_at:
             continue
-        try:
-            if task is not None and is_running(task) and portal.entered == started:
-                yield Step(portal, started)
-        except Exception:  # it has ended while it was looked at
-            continue
+        if not step.is_over():
+            yield step
 
 
 def _count_others(portal: Portal) -> Optional[int]:
@@ -252,10 +273,19 @@ class Stalls:
                 is_first = limit == self._totals.slow_ns
                 while now - started > limit:
                     limit *= 2
-                function = self._totals.holder(portal)
-                self._tell(function, is_first, partial(Stall, step, now, function, self._totals))
+                self._tell_of(step, now, is_first)
             told[portal] = started, limit
         self._told = told
+
+    def _tell_of(self, step: Step, now: int, is_first: bool) -> None:
+        try:
+            function = self._totals.holder(step.portal)
+            self._tell(function, is_first, partial(Stall, step, now, function, self._totals))
+        except OverError:
+            return
+        except Exception:
+            if not step.is_over():  # else its portal was closed while it was read
+                logging.getLogger("greenback").exception("a stalled step could not be told of")
 
 
 def seconds_stalled(totals: Totals) -> Dict[str, float]:

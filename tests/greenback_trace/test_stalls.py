@@ -13,8 +13,9 @@ import structlog
 import greenback
 import greenback_trace
 from greenback import await_
-from greenback_trace import Config
+from greenback_trace import Config, _activate
 from greenback_trace._frames import can_look_at_others
+from greenback_trace._stalls import Stalls
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
 
@@ -218,6 +219,33 @@ class TestToldOf:
         enable()
         backend.run(main)
         assert told.rest() == []
+
+    def test_over_meanwhile(self, backend: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """A step that ends before it is described ends nothing else, and nobody is told of it."""
+        greenback_trace.enable(config=Config(slow=60))
+        totals = _activate._current.totals  # type: ignore[union-attr]
+        totals.slow_ns = 1
+        described: List[Any] = []
+        looking, over = threading.Event(), threading.Event()
+
+        def tell(function: str, is_first: bool, describe: Callable[[], Any]) -> None:
+            looking.set()
+            assert over.wait(LONG)
+            described.append(describe())
+
+        def hold() -> None:
+            await_(backend.sleep(0))
+            watcher.start()
+            assert looking.wait(LONG)
+
+        stalls = Stalls(totals, tell)
+        watcher = threading.Thread(target=stalls._look)
+        backend.run(greenback.with_portal_run_sync, hold)
+        over.set()
+        watcher.join(LONG)
+        assert not watcher.is_alive()
+        assert described == []
+        assert not caplog.records
 
     def test_disabled(self, backend: Any, told: Told, enable: Any) -> None:
         """Then the thread ends."""
