@@ -1,10 +1,10 @@
-"""Steps that hold the event loop and do not end: told of while they last.
+"""Steps that hang: a watchdog thread logs them while they hold the event loop.
 
-A slow step is counted and logged when it is over. One that waits for the very loop that it holds is
-never over. So a thread looks at what the loops' threads are in the middle of, several times in what
-a step may take; a bridge pays for that only what keeping `Home.stepping` takes.
+A slow step is counted and logged when it ends. A deadlock never ends: sync code that waits for the
+event loop it runs on, say. So a thread looks for a step over the limit, twice in the time that a
+step may take. A bridge pays only for keeping `Home.stepping` up to date.
 
-One call of C code that keeps the GIL keeps this thread waiting, too: it is told of afterwards.
+A C call that keeps the GIL stops this thread, too. Such a step is logged only when it ends.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from ._waits import Waits
 
-#: Looks in the time that a step may take, and how long it is at least from one to the next.
+#: Looks in the time that a step may take, and the least pause between two.
 _LOOKS = 2
 _PAUSE_NS = 20_000_000
-#: Functions that a stack has at most, at each end; those in the middle are left out.
+#: Frames shown at each end of a stack; the middle is left out.
 _STACK_ENDS = 50
 
 
@@ -80,8 +80,8 @@ class Stall:
         task: The name of the task, if it can say it.
         held_by: The innermost function, as ``module.qualname (file:line)``.
         stack: A traceback's lines, outermost first, from the task's outermost function on.
-        waits: The lock that it waits for, if that is what it does.
-        tasks: How many other tasks the loop has, all of which wait. None if that cannot be told.
+        waits: The lock that it waits for; None if it waits for none.
+        tasks: How many other tasks of the loop have not ended; None if unknown.
     """
 
     __slots__ = (
@@ -153,7 +153,7 @@ def running_steps(totals: Totals) -> Iterator[Step]:
 
 
 def _count_others(portal: Portal) -> Optional[int]:
-    """The tasks of a loop that have not ended, but for the one that runs and Trio's own."""
+    """How many other tasks the loop has. Trio's system tasks do not count."""
     task = portal.task
     try:
         if portal.library.name == "trio":

@@ -1,8 +1,8 @@
-"""Which lock of `threading` a thread waits for, and who has it.
+"""The `threading` lock that a hanging step waits for, and its holder.
 
-Found from outside, while it waits: by the ``with`` or the ``acquire()`` that its innermost frame is
-in the middle of. Whoever is inside of a ``with`` of the same lock has it: another thread, or a task
-that has suspended there. Who has called ``acquire()``, only debug mode has noted.
+Both are read from other threads' frames while they wait. The lock is the subject of the ``with`` or
+``acquire()`` that the innermost frame is executing. Its holder is the thread or suspended task with
+a frame inside a ``with`` of the same lock. Only debug mode knows who called ``acquire()``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _place(frame: FrameType, line: int) -> str:
 
 
 def _stacks(running: Any, totals: Totals) -> Iterator[Tuple[str, List[FrameType]]]:
-    """Who may have a lock: the tasks that are suspended, and the threads."""
+    """The possible holders of a lock: suspended tasks and other threads."""
     tasks = [portal.task for portal in list(totals.portals)]
     tasks += _tasks_beside(running)
     seen = {id(running), id(None)}

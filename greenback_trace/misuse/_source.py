@@ -1,9 +1,12 @@
-"""The part of a file that is needed to tell what a frame is in the middle of.
+"""The smallest part of a source file that tells which call a frame is executing.
 
-`executing` parses whole files, which takes 2 to 5 s for a megabyte: on the event loop, and most of
-it with the GIL. What it is asked for is in one function. So of a file that is not small it gets the
-top-level statement that the function is in, at its own lines; if that is long, the function in the
-headers around it, which have to do with what its code is; and of a function that is long, nothing.
+`executing` parses whole files. A megabyte takes seconds, on the event loop and mostly with the GIL.
+The answer lies in one function, so `Part` hands it less, with the original line numbers:
+
+1. a file of at most `LIMIT` characters as a whole;
+2. else the top-level statement around the function;
+3. else the function inside the headers around it, since these decide its name and scope;
+4. else nothing: the call is then unknown.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ else:
 
 #: Characters that are parsed at once. They take up to 50 ms, once for each function.
 LIMIT = 10_000
-#: How the lines end, or go on, that begin as far out as their statement does.
+#: Starts of lines that continue a statement at its own indentation.
 _GOES_ON = (")", "]", "}", "else", "elif", "except", "finally", "case")
 _HEADER = re.compile(r"\s*(async\s+def|def|class)\b")
 

@@ -9,7 +9,7 @@ from typing import Any, Callable
 import pytest
 
 from greenback_trace.misuse import _source
-from greenback_trace.misuse._calls import how_called
+from greenback_trace.misuse._calls import Origin, how_called
 
 pytest.importorskip("executing", reason="these tests need greenback[debug]")
 
@@ -67,10 +67,8 @@ class Parsed:
         self._is_on = False
 
 
-@pytest.mark.parametrize("place", list(PLACES))
-def test_large_file(tmp_path: Path, place: str) -> None:
-    """What called a function is known as it is in a small file, and little is parsed for that."""
-    caller = made(tmp_path, PLACES[place])
+def origin_in(caller: Callable[..., Any]) -> Origin:
+    """How a function came to be called that *caller* calls. Checks how much was parsed for that."""
     origins = []
 
     def target(item: int) -> int:
@@ -84,9 +82,23 @@ def test_large_file(tmp_path: Path, place: str) -> None:
         caller(target)
     finally:
         parsed.end()
-    (origin,) = origins
-    assert origin.explicit is not None, origin.evidence
     assert all(length <= _source.LIMIT for length in parsed.lengths)
+    (origin,) = origins
+    return origin
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+def test_large_file(tmp_path: Path, place: str) -> None:
+    """The caller is known as in a small file, and little is parsed for that."""
+    origin = origin_in(made(tmp_path, PLACES[place]))
+    assert origin.explicit is not None, origin.evidence
+
+
+def test_long_function(tmp_path: Path) -> None:
+    """A function over the limit is not parsed, and its calls are unknown."""
+    long = "    target = target\n" * 2_000
+    caller = made(tmp_path, f"def caller(target):\n{long}    return sorted([1], key=target)\n")
+    assert origin_in(caller).explicit is None
 
 
 _PROGRAM = """
@@ -99,27 +111,6 @@ def work():
 asyncio.run(greenback.with_portal_run_sync(work))
 print(greenback_trace.snapshot().slow_steps)
 """
-
-
-def test_long_function(tmp_path: Path) -> None:
-    """Of one that is too long itself nothing is parsed; then it is not known what it called."""
-    long = "    target = target\n" * 2_000
-    caller = made(tmp_path, f"def caller(target):\n{long}    return sorted([1], key=target)\n")
-    origins = []
-
-    def target(item: int) -> int:
-        frame = sys._getframe()
-        assert frame.f_back is not None
-        origins.append(how_called(frame, frame.f_back))
-        return item
-
-    parsed = Parsed()
-    try:
-        caller(target)
-    finally:
-        parsed.end()
-    assert origins[0].explicit is None
-    assert all(length <= _source.LIMIT for length in parsed.lengths)
 
 
 def test_own_time(tmp_path: Path, python: Any, monkeypatch: pytest.MonkeyPatch) -> None:
