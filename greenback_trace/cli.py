@@ -204,7 +204,17 @@ def _report_fleet(
     type=click.Choice(WEIGHTS),
     help="What the width of a function in a flame graph stands for.",
 )
-def export(files: Tuple[str, ...], kind: str, output: str, weight: str) -> None:
+@click.option(
+    "--root",
+    "roots",
+    multiple=True,
+    metavar="PATH",
+    type=click.Path(exists=True),
+    help="For html: where your own code is, as for greenback-trace plan.",
+)
+def export(
+    files: Tuple[str, ...], kind: str, output: str, weight: str, roots: Tuple[str, ...]
+) -> None:
     """Write a trace for other tools, or as a page to look at.
 
     \b
@@ -216,7 +226,7 @@ def export(files: Tuple[str, ...], kind: str, output: str, weight: str) -> None:
     Flame graphs are of exact numbers; a timeline is of the spans that there are.
     """
     with _telling():
-        content = export_trace(list(files), kind, weight)
+        content = export_trace(list(files), kind, weight, roots)
     with _writing(output), click.open_file(output, "wb") as file:
         file.write(content)
         file.flush()

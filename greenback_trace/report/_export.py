@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Sequence
 
 from ._flames import WEIGHTS
 from ._folded import folded
@@ -16,12 +16,20 @@ from ._timeline import lanes, read
 __all__ = ["FORMATS", "WEIGHTS", "export"]
 
 
-def export(paths: List[str], kind: str, by: str) -> bytes:
-    """What the files say, in the format *kind*; flame graphs are weighted *by* time or bridges.
+def export(paths: List[str], kind: str, by: str, roots: Sequence[str] = ()) -> bytes:
+    """Traces in another format.
+
+    Args:
+        paths: The files of the traces.
+        kind: The format, one of `FORMATS`.
+        by: The weight of a function in a flame graph, one of `WEIGHTS`.
+        roots: Directories of the user's own code, for the plan in a page.
 
     Raises:
         NothingToReportError: A file cannot be read, or none has what the format needs.
     """
+    if kind == "html":
+        return _html(paths, by, roots)
     return _WRITERS[kind](paths, by)
 
 
@@ -38,15 +46,15 @@ def _perfetto(paths: List[str], by: str) -> bytes:
     return b"".join(perfetto(lanes(spans)))
 
 
-def _html(paths: List[str], by: str) -> bytes:
+def _html(paths: List[str], by: str, roots: Sequence[str]) -> bytes:
     trace, spans = read(paths)
-    return html(trace, lanes(spans) if spans else [], make_plan(trace, by), by).encode()
+    plan = make_plan(trace, by, roots)
+    return html(trace, lanes(spans) if spans else [], plan, by).encode()
 
 
 _WRITERS: Dict[str, Callable[[List[str], str], bytes]] = {
     "speedscope": _speedscope,
     "perfetto": _perfetto,
     "folded": _folded,
-    "html": _html,
 }
-FORMATS = tuple(_WRITERS)
+FORMATS = (*_WRITERS, "html")

@@ -95,7 +95,7 @@ def missing(plan: Plan) -> str:
     return (
         f"Not found: {', '.join(files[:3])}{more}. What is said of {it} is from the trace alone, "
         f"and {its} callers were not looked for. Name the directory of the sources: "
-        "greenback-trace plan --root PATH."
+        "--root PATH."
     )
 
 

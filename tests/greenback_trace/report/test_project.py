@@ -390,13 +390,25 @@ class TestOutside:
         sources = planned(trace)["sources"]
         assert sources["files"] == 0
         assert os.path.realpath(trace.parent / "orders.py") in sources["unreadable"]
-        assert "name its directory with plan --root" in plan(trace)
+        assert "name its directory with --root" in plan(trace)
 
     def test_root(self, trace: Path) -> None:
         """They are read if the user names them."""
         sources = planned(trace, "--root", trace.parent)["sources"]
         assert sources["unreadable"] == {}
         assert sources["files"] > 3
+
+    def test_page(self, trace: Path) -> None:
+        """An exported page has the same plan, with the same option."""
+
+        def page(*options: Any) -> str:
+            arguments = ["export", "--format", "html", *map(str, options), str(trace)]
+            result = CliRunner().invoke(main, arguments)
+            assert result.exit_code == 0, result.output
+            return result.output
+
+        assert "name its directory" in page()
+        assert "name its directory" not in page("--root", trace.parent)
 
     def test_inside(self, trace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """Somewhere in the project is enough."""
@@ -428,7 +440,7 @@ class TestMissing:
         orders = str(tmp_path / "old" / "shop" / "orders.py")
         output = plan(trace)
         assert f"Not found: {orders}. What is said of it is from the trace alone" in output
-        assert "Name the directory of the sources: greenback-trace plan --root PATH." in output
+        assert "Name the directory of the sources: --root PATH." in output
         assert planned(trace)["sources"]["missing"] == [orders]
         assert ("orders.py", "async def place, around this line") in said(trace, of="edits")
 
