@@ -125,19 +125,7 @@ def run_while_handling(portal: Portal) -> Any:
 
     A greenlet starts with none, and then what is raised in it would lack its `__context__`.
     """
-    handled, inner = portal.handled, portal.inner
-    assert handled is not None
-    portal.handled = None
-    context, traceback = context_of(handled), traceback_of(handled)
-    try:
-        raise handled
-    except BaseException as caught:
-        if caught is not handled:
-            raise  # it was raised by a signal handler, right there
-        set_context(handled, context)
-        set_traceback(handled, traceback)
-        del handled, context, traceback, caught
-        return inner(portal)
+    return _call_while_handling(portal, portal.inner, portal)
 
 
 def run_eagerly(portal: Portal) -> Any:
@@ -145,23 +133,11 @@ def run_eagerly(portal: Portal) -> Any:
 
     As that of a coroutine, only the first step knows of it.
     """
-    handled, coroutine = portal.handled, portal.coroutine
-    portal.handled = None
     portal.run = portal.inner  # what goes on after an interruption
-    assert handled is not None
-    context, traceback = context_of(handled), traceback_of(handled)
     try:
-        raise handled
-    except BaseException as caught:
-        if caught is not handled:
-            raise  # it was raised by a signal handler, right there
-        set_context(handled, context)
-        set_traceback(handled, traceback)
-        del handled, context, traceback, caught
-        try:
-            trap = coroutine.send(None)
-        except StopIteration as stop:
-            return stop.value
+        trap = _call_while_handling(portal, portal.coroutine.send, None)
+    except StopIteration as stop:
+        return stop.value
     portal.resume = portal.worker
     try:
         portal.result = portal.greenlet.switch(trap)
@@ -170,6 +146,22 @@ def run_eagerly(portal: Portal) -> Any:
         raise
     del trap
     return portal.inner(portal)
+
+
+def _call_while_handling(portal: Portal, function: Callable[[Any], Any], argument: Any) -> Any:
+    handled = portal.handled
+    assert handled is not None
+    portal.handled = None
+    context, traceback = context_of(handled), traceback_of(handled)
+    try:
+        raise handled
+    except BaseException as caught:
+        if caught is not handled:
+            raise  # it was raised by a signal handler, right there
+        set_context(handled, context)
+        set_traceback(handled, traceback)
+        del handled, context, traceback, caught
+        return function(argument)
 
 
 def is_killed_here(error: BaseException) -> bool:
@@ -199,7 +191,15 @@ async def awaited(aw: Any) -> Any:
 # holds for the copies that a library makes of these functions, too.
 own_codes = {
     function.__code__
-    for function in (work, run_function, run_coroutine, run_eagerly, run_while_handling, awaited)
+    for function in (
+        work,
+        run_function,
+        run_coroutine,
+        run_eagerly,
+        run_while_handling,
+        _call_while_handling,
+        awaited,
+    )
 }
 
 
