@@ -1,8 +1,8 @@
-"""Functions that look like the line of the program that has called them.
+"""Frames that show the program's own line instead of greenback's.
 
-Whoever watches tasks asks the stack where one was created: asyncio in its debug mode, aiomonitor.
-A task factory of ours is in that stack. So what calls the factory that was there before is given
-the name, the file and the line of the program's code that creates the task, and stands beside it.
+asyncio's debug mode and aiomonitor read the stack to learn where a task was created. greenback's
+task factory is in that stack. So the frame that calls the previous factory carries the function
+name, file and line of the program's code that creates the task.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _globals: List[Dict[str, Any]] = []
 
 
 def is_creator(frame: FrameType) -> bool:
-    """Whether a frame with the looks of the program's is of a `Template`."""
+    """Whether a frame that seems to be the program's was made by a `Template`."""
     return any(frame.f_globals is each for each in _globals)
 
 
 class Template:
-    """A function, to be had with the looks of any line.
+    """A function that can be made to look like any line of the program.
 
     Args:
         source: Defines it, at the top level.

@@ -26,10 +26,10 @@ class TaskFactory:
     The coroutine is put into a shim before the task exists, because an eager task takes its first
     step before anybody else gets to see it.
 
-    Whoever looks at it finds what is in its place without scopes: all its attributes are those of
-    the factory that was there before, and so is the constructor by which anyio goes past eager
-    factories. (anyio, and Sentry, look at them to know which factory it is.) What it calls that
-    one from looks like the line that creates the task.
+    anyio and Sentry inspect the factory of a loop to know which one it is, and anyio takes the
+    task constructor out of an eager one. So this object delegates its attributes, that constructor
+    included, to the factory that it has replaced. The frame from which it calls that one looks like
+    the line that creates the task.
     """
 
     def __init__(self, previous: Optional[Callable[..., Any]]) -> None:

@@ -1,7 +1,6 @@
-"""Files that were not named by the user, but by a trace or a directory: only regular ones.
+"""Opening files that a trace or a directory names, and not the user: regular files only.
 
-Opening a pipe waits for whoever writes it, a device need not have an end, and either may do
-something when it is read.
+Opening a pipe waits for its writer, and a device may be endless or react to being read.
 """
 
 from __future__ import annotations
