@@ -43,6 +43,27 @@ def run_program(*parts: str) -> str:
 class TestAnyioOnEagerTasks:
     """anyio goes past an eager task factory, which it knows by its code."""
 
+    @pytest.fixture(autouse=True)
+    def takes_eager_factories(self, asyncio_backend: Any, which: str) -> None:
+        """Skips a uvloop that passes eager factories an argument which they do not take yet."""
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            self.set_factory(which)
+            coroutine = asyncio.sleep(0)
+            try:
+                await loop.create_task(coroutine)
+            except TypeError as error:
+                coroutine.close()
+                problems.append(error)
+            finally:
+                loop.set_task_factory(None)
+
+        problems: List[TypeError] = []
+        asyncio_backend.run(main)
+        if problems:
+            pytest.skip(f"without greenback, too: {problems[0]}")
+
     @staticmethod
     def set_factory(which: str) -> None:
         factory = (
@@ -357,6 +378,10 @@ async def task():
 """
 
 
+#: CPython 3.13.0 calls tasks None that nobody has named, if the loop has any task factory.
+SENTRYS_NAME = "None" if sys.version_info[:3] == (3, 13, 0) else "child (Sentry-wrapped)"
+
+
 class TestSentry:
     """Its integration puts a factory in front of the loop's, and knows its own by an attribute."""
 
@@ -376,7 +401,7 @@ class TestSentry:
             loop.run_until_complete(main())
             loop.close()
         """
-        assert run_program(SENTRY, program) == "child (Sentry-wrapped) child\n" * 2
+        assert run_program(SENTRY, program) == f"{SENTRYS_NAME} child\n" * 2
 
     def test_inside_the_scope(self) -> None:
         """It may be enabled while a scope is open, and stays when that is left."""
@@ -395,7 +420,7 @@ class TestSentry:
                     await task()
             asyncio.run(main())
         """
-        assert run_program(SENTRY, program) == "child (Sentry-wrapped) child\n" * 4
+        assert run_program(SENTRY, program) == f"{SENTRYS_NAME} child\n" * 4
 
 
 @pytest.mark.skipif(PYPY, reason="aiomonitor needs aiohttp, which is not installed on PyPy")
