@@ -378,8 +378,9 @@ async def task():
 """
 
 
-#: CPython 3.13.0 calls tasks None that nobody has named, if the loop has any task factory.
-SENTRYS_NAME = "None" if sys.version_info[:3] == (3, 13, 0) else "child (Sentry-wrapped)"
+NAME = "child (Sentry-wrapped)"
+#: With asyncio, CPython 3.13.0 names unnamed tasks None as soon as the loop has a task factory.
+NAME_ON_ASYNCIO = "None" if sys.version_info[:3] == (3, 13, 0) else NAME
 
 
 class TestSentry:
@@ -388,8 +389,10 @@ class TestSentry:
     @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
     def test_before_the_scope(self, loop: str) -> None:
         """With the scope, an error is sent once and named as without, however often it is set."""
+        name = NAME_ON_ASYNCIO
         if loop == "uvloop":
             pytest.importorskip("uvloop")
+            name = NAME
         program = f"""
             async def main():
                 enable_asyncio_integration()
@@ -401,7 +404,7 @@ class TestSentry:
             loop.run_until_complete(main())
             loop.close()
         """
-        assert run_program(SENTRY, program) == f"{SENTRYS_NAME} child\n" * 2
+        assert run_program(SENTRY, program) == f"{name} child\n" * 2
 
     def test_inside_the_scope(self) -> None:
         """It may be enabled while a scope is open, and stays when that is left."""
@@ -420,7 +423,7 @@ class TestSentry:
                     await task()
             asyncio.run(main())
         """
-        assert run_program(SENTRY, program) == f"{SENTRYS_NAME} child\n" * 4
+        assert run_program(SENTRY, program) == f"{NAME_ON_ASYNCIO} child\n" * 4
 
 
 @pytest.mark.skipif(PYPY, reason="aiomonitor needs aiohttp, which is not installed on PyPy")
