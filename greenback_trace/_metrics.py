@@ -11,7 +11,6 @@ import threading
 from random import random
 from time import perf_counter
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
-from weakref import ref
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
@@ -19,7 +18,7 @@ from greenback._failures import tell_failure
 from greenback._signals import raise_if_from_signal_handler
 
 from ._counts import BOUNDS, PORTAL_BOUNDS, Counts, Tally, count_of
-from ._sdk import Call, inside, is_within, no_call
+from ._sdk import Call, inside, is_within, no_call, reference_to
 from ._snapshot import bridge_attributes
 from ._stalls import seconds_stalled
 from ._totals import Totals, ending_of
@@ -141,7 +140,7 @@ class Measurements:
         self._rate = rate
         #: Whose turn it is, by None: that thread's call. One operation takes it, and it is over
         #: when the call is, so that nothing a signal handler raises can leave it taken.
-        self._turn: Dict[None, ref[Call]] = {}
+        self._turn: Dict[None, Callable[[], Optional[Call]]] = {}
         self._before = totals.events()
         # These are written by whoever has the turn.
         self._calls = 0
@@ -192,7 +191,7 @@ class Measurements:
         if inside.call() is not None or is_within(sys._getframe(1)):
             return
         call = Call()
-        mine = ref(call)
+        mine = reference_to(call)
         inside.call = mine
         try:
             turn = self._turn.setdefault(None, mine)

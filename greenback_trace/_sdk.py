@@ -16,6 +16,7 @@ import sys
 import threading
 from types import FrameType
 from typing import Any, Callable, Optional, Set, Tuple
+from weakref import ref
 
 
 class Call:
@@ -24,11 +25,28 @@ class Call:
     So it ends with the function, wherever a signal handler raises in there.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_frame")
+
+    def __init__(self) -> None:
+        if sys.implementation.name != "cpython":
+            self._frame = sys._getframe(1)
+
+    def unless_over(self) -> Optional[Call]:
+        """Gives the call, or None when its function has ended, where objects live on unused."""
+        try:
+            self._frame.clear()
+        except RuntimeError:  # it is executing
+            return self
+        return None
 
 
 def no_call() -> None:
     return None
+
+
+def reference_to(call: Call) -> Callable[[], Optional[Call]]:
+    """What gives a call until its function has ended, and None from then on."""
+    return ref(call) if sys.implementation.name == "cpython" else call.unless_over
 
 
 class _Inside(threading.local):

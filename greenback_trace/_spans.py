@@ -11,7 +11,6 @@ import threading
 from contextvars import ContextVar
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, cast
-from weakref import ref
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -30,6 +29,7 @@ from ._sdk import (
     is_collecting,
     is_within,
     no_call,
+    reference_to,
     unwatch_collections,
     watch_collections,
 )
@@ -262,7 +262,7 @@ class Spans:
             return None
         if self._may_call(frame):
             call = Call()
-            inside.call = ref(call)
+            inside.call = reference_to(call)
             try:
                 span.add_event("greenback.misuse", attributes)
             finally:
@@ -339,7 +339,7 @@ class Spans:
             "greenback.async_library": portal.library.name,
         }
         call = Call()
-        inside.call = ref(call)
+        inside.call = reference_to(call)
         try:
             span = self._tracer.start_span(f"portal {portal.kind}", current, attributes=attributes)
         finally:
@@ -352,7 +352,7 @@ class Spans:
 
     def _end_portal(self, portal: Portal, tally: Optional[PortalTally], span: Span) -> None:
         call = Call()
-        inside.call = ref(call)
+        inside.call = reference_to(call)
         try:
             name = task_name(portal.task)
             if name is not None:
@@ -428,7 +428,7 @@ class Spans:
                 self._dropped_inside.add()
                 return
             call = Call()
-            inside.call = ref(call)
+            inside.call = reference_to(call)
             try:
                 opened.span.end()
             finally:
@@ -506,7 +506,7 @@ class Spans:
         assert self._tracer is not None
         link = self._portals.get(bridge.portal)
         call = Call()
-        inside.call = ref(call)
+        inside.call = reference_to(call)
         try:
             return self._tracer.start_span(
                 f"await_ {bridge.node.root().site.qualname}",
@@ -531,7 +531,7 @@ class Spans:
         held = now - entered if entered >= bridge.tally.opened_at else 0
         slow = max(bridge.slow_ns, held if held > self._slow_ns else 0)
         call = Call()
-        inside.call = ref(call)
+        inside.call = reference_to(call)
         try:
             attributes: Dict[str, Any] = {
                 "greenback.suspended": bridge.switches > 0,

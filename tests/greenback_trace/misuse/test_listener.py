@@ -790,7 +790,8 @@ class Odd(Exception):
     """Shadows what an exception has; nothing of it is to be asked for anything."""
 
     __context__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
-    __traceback__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+    if sys.implementation.name == "cpython":  # PyPy itself asks for it when it raises one
+        __traceback__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
     __cause__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
     __class__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
     exceptions = property(lambda self: 1 / 0)
