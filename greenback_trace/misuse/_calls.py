@@ -157,6 +157,12 @@ class Origin(NamedTuple):
     evidence: str
 
 
+#: The instruction before which a frame is that has yielded from another, where there is such a one.
+_YIELD_FROM: Optional[bytes] = None
+if sys.implementation.name == "cpython" and sys.version_info < (3, 11):
+    _YIELD_FROM = bytes([dis.opmap["YIELD_FROM"]])
+
+
 def instruction(frame: FrameType) -> Tuple[str, int]:
     """The name and the offset of the instruction that *frame* is at."""
     offset = frame.f_lasti
@@ -166,6 +172,9 @@ def instruction(frame: FrameType) -> Tuple[str, int]:
     while instructions[offset] == _CACHE and offset:
         offset -= 2
     while instructions[offset] == dis.EXTENDED_ARG:  # where the frame is, before 3.11
+        offset += 2
+    if instructions[offset + 2 : offset + 3] == _YIELD_FROM:
+        # There it still is when something is thrown into the other through it.
         offset += 2
     return dis.opname[instructions[offset]], offset
 

@@ -8,6 +8,7 @@ import weakref
 from typing import Any, Callable, Iterator, List
 
 import pytest
+import trio
 
 import greenback
 from greenback_trace._frames import can_look_at_others
@@ -699,6 +700,49 @@ class TestGenerator:
             use(generator)
 
         looking.none(backend, run)
+
+    def test_cancelled_below_others(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """What is cancelled deep in a chain of coroutines cleans up; nothing is collected."""
+
+        async def task(cancel: Callable[[], None]) -> None:
+            await greenback.ensure_portal()
+            await outer(cancel)
+
+        async def outer(cancel: Callable[[], None]) -> None:
+            await inner(cancel)
+
+        async def inner(cancel: Callable[[], None]) -> None:
+            cancel()
+            try:
+                await backend.sleep(60)
+            finally:
+                clean_up()
+
+        def clean_up() -> None:
+            with contextlib.suppress(trio.Cancelled):
+                bridge()
+
+        looking.none(backend, lambda: greenback.await_(backend.cancelled_in(task)))
+
+    def test_thrown_into_below_others(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """What is thrown into a generator through one that yields from it collects nothing."""
+
+        def inner() -> Iterator[None]:
+            try:
+                yield
+            finally:
+                bridge()
+
+        def outer() -> Iterator[None]:
+            yield from inner()
+
+        def work() -> None:
+            generator: Any = outer()
+            next(generator)
+            with pytest.raises(LookupError):
+                generator.throw(LookupError())
+
+        looking.none(backend, work)
 
     def test_raises_exit_itself(self, backend: Any, looking: Any, bridge: Any) -> None:
         """Neither is one that handles a GeneratorExit which the program has raised."""
