@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -17,6 +18,8 @@ from click.testing import CliRunner
 
 from greenback_trace.cli import main
 from greenback_trace.report import _project
+
+IS_PYPY = sys.implementation.name == "pypy"
 
 RunMain = Callable[..., Path]
 
@@ -352,11 +355,13 @@ class TestUnreadable:
         odd = tmp_path / "odd.py"
         odd.write_text(text)
         unreadable = planned(trace)["sources"]["unreadable"]
-        # What is too deep for one parser need not be for another.
-        if why or unreadable:
+        # What is too deep for one parser need not be for another, nor for PyPy's the next time.
+        is_up_to_parser = not why or (IS_PYPY and why == "nested too deeply")
+        if unreadable or not is_up_to_parser:
             assert list(unreadable) == [os.path.realpath(odd)]
             assert why in unreadable[os.path.realpath(odd)]
-            assert f"Not readable: {os.path.realpath(odd)} (" in plan(trace)
+        named = f"Not readable: {os.path.realpath(odd)} (" in plan(trace)
+        assert named or is_up_to_parser
         assert said(trace) == [BROKEN]
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
