@@ -26,6 +26,8 @@ from ._totals import Totals, ending_of
 _Values = Iterable[Tuple[float, Dict[str, Any]]]
 # Attributes that can be looked up: those of one counter always come in the same order.
 _Key = Tuple[Tuple[str, Any], ...]
+#: More events than there will ever be.
+_ALL = 1 << 60
 
 
 class Source:
@@ -122,9 +124,8 @@ class Measurements:
     """
 
     __slots__ = (
-        "_before",
-        "_calls",
         "_every",
+        "_has_failed",
         "_histograms",
         "_in_window",
         "_rate",
@@ -141,9 +142,8 @@ class Measurements:
         #: Whose turn it is, by None: that thread's call. One operation takes it, and it is over
         #: when the call is, so that nothing a signal handler raises can leave it taken.
         self._turn: Dict[None, Callable[[], Optional[Call]]] = {}
-        self._before = totals.events()
+        self._has_failed = False
         # These are written by whoever has the turn.
-        self._calls = 0
         self._every = 1.0
         self._seen = 0
         self._in_window = 0
@@ -180,15 +180,25 @@ class Measurements:
 
     def skip_some(self, counts: Counts) -> None:
         """Draw how many events of a thread are to pass before its next one."""
+        passed = counts.skipped_from - max(counts.skip, 0)
         every = self._every
-        counts.skip = counts.skipped_from = int(random() * 2 * every) if every > 1 else 0
+        if self._has_failed:
+            counts.skip = counts.skipped_from = _ALL
+        else:
+            counts.skip = counts.skipped_from = int(random() * 2 * every) if every > 1 else 0
+        counts.unmeasured += passed
 
     def count_dropped(self) -> int:
         """The events that no histogram was told of."""
-        return self._totals.events() - self._before - self._calls
+        return self._totals.unmeasured()
 
     def _measure(self, counts: Counts, name: str, spent: int, attributes: Dict[str, Any]) -> None:
+        if self._has_failed:
+            counts.unmeasured += 1
+            self.skip_some(counts)
+            return
         if inside.call() is not None or is_within(sys._getframe(1)):
+            counts.unmeasured += 1
             return
         call = Call()
         mine = reference_to(call)
@@ -202,10 +212,12 @@ class Measurements:
             # Else another thread is here.
             if turn is mine and self._may_call(counts):
                 self._histograms[name].record(spent / 1e9, attributes)
-                self._calls += 1
+            else:
+                counts.unmeasured += 1
         except Exception as error:
             raise_if_from_signal_handler(error)
-            self._totals.measurements = None
+            self._has_failed = True
+            counts.unmeasured += 1
             tell_failure(
                 "greenback's histograms get no more measurements: recording one raised %s",
                 error=error,

@@ -38,7 +38,6 @@ from ._counts import (
     PortalTally,
     Running,
     Tally,
-    count_of,
 )
 from ._sites import (
     ASYNC,
@@ -92,6 +91,7 @@ class Totals:
         "_lock",
         "_node_limit",
         "_site_limit",
+        "_unmeasured",
         "gives_outermost",
         "late",
         "listener",
@@ -149,6 +149,8 @@ class Totals:
         self._all: List[Counts] = []
         #: The closed portals that somebody was told of, by kind.
         self._closed: Dict[str, int] = {}
+        #: What was told of those that no histogram was told of.
+        self._unmeasured = 0
         self._ended = Counts(bool)
         self._ended_chains: Dict[Chain, Tally] = {}
 
@@ -555,18 +557,14 @@ class Totals:
     def slow_steps(self) -> Dict[str, int]:
         return self._sum().slow
 
-    def events(self) -> int:
-        """What could have been measured: bridges, switches, steps and closed portals."""
-        everything = self._sum()
-        return (
-            count_of(everything.to_loop)
-            + count_of(everything.to_task)
-            + sum(kind.closed for kind in everything.kinds.values())
-            + sum(
-                library.count + sum(map(count_of, library.durations.values()))
-                for library in everything.libraries.values()
-            )
-        )
+    def unmeasured(self) -> int:
+        """The bridges, switches, steps and closed portals that no histogram of an SDK was told of.
+
+        What was told once is never more than what is told later.
+        """
+        with self._lock:
+            self._unmeasured = max(self._unmeasured, self._sum().unmeasured)
+            return self._unmeasured
 
     def _sum(self) -> Counts:
         """What all threads have counted, but for the nodes."""
