@@ -12,6 +12,8 @@ import pytest
 
 import greenback
 import greenback_trace
+from greenback._state import NOWHERE
+from greenback.instruments import Portal
 from greenback_trace import Config
 
 pytest.importorskip("opentelemetry.sdk.metrics", reason="these tests need greenback[report]")
@@ -336,3 +338,23 @@ class TestMeasurements:
         (resource,) = data.resource_metrics
         (scope,) = resource.scope_metrics
         assert {metric.name for metric in scope.metrics} == measured
+
+    @pytest.mark.parametrize("rate", [0, 1])
+    def test_histogram_that_fails(self, rate: float, caplog: pytest.LogCaptureFixture) -> None:
+        """It is told of nothing more, and what it was not told of is counted."""
+        calls = []
+
+        class Broken:
+            def record(self, *arguments: Any) -> None:
+                calls.append(arguments)
+                raise OSError
+
+        totals = Totals(1)
+        histograms: Any = {"portal": Broken()}
+        measurements = totals.measurements = Measurements(totals, histograms, rate)
+        for _ in range(5):
+            portal = Portal("task", NOWHERE.library)
+            totals.open_portal(portal)
+            totals.close_portal(portal)
+        assert (len(calls), len(caplog.records)) == (1, 1)
+        assert measurements.count_dropped() == 5
