@@ -116,7 +116,7 @@ def outermost_first(frame: Optional[types.FrameType]) -> List[types.FrameType]:
     frames: List[types.FrameType] = []
     while frame is not None and frame.f_code is not _GREENLET_START:
         frames.append(frame)
-        frame = frame.f_back
+        frame = _caller_of(frame)
     return frames[::-1]
 
 
@@ -130,7 +130,14 @@ def outwards(frame: Optional[types.FrameType]) -> Iterator[types.FrameType]:
     while frame is not None and frame not in met:
         met.add(frame)
         yield frame
-        frame = frame.f_back
+        frame = _caller_of(frame)
+
+
+def _caller_of(frame: types.FrameType) -> Optional[types.FrameType]:
+    try:
+        return frame.f_back
+    except SystemError:  # PyPy's way to say that another thread has left the frame meanwhile
+        return None
 
 
 def _inside(awaitable: Any) -> Any:

@@ -117,12 +117,12 @@ class Stall:
         self.waits: Optional[Waits] = None
         self.held_by = self.stack = ""
         frames = running_stack(task)
-        if not frames:
+        shown = [frame for frame in frames if is_bridge(frame) or not is_own(frame)]
+        if not shown:
             self.stack = "(without the GIL, no other thread can read it)\n"
             if can_look_at_others():
                 self.stack = "(it is running where another thread cannot see it)\n"
             return
-        shown = [frame for frame in frames if is_bridge(frame) or not is_own(frame)]
         self.held_by = str(site_of(shown[-1]))
         lines = list(map(_line, shown))
         left_out = len(lines) - 2 * _STACK_ENDS

@@ -47,9 +47,10 @@ def find(innermost: FrameType, task: Any, totals: Totals) -> Optional[Waits]:
         task: The task that runs it.
         totals: What has the portals whose tasks may have the lock.
     """
-    frame: Optional[FrameType] = innermost
-    while frame is not None and frame.f_code.co_filename == threading.__file__:
-        frame = frame.f_back
+    frame: Optional[FrameType] = None
+    for frame in outwards(innermost):
+        if frame.f_code.co_filename != threading.__file__:
+            break
     call = None if frame is None else call_around(frame, _locks.NAMES)
     if frame is None or call is None:
         return None

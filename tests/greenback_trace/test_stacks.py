@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 import greenback
+from greenback._stackscope import outermost_first, outwards
 from greenback_trace import format_task
 
 PYPY = sys.implementation.name == "pypy"
@@ -533,6 +534,21 @@ class TestFromElsewhere:
             return greenlet.greenlet(inner).switch()  # type: ignore[no-any-return]
 
         assert names(asyncio.run(main())) == ["main", "inner"]
+
+
+class TestFrames:
+    def test_left_meanwhile(self) -> None:
+        """A frame that its thread leaves while it is read is the last one, as PyPy tells it."""
+
+        class Left:
+            f_code = sys._getframe().f_code
+
+            @property
+            def f_back(self) -> Any:
+                raise SystemError("unexpected internal exception")
+
+        frame: Any = Left()
+        assert list(outwards(frame)) == outermost_first(frame) == [frame]
 
 
 class TestTwoLoops:

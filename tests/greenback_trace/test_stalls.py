@@ -13,7 +13,7 @@ import structlog
 import greenback
 import greenback_trace
 from greenback import await_
-from greenback_trace import Config, _activate
+from greenback_trace import Config, _activate, _stalls
 from greenback_trace._frames import can_look_at_others
 from greenback_trace._stalls import Stalls
 
@@ -245,6 +245,31 @@ class TestToldOf:
         watcher.join(LONG)
         assert not watcher.is_alive()
         assert described == []
+        assert not caplog.records
+
+    def test_out_of_sight(
+        self, backend: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A step of which no frame of the program's can be seen is told of without its stack."""
+        monkeypatch.setattr(_stalls, "running_stack", lambda task: [])
+        greenback_trace.enable(config=Config(slow=60))
+        totals = _activate._current.totals  # type: ignore[union-attr]
+        totals.slow_ns = 1
+        described: List[Any] = []
+
+        def tell(function: str, is_first: bool, describe: Callable[[], Any]) -> None:
+            described.append(describe())
+
+        def hold() -> None:
+            await_(backend.sleep(0))
+            watcher = threading.Thread(target=Stalls(totals, tell)._look)
+            watcher.start()
+            watcher.join(LONG)
+
+        backend.run(greenback.with_portal_run_sync, hold)
+        (stall,) = described
+        assert (stall.held_by, stall.waits) == ("", None)
+        assert "cannot" in stall.stack or "can read it" in stall.stack
         assert not caplog.records
 
     def test_disabled(self, backend: Any, told: Told, enable: Any) -> None:
