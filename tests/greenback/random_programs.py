@@ -157,7 +157,10 @@ class Interpreter:
 
     def thrown_at(self, handled: Optional[BaseException]) -> None:
         """Note what was being handled when a suspension raised a cancellation."""
-        if handled is not None and not self.backend.is_trio:
+        if self.backend.is_trio:
+            return
+        # A task that is written in Python, as PyPy's are, is stepped in an `except` block.
+        if handled is not None or asyncio.Task is asyncio.tasks._PyTask:  # type: ignore[attr-defined]
             self.thrown_at_while_handling = True
 
     def suspension(self, statement: Tuple[Any, ...]) -> Any:
