@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from random import SystemRandom
-from typing import Any, Awaitable, Callable
+from typing import Any, Awaitable, Callable, Iterator
 
 import pytest
 import trio
@@ -51,6 +52,16 @@ def _set_global_sdk() -> None:
     provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter()))
     trace.set_tracer_provider(provider)
     metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False))
+
+
+@pytest.fixture
+def few_objects() -> Iterator[None]:
+    """The garbage collector skips what is there already, which is a lot after other tests."""
+    if hasattr(gc, "freeze"):  # which PyPy has not
+        gc.freeze()
+    yield
+    if hasattr(gc, "unfreeze"):
+        gc.unfreeze()
 
 
 class Backend:

@@ -15,9 +15,13 @@ import greenback
 from greenback import _state, await_
 from tests.interrupting import Interrupt, Interruption
 
-pytestmark = pytest.mark.skipif(
-    "GREENBACK_TRACE" in os.environ, reason="tests/greenback_trace/test_interrupts.py is traced"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        "GREENBACK_TRACE" in os.environ, reason="tests/greenback_trace/test_interrupts.py is traced"
+    ),
+    pytest.mark.usefixtures("few_objects"),
+    pytest.mark.timeout(600),
+]
 
 #: A plain `await` waits in these, where nothing of it can be interrupted either; the layout's
 #: write is tested by itself (test_tasks.py). What is raised in a finalizer reaches nobody.

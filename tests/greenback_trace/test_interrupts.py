@@ -26,7 +26,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from tests.interrupting import Interrupt, Interruption
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signal")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signal"),
+    pytest.mark.usefixtures("few_objects"),
+    # 25 s on CPython 3.8, on a machine that does nothing else.
+    pytest.mark.timeout(600),
+]
 
 SPARED = ("_step", "_first_answer", "_yield_none", "replace", "__del__")
 
