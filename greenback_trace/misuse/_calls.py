@@ -157,7 +157,8 @@ class Origin(NamedTuple):
     evidence: str
 
 
-#: The instruction before which a frame is that has yielded from another, where there is such a one.
+#: Up to CPython 3.10, a frame that is suspended in a `yield from` or `await` is not at this
+#: instruction, but at the one before it.
 _YIELD_FROM: Optional[bytes] = None
 if sys.implementation.name == "cpython" and sys.version_info < (3, 11):
     _YIELD_FROM = bytes([dis.opmap["YIELD_FROM"]])
@@ -174,7 +175,7 @@ def instruction(frame: FrameType) -> Tuple[str, int]:
     while instructions[offset] == dis.EXTENDED_ARG:  # where the frame is, before 3.11
         offset += 2
     if instructions[offset + 2 : offset + 3] == _YIELD_FROM:
-        # There it still is when something is thrown into the other through it.
+        # The frame stays there while an exception is thrown through it, into the inner frame.
         offset += 2
     return dis.opname[instructions[offset]], offset
 

@@ -250,8 +250,9 @@ class TestToldOf:
     def test_out_of_sight(
         self, backend: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A step of which no frame of the program's can be seen is told of without its stack."""
-        monkeypatch.setattr(_stalls, "running_stack", lambda task: [])
+        """A step whose visible frames are all greenback's is told of without its stack."""
+        monkeypatch.setattr(_stalls, "is_own", lambda frame: True)
+        monkeypatch.setattr(_stalls, "is_bridge", lambda frame: False)
         greenback_trace.enable(config=Config(slow=60))
         totals = _activate._current.totals  # type: ignore[union-attr]
         totals.slow_ns = 1
