@@ -331,7 +331,8 @@ def current() -> Tuple[Library, Task]:
         except sniffio.AsyncLibraryNotFoundError:
             name = None
         if name is None:  # raised out here, for an error without a context
-            raise nothing_running(running_asyncio_loop())
+            loop = running_asyncio_loop()
+            raise nothing_running(loop, _is_playwright(loop))
         if name == "asyncio":
             raise RuntimeError("no asyncio task is running")
     if name != "trio":
@@ -350,6 +351,23 @@ def current() -> Tuple[Library, Task]:
     if trio_task is None:
         raise RuntimeError("no Trio task is running")
     return trio_library, trio_task
+
+
+def _is_playwright(loop: Any) -> bool:
+    """Whether *loop* runs in a greenlet of Playwright's, while its user's code runs in another."""
+    if "playwright.sync_api" not in sys.modules:
+        return False
+    from asyncio import BaseEventLoop
+
+    if not isinstance(loop, BaseEventLoop):
+        return False  # uvloop's own frames are never in the stack
+    code = type(loop).run_forever.__code__
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is code or frame.f_code.co_name == "run_forever":
+            return False
+        frame = frame.f_back  # type: ignore[assignment]
+    return True
 
 
 def library_of(task: Any) -> Library:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import threading
 from types import CellType
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
@@ -49,18 +48,19 @@ _OTHER_LIBRARY = (
 )
 
 
-def nothing_running(loop: Any) -> sniffio.AsyncLibraryNotFoundError:
+def nothing_running(loop: Any, is_playwright: bool) -> sniffio.AsyncLibraryNotFoundError:
     """What to raise where no task is running.
 
     Args:
         loop: The asyncio loop that says of itself that it runs in this thread; None if none does.
+        is_playwright: It runs in a greenlet of Playwright's, and its user's code in another.
     """
-    return sniffio.AsyncLibraryNotFoundError(_why_nothing_is_running(loop))
+    return sniffio.AsyncLibraryNotFoundError(_why_nothing_is_running(loop, is_playwright))
 
 
-def _why_nothing_is_running(loop: Any) -> str:
+def _why_nothing_is_running(loop: Any, is_playwright: bool) -> str:
     if loop is not None:
-        return _PLAYWRIGHT if _is_playwright(loop) else _CALLBACK
+        return _PLAYWRIGHT if is_playwright else _CALLBACK
     thread = threading.current_thread()
     if thread is threading.main_thread():
         return _NO_LOOP
@@ -150,20 +150,3 @@ def _is_to_be_looked_into(thing: Any) -> bool:
 
 #: The packages of which the task groups are known.
 _GROUPS = ("asyncio", "anyio")
-
-
-def _is_playwright(loop: Any) -> bool:
-    """Whether *loop* runs in a greenlet of Playwright's, while its user's code runs in another."""
-    if "playwright.sync_api" not in sys.modules:
-        return False
-    from asyncio import BaseEventLoop
-
-    if not isinstance(loop, BaseEventLoop):
-        return False  # uvloop's own frames are never in the stack
-    code = type(loop).run_forever.__code__
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is code or frame.f_code.co_name == "run_forever":
-            return False
-        frame = frame.f_back  # type: ignore[assignment]
-    return True
