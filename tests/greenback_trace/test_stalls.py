@@ -487,7 +487,7 @@ import os, structlog, threading, trio, greenback
 told = threading.Event()
 def tell(logger, method, event):
     if event["event"] == "greenback.stalled":
-        os.write(1, b"%d\n" % os.getpid())  # in one piece: two processes write
+        os.write(1, b"%d " % os.getpid())  # in one piece: two processes write
         told.set()
     raise structlog.DropEvent
 structlog.configure(processors=[tell])
