@@ -118,13 +118,13 @@ def test_own_time(tmp_path: Path, python: Any, monkeypatch: pytest.MonkeyPatch) 
     made(tmp_path, PLACES["function"])
     slowly = (
         "import time\nfrom greenback_trace.misuse import _source\n"
-        "_source.linecache.getlines = lambda *_: time.sleep(0.3) or []\n"
+        "_source.linecache.getlines = lambda *_: time.sleep(2.5) or []\n"
     )
     done = python(
         "-c",
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{slowly}{_PROGRAM}",
         GREENBACK_TRACE="debug",
-        GREENBACK_TRACE_SLOW="0.25",
+        GREENBACK_TRACE_SLOW="2",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "{}"
