@@ -47,10 +47,8 @@ def find(innermost: FrameType, task: Any, totals: Totals) -> Optional[Waits]:
         task: The task that runs it.
         totals: What has the portals whose tasks may have the lock.
     """
-    frame: Optional[FrameType] = None
-    for frame in outwards(innermost):
-        if frame.f_code.co_filename != threading.__file__:
-            break
+    outer = (each for each in outwards(innermost) if each.f_code.co_filename != threading.__file__)
+    frame = next(outer, None)
     call = None if frame is None else call_around(frame, _locks.NAMES)
     if frame is None or call is None:
         return None

@@ -339,6 +339,27 @@ class TestMeasurements:
         (scope,) = resource.scope_metrics
         assert {metric.name for metric in scope.metrics} == measured
 
+    def test_histogram_that_opens_a_portal(self) -> None:
+        """It is not told of what it does itself, which is counted."""
+        calls = []
+
+        class Opens:
+            def record(self, *arguments: Any) -> None:
+                calls.append(arguments)
+                open_and_close()
+
+        def open_and_close() -> None:
+            portal = Portal("task", NOWHERE.library)
+            totals.open_portal(portal)
+            totals.close_portal(portal)
+
+        totals = Totals(1)
+        histograms: Any = {"portal": Opens()}
+        measurements = totals.measurements = Measurements(totals, histograms, 0)
+        open_and_close()
+        assert len(calls) == 1
+        assert measurements.count_dropped() == 1
+
     @pytest.mark.parametrize("rate", [0, 1])
     def test_histogram_that_fails(self, rate: float, caplog: pytest.LogCaptureFixture) -> None:
         """It is told of nothing more, and what it was not told of is counted."""

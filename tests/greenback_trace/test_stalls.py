@@ -464,7 +464,7 @@ def test_metric(backend: Any, enable: Any) -> None:
         assert [dict(point.attributes or {}) for point in points] == [
             {"greenback.async_library": backend.name}
         ]
-        seen.append(points[0].value)  # type: ignore[union-attr,arg-type]
+        seen.append(points[0].value)  # type: ignore[union-attr]
 
     def hold() -> None:
         await_(backend.sleep(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import sys
 import threading
 import types
@@ -93,6 +94,53 @@ class TestMeasurements:
             return portals, portals, lambda: check(told == [4, 4])
 
         at_each_instruction(prepare, _totals)
+
+    def test_those_left_out_never_become_fewer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whenever another thread asks for their number, it was told no more before."""
+        monkeypatch.setattr(_metrics, "random", lambda: 0.5)
+
+        def prepare(turns: Turns) -> Meeting:
+            def ask() -> None:
+                told.append(totals.unmeasured())
+
+            def portals() -> None:
+                for _ in range(12):
+                    portal = a_portal()
+                    totals.open_portal(portal)
+                    ask()
+                    totals.close_portal(portal)
+
+            def look() -> None:
+                ask()
+                assert told == sorted(told)
+                assert told[-1] == 9  # of 12, the histogram was told of each fourth
+
+            told: List[int] = []
+            totals = Totals(10)
+            totals._lock = turns.lock()
+            measurements = Measurements(totals, {"portal": Histogram()}, rate=1e9)
+            measurements._every = 3.0
+            measurements._since = math.inf
+            totals.measurements = measurements
+            return portals, ask, look
+
+        at_each_instruction(prepare, _metrics)
+
+    def test_those_left_out_are_never_too_many(self) -> None:
+        """Whoever asks for their number while a thread draws how many it leaves out next."""
+
+        def prepare(turns: Turns) -> Meeting:
+            counts = Counts(bool)
+            counts.skipped_from = 3
+            measurements = Measurements(Totals(10), {}, rate=1)
+            told: List[int] = []
+            return (
+                lambda: told.append(counts.left_out()),
+                lambda: measurements.skip_some(counts),
+                lambda: check(told[0] <= 3 == counts.left_out()),
+            )
+
+        at_each_instruction(prepare, _counts)
 
     def test_they_end_at_any_moment(self, caplog: pytest.LogCaptureFixture) -> None:
         """Tracing that is disabled while a portal is opened and closed is no failure of it."""

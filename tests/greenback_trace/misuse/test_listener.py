@@ -760,7 +760,7 @@ class TestFailures:
         """Nor does it feel that its own log cannot be told of that."""
 
         class Unspeakable(Exception):
-            __context__ = __traceback__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+            __context__ = __traceback__ = property(lambda self: 1 / 0)
 
             def __repr__(self) -> str:
                 raise LookupError("of the exception")
@@ -789,11 +789,11 @@ class TestFailures:
 class Odd(Exception):
     """Shadows what an exception has; nothing of it is to be asked for anything."""
 
-    __context__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+    __context__ = property(lambda self: 1 / 0)
     if sys.implementation.name == "cpython":  # PyPy itself asks for it when it raises one
-        __traceback__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
-    __cause__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
-    __class__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+        __traceback__ = property(lambda self: 1 / 0)
+    __cause__ = property(lambda self: 1 / 0)
+    __class__ = property(lambda self: 1 / 0)
     exceptions = property(lambda self: 1 / 0)
 
     def with_traceback(self, traceback: Any) -> Any:
