@@ -330,8 +330,15 @@ def name(function: str) -> str:
 
 
 def assert_counted(counted: Counted) -> None:
-    """The totals are those that the program counted."""
+    """The totals are those that the program counted.
+
+    PyPy runs finalizers between any two instructions, so that one that bridges while a bridge adds
+    itself to the same numbers can be missing there (``docs/behaviour.rst``). A finalizer's site is
+    its own, and it suspends nothing: the rest is exact.
+    """
     totals = greenback_trace.snapshot()
+    is_pypy = sys.implementation.name == "pypy"
+    may_be_missing = counted.get(("bridge", "finalizing", "ok"), 0) if is_pypy else 0
     of_sites = {
         (site.function, outcome): count
         for site in totals.sites
@@ -356,9 +363,9 @@ def assert_counted(counted: Counted) -> None:
     assert {name: each.steps for name, each in totals.steps.items()} == _part(counted, "step")
     assert totals.active == {"asyncio": 0, "trio": 0}
     for attribute in ("ok", "errors", "cancelled", "suspended"):
-        assert sum(getattr(each, attribute) for each in totals.portals.values()) == sum(
-            getattr(each, attribute) for each in totals.sites
-        )
+        of_portals = sum(getattr(each, attribute) for each in totals.portals.values())
+        missing = sum(getattr(each, attribute) for each in totals.sites) - of_portals
+        assert 0 <= missing <= (may_be_missing if attribute == "ok" else 0), (attribute, missing)
         assert sum(getattr(each, attribute) for each in totals.chains) == sum(
             getattr(each, attribute) for each in totals.sites
         )
@@ -366,8 +373,9 @@ def assert_counted(counted: Counted) -> None:
         metric: sum(each.count for each in totals.durations if each.name == metric)
         for metric in {each.name for each in totals.durations}
     }
+    missing = sum(of_sites.values()) - durations.pop("greenback.bridge.duration")
+    assert 0 <= missing <= may_be_missing, missing
     assert durations == {
-        "greenback.bridge.duration": sum(of_sites.values()),
         "greenback.switch.duration": sum(totals.switches.values()),
         "greenback.step.duration": sum(each.steps for each in totals.steps.values()),
         "greenback.portal.duration": sum(each.closed for each in totals.portals.values()),
