@@ -321,8 +321,11 @@ def _plain(key: str, value: Value, depth: int) -> Any:
         return _flag(key, value)
     if value.doubleValue is None:
         return ""
+    try:
+        number = float(value.doubleValue)
+    except ValueError:  # PyPy's has no text that one could show, where there is half of a pair
+        raise NotOTLPError(f"{key} is no number{_shown(value.doubleValue)}") from None
     # There is no number in JSON for NaN: others may well write it, as a text.
-    number = float(value.doubleValue)
     return number if isfinite(number) else str(number)
 
 

@@ -584,6 +584,10 @@ MISFITS: Dict[str, Tuple[Change, str]] = {
         attribute("greenback.suspended_time", {"doubleValue": "NaN"}),
         "greenback.suspended_time is out of range",
     ),
+    "a number that is half a pair": (
+        attribute("greenback.portal.suspended_time", {"doubleValue": "\ud800"}),
+        "greenback.portal.suspended_time is no number: '\\ud800'",
+    ),
     "a flag that is a number": (
         attribute("greenback.suspended", {"intValue": "1"}),
         "greenback.suspended is neither true nor false",
