@@ -9,6 +9,9 @@ from sybil import Sybil
 from sybil.integration.pytest import SybilItem
 from sybil.parsers import markdown, rest
 
+# An assert in what tests share shows its values, as one in a test does.
+pytest.register_assert_rewrite("tests")
+
 _readme = Sybil([markdown.PythonCodeBlockParser()], filenames=["README.md"], path=".")
 _pages = Sybil([rest.PythonCodeBlockParser()], patterns=["*.rst"], path="docs")
 

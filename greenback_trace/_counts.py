@@ -233,6 +233,7 @@ class PortalTally(Tally):
     """One open portal, and what was bridged in it."""
 
     __slots__ = (
+        "began",
         "closed",
         "counts",
         "is_bare",
@@ -260,6 +261,9 @@ class PortalTally(Tally):
         self.kind = kind
         self.library_name = library
         self.opened_at = now
+        #: When its current step began, if debug mode has put `Portal.entered` off, since its own
+        #: time is not the step's; else 0.
+        self.began = 0
         self.closed = False
         #: Those of the thread that runs its current step, so that a bridge need not ask for them.
         self.counts = counts

@@ -360,9 +360,14 @@ class Totals:
         if tally is None or tally.totals is not self:
             return
         entered = portal.entered
+        left = portal.left
+        began = tally.began
+        if began:
+            tally.began = 0
+            if began <= left < entered:  # a finalizer has bridged when the step was about to end
+                left = portal.left = entered
         if entered < tally.opened_at:
             return  # it began before tracing did, or in the process that this one was forked from
-        left = portal.left
         counts = tally.counts
         if left >= entered:  # a bridge has ended it by suspending
             spent = now - left

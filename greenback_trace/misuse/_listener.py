@@ -176,6 +176,10 @@ class Debug:
         taken = now - (since or bridge.started)
         bridge.started += taken
         if taken > _LONG_NS:  # nor of the step's: source may have been read
+            tally = bridge.tally
+            entered = portal.entered
+            if not tally.began:
+                tally.began = entered
             # A finalizer's bridge in here may have been excused already.
             portal.entered = min(portal.entered + taken, now)
             self._watchdog.excuse(portal, taken)

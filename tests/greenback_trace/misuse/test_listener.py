@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import itertools
 import json
 import linecache
 import logging
@@ -30,6 +31,7 @@ from greenback_trace.misuse._finding import Finding
 from greenback_trace.misuse._record import Misuses
 from greenback_trace.misuse.report import actions_of
 
+from ...interrupting import Interrupt
 from .garbage import IS_PYPY, collect, until
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
@@ -935,3 +937,40 @@ class TestSlowSteps:
         slow = [event for event in events if event["event"] == "greenback.slow_step"]
         assert "block" in slow[0]["held_by"]
         assert any("work" in line for line in slow[0]["stack"])
+
+    def test_excused_between_two_instructions(
+        self, backend: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A finalizer that bridges while another bridge suspends costs that no switch or step."""
+        greenback_trace.enable(config=Config(mode="debug", slow=60))
+
+        async def nop() -> None:
+            pass
+
+        def suspend() -> None:
+            greenback.await_(backend.sleep(0))
+
+        def finalizer() -> None:
+            if greenback.has_portal():
+                greenback.await_(nop())
+
+        def look_long(frame: Any, outermost: Any) -> None:
+            if frame.f_code is finalizer.__code__:
+                time.sleep(0.005)  # longer than the whole step: it is taken out of that
+
+        async def main() -> int:
+            for number in itertools.count(1):
+                with Interrupt(number, greenback, handler=finalizer, repeats=1) as interrupt:
+                    interrupt.begin()
+                    await greenback.with_portal_run_sync(suspend)
+                    interrupt.end()
+                if interrupt.where is None:
+                    return number
+            raise AssertionError
+
+        monkeypatch.setattr(_listener, "at_start", look_long)
+        number = backend.run(main)
+        assert number > 50
+        totals = greenback_trace.snapshot()
+        assert totals.switches == {"to_loop": number, "to_task": number}
+        assert [each.steps for each in totals.steps.values()] == [2 * number]
