@@ -138,6 +138,7 @@ def stress(bridges: int, *preferences: str) -> None:
             assert_received(receiver)
 
 
+@pytest.mark.timeout(600)  # 12 s on PyPy, alone on the machine
 class TestStress:
     @pytest.mark.parametrize(
         ("bridges", "preferences"),

@@ -458,6 +458,7 @@ class TestFile:
         at_each_instruction(prepare, _file)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("switching_often")
 class TestStress:
     @pytest.mark.parametrize("spans", ["none", "all"])
