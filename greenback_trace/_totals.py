@@ -215,6 +215,8 @@ class Totals:
             return None
 
     def resume_bridge(self, bridge: Running, portal: Portal, left: int) -> None:
+        # In this order: a finalizer that bridges may put the beginning of the step off.
+        entered = portal.entered
         now = perf_counter_ns()
         bridge.suspended_ns += now - left
         bridge.switches += 2
@@ -223,7 +225,6 @@ class Totals:
         if tally.slow_ns:
             bridge.slow_ns = max(bridge.slow_ns, tally.slow_ns)
             tally.slow_ns = 0
-        entered = portal.entered
         if entered >= left:  # else this step began while tracing was off
             spent = now - entered
             tally.switches += 2

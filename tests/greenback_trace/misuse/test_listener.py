@@ -959,18 +959,21 @@ class TestSlowSteps:
                 time.sleep(0.005)  # longer than the whole step: it is taken out of that
 
         async def main() -> int:
-            for number in itertools.count(1):
-                with Interrupt(number, greenback, handler=finalizer, repeats=1) as interrupt:
+            # In the first run, CPython 3.12 begins to tell of instructions.
+            for runs, number in enumerate(itertools.chain([10**9], itertools.count(1, 3)), 1):
+                with Interrupt(
+                    number, greenback, greenback_trace, handler=finalizer, repeats=1
+                ) as interrupt:
                     interrupt.begin()
                     await greenback.with_portal_run_sync(suspend)
                     interrupt.end()
-                if interrupt.where is None:
-                    return number
+                if interrupt.where is None and number < 10**9:
+                    return runs
             raise AssertionError
 
         monkeypatch.setattr(_listener, "at_start", look_long)
-        number = backend.run(main)
-        assert number > 50
+        runs = backend.run(main)
+        assert runs > 50
         totals = greenback_trace.snapshot()
-        assert totals.switches == {"to_loop": number, "to_task": number}
-        assert [each.steps for each in totals.steps.values()] == [2 * number]
+        assert totals.switches == {"to_loop": runs, "to_task": runs}
+        assert [each.steps for each in totals.steps.values()] == [2 * runs]
