@@ -306,6 +306,8 @@ def _hide_steps(portal: Portal, error: BaseException) -> None:
 
 def _discard(aw: Any) -> None:
     """Close a coroutine that nobody will await, so that Python does not warn of it."""
+    if type(aw) is CoroutineType and getcoroutinestate(aw) != CORO_CREATED:
+        return  # another function awaits it, or it is over
     if isinstance(aw, collections.abc.Coroutine) or (
         # What the methods of an async generator return is not registered as a Coroutine.
         hasattr(aw, "__await__") and hasattr(aw, "send") and hasattr(aw, "close")

@@ -323,7 +323,7 @@ def _plain(key: str, value: Value, depth: int) -> Any:
         return ""
     try:
         number = float(value.doubleValue)
-    except ValueError:  # PyPy's has no text that one could show, where there is half of a pair
+    except ValueError:  # not for `check` to show: of half of a surrogate pair, PyPy's cannot be
         raise NotOTLPError(f"{key} is no number{_shown(value.doubleValue)}") from None
     # There is no number in JSON for NaN: others may well write it, as a text.
     return number if isfinite(number) else str(number)

@@ -719,8 +719,8 @@ class TestNoPortal:
 
         backend.run(main)
 
-    def test_coroutine_that_cannot_be_closed(self, backend: Any) -> None:
-        """A coroutine that somebody is waiting for is not torn away from him."""
+    def test_coroutine_of_another_task(self, backend: Any) -> None:
+        """A refused bridge does not close a coroutine that another task waits for."""
 
         async def main() -> List[str]:
             go = backend.event()
@@ -738,7 +738,7 @@ class TestNoPortal:
             async def second() -> None:
                 await backend.checkpoint()
                 with pytest.raises(RuntimeError, match="create a greenback portal"):
-                    await_(backend.checkpoint())
+                    await_(coroutine)
                 go.set()
 
             await backend.together(first, second)
