@@ -134,7 +134,8 @@ def await_(aw: Awaitable[T]) -> T:
         sniffio.AsyncLibraryNotFoundError: No async library is running.
         TypeError: *aw* cannot be awaited.
         BaseException: Whatever *aw* raises. In all the other cases, a coroutine that was passed is
-            closed, so that Python does not warn that it was never awaited.
+            closed, so that Python does not warn that it was never awaited; not so one that another
+            function awaits.
     """
     # The same hooks from its beginning to its end, whatever is added or removed in between.
     hooks = _hooks
