@@ -38,6 +38,7 @@ from typing import (
 import greenlet
 from greenlet import getcurrent
 
+from ._frames import set_engine, suspended_frames
 from ._state import (
     NOWHERE,
     POOL_DEPTH,
@@ -64,7 +65,6 @@ from ._work import (
     awaited,
     handled_exception,
     hide_this_frame,
-    interruptible,
     is_killed_here,
     is_unfinished,
     leave_handler,
@@ -172,10 +172,7 @@ def await_(aw: Awaitable[T]) -> T:
                         bridge = hooks.start_bridge(portal, aw, sys._getframe(1))
                     if type(aw) is not CoroutineType or aw.cr_await is not None:
                         aw = awaited(aw)
-                    steps = _step(aw, box)
-                    # A failed future would keep this frame, and so itself.
-                    aw = None  # type: ignore[assignment]
-                    chain = steps
+                    chain = steps = _step(aw, box)
                 else:
                     chain, interruption = _Interrupted(steps, interruption), None
                 for trap in chain:
@@ -184,6 +181,7 @@ def await_(aw: Awaitable[T]) -> T:
                             if hooks.suspend_bridge is not None:  # type: ignore[union-attr]
                                 _announce_suspension(hooks.suspend_bridge, bridge, steps)  # type: ignore[union-attr]
                             left = portal.left = perf_counter_ns()
+                        portal.awaits = steps
                         portal.resume = me
                         if _GREENLETS_HAVE_CONTEXT:
                             answer = portal.greenlet.switch(trap)
@@ -210,7 +208,7 @@ def await_(aw: Awaitable[T]) -> T:
                 hooks.finish_bridge(bridge, None, 0)  # type: ignore[union-attr]
             return box[0]
         except BaseException as error:
-            if steps is not None and _is_left_waiting(steps, error):
+            if steps is not None and _is_left_waiting(steps, aw, error):
                 # A signal handler has raised it, in here: an `await` would throw it into what it
                 # waits for, which may catch it and go on.
                 interruption = error
@@ -220,14 +218,16 @@ def await_(aw: Awaitable[T]) -> T:
             try:
                 if steps is None:
                     _discard(aw)  # it was refused
+                else:
+                    portal.awaits = None
                 _hide_steps(portal, error)
                 leave_handler(error, handled)
             finally:  # also where a signal handler raises in these
                 if bridge is not None:
                     hooks.finish_bridge(bridge, error, left)  # type: ignore[union-attr]
             # The traceback has this frame: nothing in it may lead back to the task and its
-            # exception.
-            portal = me = bridge = steps = chain = answer = handled = None
+            # exception, which a failed future keeps.
+            aw = portal = me = bridge = steps = chain = answer = handled = None  # type: ignore[assignment]
             raise
 
 
@@ -236,15 +236,14 @@ def _step(aw: Any, box: List[Any]) -> Generator[Any, Any, None]:
     box.append((yield from aw))
 
 
-def _is_left_waiting(steps: Any, error: BaseException) -> bool:
+def _is_left_waiting(steps: Any, aw: Any, error: BaseException) -> bool:
     """Whether *error* was raised beside the awaitable, and not by it: that still waits."""
     if issubclass(type(error), greenlet.GreenletExit):
         return False  # this greenlet is being killed, and the awaitable closed
-    frame = steps.gi_frame
-    if frame is None or steps.gi_running:
+    if steps.gi_frame is None or steps.gi_running:
         return False
     if getgeneratorstate(steps) == GEN_CREATED:
-        _discard(frame.f_locals["aw"])
+        _discard(aw)
         steps.close()
         return False
     return True
@@ -323,7 +322,7 @@ def find_portal() -> Any:
     except RuntimeError as error:
         return error.with_traceback(None)
     if portal is None:
-        return no_portal(task, this_home().portals)
+        return no_portal(task, this_home().portals, suspended_frames)
     if portal.greenlet is None or portal.greenlet is getcurrent():
         return RuntimeError(
             "you must yield to the event loop first: greenback.bestow_portal() was called on "
@@ -465,7 +464,7 @@ def _adapt_to_surroundings(portal: Portal, handled: Optional[BaseException]) -> 
     library = portal.library
     run = run_function if portal.run is None else portal.run
     if library.holds_back_ctrl_c and not library.is_protected_from_ctrl_c():
-        run = interruptible(library, run)
+        run = library.interruptible(run)
     if handled is not None:
         portal.handled, portal.inner = handled, run
         run = run_while_handling
@@ -712,6 +711,7 @@ def finish(portal: Portal) -> Any:
         # greenlet that is parked, and a thread may end with one.
         portal.home = portal.worker = portal.task = portal.greenlet = portal.result = None
         portal.function = portal.args = portal.kwds = portal.outer = portal.resume = None
+        portal.awaits = None
         if worker is not None:
             worker.portal = worker.spare
             if is_over and worker.poolable:
@@ -811,6 +811,9 @@ def drive(
         finally:
             del result
     return result
+
+
+set_engine(await_, drive)
 
 
 def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:

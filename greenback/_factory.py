@@ -11,7 +11,7 @@ from types import CellType, MethodType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, cast
 
 from ._creator import Template
-from ._portals import Unstarted, is_shim, shim_from_the_start
+from ._shims import Unstarted, is_shim, shim_from_the_start
 from ._state import Portal, this_home
 from ._tasks import running_asyncio
 from ._tree import note_in_context, scopes_of_creator

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dis
 import sys
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, CoroutineType, FrameType, FunctionType
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from ._state import Raised
@@ -154,6 +154,14 @@ def for_each_lookalike(observer: Callable[[FunctionType], Any]) -> None:
 def is_of_lookalike(frame: FrameType) -> bool:
     """Whether a frame with the name of one of the program's functions is of ours."""
     return frame.f_globals is _GLOBALS
+
+
+def steps_of(coroutine: Any) -> Any:
+    """What a lookalike awaits in turns; None if *coroutine* is none, or is over."""
+    frame = coroutine.cr_frame if type(coroutine) is CoroutineType else None
+    if frame is None or not is_of_lookalike(frame):
+        return None
+    return frame.f_locals.get("steps")  # the parameter's name in `_TEMPLATE`
 
 
 def _make(code: CodeType) -> Optional[Lookalike]:

@@ -51,6 +51,7 @@ class Portal:
         "__weakref__",
         "abandoned",
         "args",
+        "awaits",
         "closed",
         "coroutine",
         "current_task",
@@ -105,6 +106,9 @@ class Portal:
         #: Where the answer to the last trap goes: the worker, or a greenlet that the task's code
         #: has started itself. None before the portal's work begins and once it is done.
         self.resume: Any = None
+        #: What is awaited there, as of the last trap: the steps of the innermost bridge, or the
+        #: coroutine that is the work. It is over by the time that what has waited there has ended.
+        self.awaits: Any = None
         #: What the event loop throws in, on its way to the worker; or what the work raised.
         self.error: Optional[BaseException] = None
         #: What the event loop sends first, and then what the work returned.
@@ -198,6 +202,12 @@ class Home:
         self.loop_library: Any = None
         #: Loops that have had portals in this thread, and perhaps still have some.
         self.others: List[Tuple[Library, Callable[[], Any]]] = []
+
+    def coroutine_of(self, library: Library, task: Task) -> Any:
+        """What *task* was made for. A shim in its place waits while that runs in a greenlet."""
+        portal = self.portals.get(task) or self.resting.get(task)
+        own = None if portal is None else portal.coroutine
+        return library.coroutine_of(task) if own is None else own
 
 
 def _no_loop() -> None:
@@ -298,7 +308,7 @@ def current_in(home: Home) -> Tuple[Library, Any]:
             task = None  # no loop is running now
         if task is not None:
             return library, task
-    library, task = current()
+    library, task = current(home.coroutine_of)
     home.library = library
     return library, task
 

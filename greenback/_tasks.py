@@ -310,8 +310,11 @@ _trio_inside: weakref.WeakKeyDictionary[Any, Trio] = weakref.WeakKeyDictionary()
 _get_running_loop: Optional[Callable[[], Any]] = None
 
 
-def current() -> Tuple[Library, Task]:
+def current(coroutine_of: Callable[[Library, Task], Any]) -> Tuple[Library, Task]:
     """The library and the task that are running here; the inner one where they are nested.
+
+    Args:
+        coroutine_of: Gives the coroutine that a task was made for, whatever it runs in its place.
 
     Raises:
         sniffio.AsyncLibraryNotFoundError: Nothing is running, or nothing that sniffio knows.
@@ -345,7 +348,9 @@ def current() -> Tuple[Library, Task]:
         asyncio_task = asyncio_library.current_task()
         if asyncio_task is not None and (
             trio_task is None
-            or _is_inner(asyncio_library.coroutine_of(asyncio_task), trio_task.coro)
+            or _is_inner(
+                coroutine_of(asyncio_library, asyncio_task), coroutine_of(trio_library, trio_task)
+            )
         ):
             return asyncio_library, asyncio_task
     if trio_task is None:
@@ -447,8 +452,8 @@ def _is_inner(first: Any, second: Any) -> bool:
     for the running one, and nothing but the stack tells which was started last. A coroutine whose
     frame is not in this greenlet's stack is further out than one whose frame is.
     """
-    first_frame = _own_frame(first)
-    second_frame = _own_frame(second)
+    first_frame = getattr(first, "cr_frame", None)
+    second_frame = getattr(second, "cr_frame", None)
     frame: Optional[types.FrameType] = sys._getframe()
     while frame is not None:
         if frame is first_frame:
@@ -457,17 +462,6 @@ def _is_inner(first: Any, second: Any) -> bool:
             return False
         frame = frame.f_back
     return False
-
-
-def _own_frame(coroutine: Any) -> Any:
-    frame = getattr(coroutine, "cr_frame", None)
-    if frame is not None and frame.f_globals.get("__name__") == _LOOKALIKES:
-        # It waits for the task's own coroutine, which runs in another greenlet.
-        return frame.f_locals["steps"].portal.coroutine.cr_frame
-    return frame
-
-
-_LOOKALIKES = f"{__package__}._lookalike"
 
 
 def _cannot_replace(task: Any, why: str) -> RuntimeError:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 import threading
 from types import CellType
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional
 
 import sniffio
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from ._state import Portal
+
+    _FramesBelow = Callable[[Any], Iterator[Optional[FrameType]]]
 
 _NO_LOOP = (
     "no event loop is running here (unknown async library, or not in async context): start one "
@@ -71,15 +75,16 @@ def other_library(name: str) -> RuntimeError:
     return RuntimeError(_OTHER_LIBRARY.format(name=name))
 
 
-def no_portal(task: Any, portals: Dict[Any, Portal]) -> RuntimeError:
+def no_portal(task: Any, portals: Dict[Any, Portal], frames_below: _FramesBelow) -> RuntimeError:
     """What to raise in a task that has no portal.
 
     Args:
         task: The task.
         portals: The open ones of its thread.
+        frames_below: `greenback._frames.suspended_frames`, which needs what imports this module.
     """
     try:
-        parent = _parent_of(task, portals)
+        parent = _parent_of(task, portals, frames_below)
     except Exception:  # it has looked at the program's objects; the error is to be the one below
         parent = None
     if parent is None:
@@ -97,7 +102,7 @@ _PORTALS = 100
 _OBJECTS = 2_000
 
 
-def _parent_of(task: Any, portals: Dict[Any, Portal]) -> Optional[Any]:
+def _parent_of(task: Any, portals: Dict[Any, Portal], frames_below: _FramesBelow) -> Optional[Any]:
     """A task with a portal that waits for *task*, as far as that can be seen."""
     nursery = getattr(task, "parent_nursery", None)
     while nursery is not None:
@@ -108,16 +113,14 @@ def _parent_of(task: Any, portals: Dict[Any, Portal]) -> Optional[Any]:
     # asyncio has no tree of tasks: it is in a local variable of what waits, or in a task group,
     # a gather() or a list there.
     for other in list(portals)[-_PORTALS:]:
-        if other is not task and _refers_to(other, task):
+        if other is not task and _refers_to(other, task, frames_below):
             return other
     return None
 
 
-def _refers_to(waiting: Any, task: Any) -> bool:
-    from ._stackscope import suspended_frames  # which imports what imports this module
-
+def _refers_to(waiting: Any, task: Any, frames_below: _FramesBelow) -> bool:
     level: List[Any] = [getattr(waiting, "_fut_waiter", None)]
-    for frame in suspended_frames(waiting.get_coro()):
+    for frame in frames_below(waiting.get_coro()):
         if frame is not None:
             level += frame.f_locals.values()
     left = _OBJECTS

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, List, Optional
 
 import greenlet
 
 from ._state import Portal
-from ._tasks import Library
 
 CoroutineType = types.CoroutineType
 
@@ -101,6 +100,7 @@ def run_coroutine(portal: Portal) -> Any:
                 else:
                     trap = coroutine.send(answer)
                 answer = None  # Trio's may hold an exception, and so what raised it
+                portal.awaits = coroutine
                 portal.resume = portal.worker
                 answer = portal.greenlet.switch(trap)
                 trap = None
@@ -116,6 +116,7 @@ def run_coroutine(portal: Portal) -> Any:
                 answer = ERROR
                 trap = handled = None
                 continue
+            portal.awaits = None
             leave_handler(error, handled)
             raise
 
@@ -138,10 +139,12 @@ def run_eagerly(portal: Portal) -> Any:
         trap = _call_while_handling(portal, portal.coroutine.send, None)
     except StopIteration as stop:
         return stop.value
+    portal.awaits = portal.coroutine
     portal.resume = portal.worker
     try:
         portal.result = portal.greenlet.switch(trap)
     except BaseException as error:
+        portal.awaits = None
         portal.abandoned = is_killed_here(error)
         raise
     del trap
@@ -187,24 +190,9 @@ async def awaited(aw: Any) -> Any:
     return await aw
 
 
-# What a traceback from a worker begins with. Code objects are equal if they do the same, so this
-# holds for the copies that a library makes of these functions, too.
-own_codes = {
-    function.__code__
-    for function in (
-        work,
-        run_function,
-        run_coroutine,
-        run_eagerly,
-        run_while_handling,
-        _call_while_handling,
-        awaited,
-    )
-}
-
-
-# Written by the first portal of each kind under Trio, from any thread.
-_interruptible: Dict[Callable[[Portal], Any], Callable[[Portal], Any]] = {}
+# What a traceback from a worker begins with is of this file, and so are the copies that a library
+# makes of these functions. Nothing in it is called by the program.
+_THIS_FILE = work.__code__.co_filename
 
 if sys.version_info >= (3, 11):
     handled_exception = sys.exception
@@ -215,7 +203,7 @@ else:
 
 
 def without_own_frames(traceback: Optional[types.TracebackType]) -> Optional[types.TracebackType]:
-    while traceback is not None and traceback.tb_frame.f_code in own_codes:
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == _THIS_FILE:
         traceback = traceback.tb_next
     return traceback
 
@@ -265,15 +253,6 @@ def take_error(portal: Portal) -> BaseException:
     assert error is not None
     portal.error = None
     return error
-
-
-def interruptible(library: Library, run: Callable[[Portal], Any]) -> Callable[[Portal], Any]:
-    """*run*, such that Ctrl-C is let through to what it runs."""
-    copy = _interruptible.get(run)
-    if copy is None:
-        copy = _interruptible[run] = library.interruptible(run)
-        own_codes.add(copy.__code__)
-    return copy
 
 
 def hide_this_frame(error: BaseException) -> None:

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping
 
 if TYPE_CHECKING:
-    from greenback._tasks import Library
+    from greenback._frames import Library
 
 _IS_CPYTHON = sys.implementation.name == "cpython"
 

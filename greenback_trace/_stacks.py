@@ -14,24 +14,18 @@ import sys
 import types
 from typing import Any, Iterator, List, Optional
 
-import greenlet
-
-from greenback._stackscope import (
+from greenback._frames import (
+    frames_down_to,
+    frames_in_threads,
     is_bridge,
     is_own,
-    outermost_first,
-    outwards,
+    library_of,
+    portal_of,
+    stack_of,
     suspended_frames,
-    work_ahead,
 )
-from greenback._state import portal_of
-from greenback._tasks import library_of
-from greenback._work import work
 
 from ._frames import can_look_at, current_frames
-
-#: How often the frames of a thread are read that goes on meanwhile.
-_TRIES = 3
 
 
 def format_task(task: Any) -> str:
@@ -54,8 +48,7 @@ def format_task(task: Any) -> str:
     through = "" if portal is None else f", with a portal ({portal.kind})"
     if not can_look_at(library, task):
         return f"Stack of {name}{through}:\n  (without the GIL, only its own thread can read it)\n"
-    coroutine = library.coroutine_of(task)
-    coroutine = work_ahead(coroutine) or getattr(coroutine, "shim", coroutine)
+    coroutine = stack_of(library.coroutine_of(task))
     lines = [f"Stack of {name}{through}, outermost first:\n"]
     frames: Iterator[Optional[types.FrameType]]
     if _runs(coroutine):
@@ -84,8 +77,7 @@ def running_stack(task: Any) -> List[types.FrameType]:
     library = library_of(task)
     if not can_look_at(library, task):
         return []
-    coroutine = library.coroutine_of(task)
-    coroutine = work_ahead(coroutine) or getattr(coroutine, "shim", coroutine)
+    coroutine = stack_of(library.coroutine_of(task))
     return (_running_frames(_frame_of(coroutine)) or []) if _runs(coroutine) else []
 
 
@@ -111,28 +103,7 @@ def _frame_of(coroutine: Any) -> Any:
 
 def _running_frames(first: Any) -> Optional[List[types.FrameType]]:
     """The frames from *first*, which a thread is running, to the innermost one."""
-    current: Any = greenlet.getcurrent()
-    frames = outermost_first(sys._getframe(2))
-    while first not in frames and current.parent is not None:
-        current = current.parent
-        frames = outermost_first(current.gr_frame) + frames
-    if first in frames:
-        return frames[frames.index(first) :]
-    for _ in range(_TRIES):
-        for thread, innermost in current_frames().items():
-            # Not `outermost_first`: from another thread, PyPy shows the main greenlet only below.
-            inside = frames = [*outwards(innermost)][::-1]
-            while first not in frames and frames[0].f_code == work.__code__:
-                employer = frames[0].f_locals.get("portal")
-                around = getattr(getattr(employer, "greenlet", None), "gr_frame", None)
-                if around is None:
-                    break
-                frames = outermost_first(around) + frames
-            if first not in frames:
-                continue
-            # What is around was read after what is inside. In between, the thread can have parked
-            # that, and have begun a step of another task.
-            now = [*outwards(current_frames().get(thread))]
-            if now and now[-1] is inside[0]:
-                return frames[frames.index(first) :]
-    return None
+    frames = frames_down_to(sys._getframe(2), first)
+    if frames[0] is first:
+        return frames
+    return frames_in_threads(first, current_frames)

@@ -18,8 +18,7 @@ from time import perf_counter_ns
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, Tuple
 
-from greenback._stackscope import is_bridge, is_own
-from greenback._state import homes
+from greenback._frames import is_bridge, is_own, stepping_portals
 
 from ._frames import can_look_at_others
 from ._sites import site_of
@@ -140,10 +139,7 @@ def _line(frame: FrameType) -> str:
 
 def running_steps(totals: Totals) -> Iterator[Step]:
     """The steps that the threads are in the middle of, as far as *totals* saw them begin."""
-    for home in homes():
-        portal = home.stepping
-        if portal is None:
-            continue
+    for portal in stepping_portals():
         tally = portal.note
         step = Step(portal, portal.entered)
         if tally is None or tally.totals is not totals or step.started < tally.opened_at:

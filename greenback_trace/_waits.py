@@ -12,7 +12,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Iterator, List, NamedTuple, Optional, Tuple
 
-from greenback._stackscope import is_own, outwards, suspended_frames
+from greenback._frames import is_own, outwards, suspended_frames
 
 from ._frames import current_frames
 from ._sites import site_of

@@ -13,7 +13,7 @@ from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, S
 
 from greenlet import getcurrent
 
-from greenback._state import Worker
+from greenback._frames import is_worker
 
 from .._sites import ASYNC, RUNTIME
 from ._calls import instruction as current_instruction
@@ -123,7 +123,7 @@ def with_blocks(frame: Optional[FrameType], is_bare: bool = False) -> List[Frame
             if looked.withs:
                 found.append(outer)
             outer = outer.f_back
-        is_around = is_around or type(here) is Worker
+        is_around = is_around or is_worker(here)
         if is_around and is_bare:
             return found
         here = here.parent

@@ -14,8 +14,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from greenlet import getcurrent
 
-from greenback._bridge import await_
-from greenback._state import Worker
+from greenback._frames import OUTERMOST, is_bridge, is_worker
 
 from .._sites import STRIDE
 from . import (
@@ -30,7 +29,6 @@ from . import (
 from ._calls import how_called, is_plainly_called, takes_arguments
 from ._finding import Finding, Suspicion
 from ._prompt import inside_prompt
-from ._stack import OUTERMOST
 
 #: The kinds that can be told on this interpreter. The detectors of the others are off.
 SUPPORTED: Dict[str, bool] = {
@@ -44,7 +42,6 @@ SUPPORTED: Dict[str, bool] = {
     "async_caller": True,
 }
 
-_AWAIT = await_.__code__
 _SUSPECTS: Tuple[Callable[[FrameType, FrameType], Optional[Suspicion]], ...] = tuple(
     module.suspect
     for module in (finalizer, trace_function, signal_handler, gc_callback, weakref_callback)
@@ -119,7 +116,7 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
         except KeyError:
             pass
         code = inner.f_code
-        if code is _AWAIT:
+        if is_bridge(inner):
             break
         if outer is not None and id(code) not in OUTERMOST:
             also = known.also_called_from.get(around + outer.f_lasti * stride, ())
@@ -131,7 +128,7 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
             inner, mine = outer, around
             continue
         # The end of this greenlet.
-        if type(here) is Worker or here.parent is None:
+        if is_worker(here) or here.parent is None:
             break
         here = here.parent
         if here.gr_frame is None:

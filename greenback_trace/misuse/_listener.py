@@ -9,7 +9,7 @@ from time import perf_counter_ns
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
-from greenback._bridge import await_
+from greenback._frames import caller_of_bridge
 
 from .._frames import can_look_at_others
 from .._log import slow_step
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .._spans import Spans
     from .._totals import Totals
 
-_AWAIT = await_.__code__
 _LOCK_HELD = "lock_held"
 #: What takes longer than this is taken off the step that it was done in.
 _LONG_NS = 1_000_000
@@ -253,7 +252,7 @@ class Debug:
             return  # nothing of the task's sync code has run since the first one
         if bridge.is_clear and not _locks.are_noted():
             return
-        frame = _caller_of_await(sys._getframe(1))
+        frame = caller_of_bridge(sys._getframe(1))
         if frame is None:
             return
         portal = bridge.portal
@@ -303,10 +302,3 @@ class Debug:
             "code.function.name": site.function,
         }
         return self._spans.note_misuse(bridge, portal, frame, attributes)
-
-
-def _caller_of_await(frame: Optional[FrameType]) -> Optional[FrameType]:
-    # By identity: comparing a code object with itself takes a microsecond.
-    while frame is not None and frame.f_code is not _AWAIT:
-        frame = frame.f_back
-    return None if frame is None else frame.f_back

@@ -51,10 +51,9 @@ from operator import attrgetter, methodcaller
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
-from greenlet import getcurrent
+from sniffio import thread_local as sniffio_thread
 
-from greenback._state import Worker
-from greenback._tasks import sniffio_thread
+from greenback._frames import frame_around_portal, frames_from
 
 from .._frames import can_look_at_others, current_frames
 from .._sites import ASYNC, RUNTIME
@@ -63,7 +62,6 @@ from ._blocks import Call, With, call_at, inside, with_blocks
 from ._calls import instruction
 from ._finding import Finding
 from ._prompt import inside_prompt
-from ._stack import frames_from
 
 try:
     import pure_eval
@@ -716,13 +714,8 @@ def _held(
 
 def _around_portal() -> List[FrameType]:
     """The frames of the task's async functions outside of the portal, innermost first."""
-    current: Any = getcurrent()
-    while current is not None and type(current) is not Worker:
-        current = current.parent
     frames: List[FrameType] = []
-    if current is None or current.parent is None:
-        return frames
-    frame = current.parent.gr_frame
+    frame = frame_around_portal()
     while frame is not None:
         code = frame.f_code
         # The first function that is neither is the event loop's.

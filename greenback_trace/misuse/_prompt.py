@@ -15,9 +15,10 @@ import sys
 from types import FrameType
 from typing import List, Optional
 
+from greenback._frames import frames_from
+
 from . import trace_function
 from ._calls import arguments_of, class_attribute, leads_to
-from ._stack import frames_from
 
 #: Where debuggers run what their users ask for: module, class, method. Subclasses may have their
 #: own method.

@@ -19,8 +19,7 @@ from time import perf_counter_ns
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
-from greenback._stackscope import is_own, outermost_first, outwards
-from greenback._work import work
+from greenback._frames import frames_of_step, is_own, outwards
 
 from .._frames import current_frames
 from .._sites import Sites
@@ -216,7 +215,8 @@ class Watchdog:
         if known is not None:
             samples.seen[key] = (known[0] + self._interval, known[1])
             return
-        stack = [_described(frame) for frame in _stack(portal, innermost) if not is_own(frame)]
+        frames = frames_of_step(portal, innermost)
+        stack = [_described(frame) for frame in frames if not is_own(frame)]
         if len(stack) > _STACK_LIMIT:
             left_out = len(stack) - _STACK_LIMIT
             half = _STACK_LIMIT // 2
@@ -224,18 +224,6 @@ class Watchdog:
         function = self._sites.calling(innermost).function
         held = Held(function, innermost.f_code.co_filename, line, stack)
         samples.seen[key] = (self._interval, held)
-
-
-def _stack(portal: Portal, innermost: FrameType) -> List[FrameType]:
-    """The frames from the task's outermost async function, or further out, to *innermost*."""
-    frames = outermost_first(innermost)
-    greenlets = [portal.greenlet]
-    if all(frame.f_code is not work.__code__ for frame in frames):
-        greenlets.insert(0, portal.worker)  # the task's code runs a greenlet of its own
-    for around in greenlets:
-        outer = outermost_first(getattr(around, "gr_frame", None))
-        frames = [frame for frame in outer if frame not in frames] + frames
-    return frames
 
 
 def _described(frame: FrameType) -> str:

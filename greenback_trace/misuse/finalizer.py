@@ -13,7 +13,7 @@ from operator import is_, methodcaller
 from types import FrameType
 from typing import Any, Iterator, List, Optional, Tuple
 
-from greenback._work import context_of, traceback_of
+from greenback._frames import context_of, traceback_of
 
 from .._frames import can_look_at_others, locals_of
 from ._calls import (

@@ -8,9 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Type
 
-import greenlet
-
-from greenback._stackscope import is_bridge, is_own, outermost_first
+from greenback._frames import frames_down_to, is_bridge, is_own
 
 from .._sdk import is_collecting
 from .._sites import OTHER, Site, site_of
@@ -292,14 +290,7 @@ def _stack(frame: types.FrameType, coroutine: Any) -> Tuple[str, ...]:
     """The entries from the outermost function of the task to *frame*."""
     coroutine = getattr(coroutine, "shim", coroutine)
     first = getattr(coroutine, "cr_frame", getattr(coroutine, "gi_frame", None))
-    frames = outermost_first(frame)
-    current: Any = greenlet.getcurrent()
-    while first not in frames and current.parent is not None:
-        current = current.parent
-        frames = outermost_first(current.gr_frame) + frames
-    if first in frames:
-        frames = frames[frames.index(first) :]
-    shown = [each for each in frames if is_bridge(each) or not is_own(each)]
+    shown = [each for each in frames_down_to(frame, first) if is_bridge(each) or not is_own(each)]
     left_out = len(shown) - 2 * _STACK_ENDS
     if left_out <= 0:
         return tuple(map(_entry, shown))

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 import greenback
-from greenback._stackscope import outermost_first, outwards
+from greenback._frames import outermost_first, outwards
 from greenback_trace import format_task
 
 PYPY = sys.implementation.name == "pypy"

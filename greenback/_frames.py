@@ -1,0 +1,354 @@
+"""Frames: which are the program's, and how a stack goes on through portals and greenlets.
+
+What waits is read off the portals (`Portal.resume`, `Portal.awaits`), and frames are made of it
+here, and nowhere else. greenback_trace asks this module for all that it wants to know of frames,
+tasks and workers.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from types import CodeType, FrameType
+from typing import Any, Callable, FrozenSet, Iterator, List, Mapping, Optional, Set
+
+import greenlet
+from greenlet import getcurrent
+
+from ._creator import is_creator
+from ._lookalike import is_of_lookalike, steps_of
+from ._state import Portal, Worker, homes, portal_of
+from ._tasks import Library, library_of
+from ._work import context_of, traceback_of, work
+
+#: What the tracing side has from here, some of which other modules of the runtime know.
+__all__ = [
+    "OUTERMOST",
+    "Library",
+    "caller_of_bridge",
+    "context_of",
+    "frame_around_portal",
+    "frames_down_to",
+    "frames_from",
+    "frames_in_threads",
+    "frames_of_step",
+    "is_bridge",
+    "is_own",
+    "is_worker",
+    "library_of",
+    "outermost_first",
+    "outwards",
+    "portal_of",
+    "stack_of",
+    "stepping_portals",
+    "suspended_frames",
+    "traceback_of",
+]
+
+_HERE = os.path.dirname(work.__code__.co_filename) + os.sep
+# On PyPy, greenlets are written in Python. What comes before this outermost function of theirs is
+# not theirs: the main greenlet's frames if they run, their own innermost one again if they wait.
+_GREENLET = greenlet.__file__
+_GREENLET_START: Optional[CodeType] = getattr(
+    getattr(greenlet, "_greenlet_start", None), "__code__", None
+)
+
+#: The ids of the code that a greenlet's frames end with: below is what runs greenlets, nothing of
+#: the program's. Hashing a code object takes longer than all else that is done with a frame.
+OUTERMOST: FrozenSet[int] = frozenset(
+    id(code) for code in (work.__code__, _GREENLET_START) if code is not None
+)
+
+# How often the frames of a thread are read that goes on meanwhile.
+_TRIES = 3
+
+
+class HasShim:
+    """What stands in a task, or is awaited there, in place of what makes the steps: its ``shim``.
+
+    `suspended_frames` goes on with that.
+    """
+
+    __slots__ = ("shim",)
+
+    shim: Any
+
+
+# `await_` and `drive`. Written once, by the module that has them: it needs this one. Where they are
+# written in C, they have no code, and so there is no frame of theirs.
+_await: Any = None
+_drive: Any = None
+
+
+def set_engine(await_: Callable[..., Any], drive: Callable[..., Any]) -> None:
+    """Say which functions bridge, and which forward the traps of a portal's work."""
+    global _await, _drive
+    _await, _drive = await_, drive
+
+
+# Which frames
+
+
+def is_own(frame: FrameType) -> bool:
+    """Whether the frame is none of the program's, but of greenback or greenlet."""
+    name = frame.f_code.co_filename
+    return (
+        name.startswith(_HERE) or name == _GREENLET or is_of_lookalike(frame) or is_creator(frame)
+    )
+
+
+def is_bridge(frame: FrameType) -> bool:
+    """Whether it is the frame of a bridge."""
+    # By identity: comparing a code object with itself takes a microsecond.
+    return frame.f_code is getattr(_await, "__code__", None)
+
+
+def caller_of_bridge(frame: Optional[FrameType]) -> Optional[FrameType]:
+    """The frame that called the innermost bridge that *frame* is inside of; None if there is none.
+
+    Args:
+        frame: A frame of the greenlet that is running now, or the innermost one of a greenlet that
+            waits in a bridge.
+    """
+    # An engine in C has no frame, and hands its caller's to whoever listens.
+    while frame is not None and not is_bridge(frame):
+        frame = frame.f_back
+    return None if frame is None else frame.f_back
+
+
+def _portal_in(frame: FrameType) -> Optional[Portal]:
+    """The portal that a frame of `drive`, or of a worker's `work`, is at work for.
+
+    Nothing else leads to it for free: a portal that knew the `drive` that runs it would keep it
+    alive, and what runs in a worker of another thread is noted nowhere. An engine in C has an
+    object with an attribute for it in the place of each of the two.
+    """
+    found = frame.f_locals.get("portal")
+    return found if type(found) is Portal else None
+
+
+# What waits
+
+
+def suspended_frames(awaitable: Any) -> Iterator[Optional[FrameType]]:
+    """The frames below something that is waiting, outermost first.
+
+    None is the last one if a portal's work is running again by now.
+    """
+    while awaitable is not None:
+        if issubclass(type(awaitable), HasShim):
+            awaitable = awaitable.shim
+        for prefix, below in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
+            if hasattr(awaitable, below):
+                frame = getattr(awaitable, prefix + "_frame")
+                awaitable = getattr(awaitable, below)
+                break
+        else:
+            awaitable = _inside(awaitable)
+            continue
+        if frame is None:
+            continue
+        yield frame
+        portal = portal_of_drive(frame)
+        if portal is not None:
+            yield from portal_frames(portal)
+            return
+
+
+def portal_of_drive(frame: FrameType) -> Optional[Portal]:
+    """The portal whose traps a frame forwards; None if it does not."""
+    # By comparison: Trio marks `drive` by giving it a copy of its code.
+    is_drive = frame.f_code == getattr(_drive, "__code__", None)
+    return _portal_in(frame) if is_drive else None
+
+
+def portal_frames(portal: Portal) -> Iterator[Optional[FrameType]]:
+    """The frames in the greenlets of a portal whose work is waiting."""
+    greenlets: List[Any] = []
+    waiting = portal.resume
+    while waiting is not None and waiting is not portal.greenlet:
+        greenlets.append(waiting)
+        if waiting is portal.worker:
+            break
+        waiting = waiting.parent
+    awaits = portal.awaits
+    for waiting in reversed(greenlets):
+        frame = waiting.gr_frame
+        if frame is None:
+            yield None
+            return
+        yield from outermost_first(frame)
+    if greenlets:
+        yield from suspended_frames(awaits)
+
+
+def work_ahead(coroutine: Any) -> Any:
+    """What *coroutine*, which a task runs, will run from its first step on.
+
+    None if it is no shim of ours, or has made that step.
+    """
+    shim = coroutine if issubclass(type(coroutine), HasShim) else steps_of(coroutine)
+    # Its portal has none before.
+    return shim.coroutine if shim is not None and shim.portal.greenlet is None else None
+
+
+def stack_of(coroutine: Any) -> Any:
+    """What has the frames of a task: *coroutine*, which it runs, or what is in there or ahead."""
+    return work_ahead(coroutine) or getattr(coroutine, "shim", coroutine)
+
+
+def _inside(awaitable: Any) -> Any:
+    """The coroutine or generator in a wrapper that has no attribute for it."""
+    if type(awaitable).__name__ in (
+        "async_generator_asend",
+        "async_generator_athrow",
+        "coroutine_wrapper",
+    ):
+        for inner in gc.get_referents(awaitable):
+            if hasattr(inner, "ag_frame") or hasattr(inner, "cr_frame"):
+                return inner
+    return None
+
+
+# From frame to frame
+
+
+def outermost_first(frame: Optional[FrameType]) -> List[FrameType]:
+    """The frames from the greenlet's outermost one to *frame*."""
+    frames: List[FrameType] = []
+    while frame is not None and frame.f_code is not _GREENLET_START:
+        frames.append(frame)
+        frame = _caller_of(frame)
+    return frames[::-1]
+
+
+def outwards(frame: Optional[FrameType]) -> Iterator[FrameType]:
+    """The frames from *frame*, of whatever thread, to the outermost one.
+
+    A thread can leave the greenlet meanwhile. On PyPy the frames of a greenlet that waits are
+    a ring, of which each is given once.
+    """
+    met: Set[FrameType] = set()
+    while frame is not None and frame not in met:
+        met.add(frame)
+        yield frame
+        frame = _caller_of(frame)
+
+
+def _caller_of(frame: FrameType) -> Optional[FrameType]:
+    try:
+        return frame.f_back
+    except SystemError:  # PyPy's way to say that another thread has left the frame meanwhile
+        return None
+
+
+# What runs
+
+
+def is_worker(some_greenlet: Any) -> bool:
+    """Whether a greenlet is one that the work of portals runs in."""
+    return type(some_greenlet) is Worker
+
+
+def frames_from(frame: FrameType) -> List[FrameType]:
+    """The frames from *frame* out to the portal's outermost one, innermost first.
+
+    Greenlets that the task's code has started itself are part of the stack: what they were
+    started from comes after them.
+
+    Args:
+        frame: A frame of the greenlet that is running now.
+    """
+    frames: List[FrameType] = []
+    here: Any = getcurrent()
+    outer: Optional[FrameType] = frame
+    while True:
+        while outer is not None and id(outer.f_code) not in OUTERMOST:
+            frames.append(outer)
+            outer = outer.f_back
+        if is_worker(here) or here.parent is None:
+            return frames
+        here = here.parent
+        outer = here.gr_frame
+
+
+def frame_around_portal() -> Optional[FrameType]:
+    """The innermost frame outside of the portal that this code runs in; None if it runs in none."""
+    current: Any = getcurrent()
+    while current is not None and not is_worker(current):
+        current = current.parent
+    return None if current is None or current.parent is None else current.parent.gr_frame
+
+
+def frames_down_to(frame: FrameType, first: Optional[FrameType]) -> List[FrameType]:
+    """The frames of this thread down to *frame*, outermost first, through its greenlets.
+
+    Args:
+        frame: A frame of the greenlet that is running now.
+        first: Where they are to begin. If it is not among them, all are given.
+    """
+    frames = outermost_first(frame)
+    current: Any = getcurrent()
+    while first not in frames and current.parent is not None:
+        current = current.parent
+        frames = outermost_first(current.gr_frame) + frames
+    return frames[frames.index(first) :] if first in frames else frames
+
+
+def frames_in_threads(
+    first: Optional[FrameType], current_frames: Callable[[], Mapping[int, FrameType]]
+) -> Optional[List[FrameType]]:
+    """The frames from *first*, which another thread is running, to the innermost one.
+
+    None if this thread cannot see them.
+
+    Args:
+        first: The outermost frame of a task.
+        current_frames: `sys._current_frames`, or what stands in for it.
+    """
+    for _ in range(_TRIES):
+        for thread, innermost in current_frames().items():
+            # Not `outermost_first`: from another thread, PyPy shows the main greenlet only below.
+            inside = frames = [*outwards(innermost)][::-1]
+            while first not in frames and frames[0].f_code == work.__code__:
+                employer = _portal_in(frames[0])
+                around = getattr(getattr(employer, "greenlet", None), "gr_frame", None)
+                if around is None:
+                    break
+                frames = outermost_first(around) + frames
+            if first not in frames:
+                continue
+            # What is around was read after what is inside. In between, the thread can have parked
+            # that, and have begun a step of another task.
+            now = [*outwards(current_frames().get(thread))]
+            if now and now[-1] is inside[0]:
+                return frames[frames.index(first) :]
+    return None
+
+
+def frames_of_step(portal: Portal, innermost: FrameType) -> List[FrameType]:
+    """The frames from the task's outermost async function, or further out, to *innermost*.
+
+    Args:
+        portal: A portal whose step is running, in whatever thread.
+        innermost: A frame of that step.
+    """
+    frames = outermost_first(innermost)
+    greenlets = [portal.greenlet]
+    if all(frame.f_code is not work.__code__ for frame in frames):
+        greenlets.insert(0, portal.worker)  # the task's code runs a greenlet of its own
+    for around in greenlets:
+        outer = outermost_first(getattr(around, "gr_frame", None))
+        frames = [frame for frame in outer if frame not in frames] + frames
+    return frames
+
+
+def stepping_portals() -> Iterator[Portal]:
+    """The portals whose steps are running, of all threads: the innermost one of each.
+
+    Only while somebody listens. See `Home.stepping` for what can be left there.
+    """
+    for home in homes():
+        portal = home.stepping
+        if portal is not None:
+            yield portal
