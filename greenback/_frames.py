@@ -74,16 +74,16 @@ class HasShim:
     shim: Any
 
 
-# `await_` and `drive`. Written once, by the module that has them: it needs this one. Where they are
-# written in C, they have no code, and so there is no frame of theirs.
-_await: Any = None
-_drive: Any = None
+# The code of `await_` and of `drive`. Written once, by the module that has them: it needs this one.
+# Functions in C have no code, nor frames that could have it.
+_await: Optional[CodeType] = None
+_drive: Optional[CodeType] = None
 
 
 def set_engine(await_: Callable[..., Any], drive: Callable[..., Any]) -> None:
-    """Say which functions bridge, and which forward the traps of a portal's work."""
+    """Say which function bridges, and which forwards the traps of a portal's work."""
     global _await, _drive
-    _await, _drive = await_, drive
+    _await, _drive = getattr(await_, "__code__", None), getattr(drive, "__code__", None)
 
 
 # Which frames
@@ -100,7 +100,7 @@ def is_own(frame: FrameType) -> bool:
 def is_bridge(frame: FrameType) -> bool:
     """Whether it is the frame of a bridge."""
     # By identity: comparing a code object with itself takes a microsecond.
-    return frame.f_code is getattr(_await, "__code__", None)
+    return frame.f_code is _await
 
 
 def caller_of_bridge(frame: Optional[FrameType]) -> Optional[FrameType]:
@@ -158,8 +158,7 @@ def suspended_frames(awaitable: Any) -> Iterator[Optional[FrameType]]:
 def portal_of_drive(frame: FrameType) -> Optional[Portal]:
     """The portal whose traps a frame forwards; None if it does not."""
     # By comparison: Trio marks `drive` by giving it a copy of its code.
-    is_drive = frame.f_code == getattr(_drive, "__code__", None)
-    return _portal_in(frame) if is_drive else None
+    return _portal_in(frame) if frame.f_code == _drive else None
 
 
 def portal_frames(portal: Portal) -> Iterator[Optional[FrameType]]:

@@ -8,6 +8,7 @@ import platform
 import sys
 import threading
 import traceback
+import weakref
 
 import greenlet
 import pytest
@@ -349,6 +350,41 @@ class TestKilledWorker:
             assert await greenback.with_portal_run_sync(lambda: 42) == 42
             coroutine.close()
             assert await greenback.with_portal_run_sync(lambda: 42) == 42
+
+        backend.run(main)
+
+    @needs_refcounts
+    def test_keeps_nothing(self, backend):
+        """What a bridge awaited is gone with the bridge, while its portal is there."""
+        box = []
+
+        class Thing:
+            pass
+
+        async def takes(thing):
+            await backend.sleep(3600)
+
+        def bridges():
+            thing = Thing()
+            box.append(weakref.ref(thing))
+            greenback.await_(takes(thing))
+
+        def stubborn():
+            box.append(greenlet.getcurrent())
+            try:
+                bridges()
+            except greenlet.GreenletExit:
+                pass
+
+        async def main():
+            coroutine = greenback.with_portal_run_sync(stubborn)
+            coroutine.send(None)
+            worker, thing = box
+            assert thing() is not None
+            worker.throw(greenlet.GreenletExit)
+            gc.collect()
+            assert thing() is None
+            coroutine.close()
 
         backend.run(main)
 

@@ -246,6 +246,25 @@ class TestParked:
 
         assert names(parked(task)) == ["task", "starts_greenlet", "sync", "BRIDGE", "leaf"]
 
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+    def test_eager(self) -> None:
+        """A task that began in an except block is shown where it waits first."""
+
+        async def main() -> List[str]:
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+            event = asyncio.Event()
+            async with greenback.portals_for_tree():
+                try:
+                    raise LookupError
+                except LookupError:
+                    task = asyncio.ensure_future(leaf(event))
+                shown = names(format_task(task))
+            event.set()
+            await task
+            return shown
+
+        assert asyncio.run(main()) == ["leaf"]
+
 
 class TestHeader:
     def test_with_a_portal(self) -> None:

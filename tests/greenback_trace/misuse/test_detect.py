@@ -6,9 +6,9 @@ from typing import Any, Callable, List
 import pytest
 
 import greenback
+from greenback._frames import frames_from
 from greenback_trace.misuse import _detect
 from greenback_trace.misuse._finding import SEVERITY
-from greenback_trace.misuse._stack import frames_from
 
 IS_PYPY = sys.implementation.name == "pypy"
 
