@@ -68,9 +68,8 @@ if TYPE_CHECKING:
     from ._caller import Caller
     from ._counts import Chain
 
-#: Of the format, as ``greenback.trace.version`` of the resource: raised when readers of the former
-#: one would take something wrong. In files of version 1, which do not say so, the functions of a
-#: chain are texts alone.
+#: Of the format, as the resource has it in ``greenback.trace.version``. Files of version 1 do not
+#: have that, and of the functions in a chain they have the texts alone.
 VERSION = 2
 #: Seconds.
 FLUSH_INTERVAL = 5.0
@@ -532,7 +531,9 @@ class _Chains:
         self._told.update(new)
         metric = scope_metrics.metrics.add(name="greenback.chain.functions", unit="{function}")
         for caller in new:
-            point = metric.gauge.data_points.add(time_unix_nano=now, as_int=1)
+            point = metric.gauge.data_points.add(
+                start_time_unix_nano=self._start, time_unix_nano=now, as_int=1
+            )
             attributes: Dict[str, Any] = {"greenback.function.qualname": caller.qualname}
             if caller.module:
                 attributes["greenback.function.module"] = caller.module
