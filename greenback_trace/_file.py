@@ -12,7 +12,11 @@ written again only after a change:
 ================================== ============ ====================================================
 
 with the attributes ``code.function.name``, ``code.file.path``, ``code.line.number`` and
-``greenback.sync_chain`` (as on spans). Needs the packages of the extra ``report``.
+``greenback.sync_chain`` (as on spans). The first line that has a function in a chain also says what
+its text there is made of: a point of the gauge ``greenback.chain.functions``, with the attributes
+``greenback.function.module``, ``greenback.function.qualname``, ``code.file.path`` and
+``code.line.number``. So nobody who reads the file has to take a text apart. Needs the packages of
+the extra ``report``.
 
 Spans are made by the SDK's tracer. What becomes of them, and the metrics, is up to one thread of
 ours: the SDK's own processors and readers take locks that a forked child may find held, and start
@@ -37,11 +41,11 @@ import threading
 import uuid
 from collections import deque
 from time import monotonic, time_ns
-from typing import IO, TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import IO, TYPE_CHECKING, Any, Callable, Deque, Dict, Optional, Sequence, Set, Tuple
 
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.metrics import CallbackOptions, MeterProvider, NoOpMeter, NoOpMeterProvider
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
@@ -50,17 +54,23 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     NumberDataPoint,
     ScopeMetrics,
 )
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from ._counts import Tally, Ticks
+from ._counts import Ticks
+from ._metrics import CHAIN_METRICS, COUNTER, DROPPED, GAUGE, METRICS, Source
 from ._snapshot import durations
 from ._totals import Totals
 
 if TYPE_CHECKING:
+    from ._caller import Caller
     from ._counts import Chain
 
+#: Of the format, as the resource has it in ``greenback.trace.version``. Files of version 1 do not
+#: have that, and of the functions in a chain they have the texts alone.
+VERSION = 2
 #: Seconds.
 FLUSH_INTERVAL = 5.0
 #: Seconds that closing waits for what is left to be written, at most.
@@ -221,12 +231,18 @@ class _Queue(SpanProcessor):
 
 
 class Pipeline:
-    """A tracer provider and a meter provider of our own, and the file behind them.
+    """A tracer provider of our own, and the file that its spans and all metrics are written to.
 
     Never global, and without regard to ``OTEL_*`` variables, but for the name of the service.
+
+    Args:
+        path: Where the file is.
+        limit: How many bytes it has at most.
+        totals: What the chains and the histograms are read from.
+        scope: The name, the version and the schema of what counts.
     """
 
-    def __init__(self, path: str, limit: int, totals: Totals) -> None:
+    def __init__(self, path: str, limit: int, totals: Totals, scope: Tuple[str, str, str]) -> None:
         self.file = LineFile(path, limit)
         resource = Resource(
             {
@@ -234,13 +250,15 @@ class Pipeline:
                 "service.instance.id": str(uuid.uuid4()),
                 "process.pid": os.getpid(),
                 "telemetry.sdk.language": "python",
+                "greenback.trace.version": VERSION,
             }
         )
         self._queue = _Queue(self._wake_up)
-        self._metrics = _Metrics(totals, resource)
+        #: What the other metrics are read from.
+        self.source = Source()
+        self._metrics = _Metrics(totals, self.source, resource, scope)
         self.tracer_provider = _tracer_provider(resource)
         self.tracer_provider.add_span_processor(self._queue)
-        self.meter_provider = _MeterProvider()
         self._thread: Optional[threading.Thread] = None
         self._is_closing = False
         self._has_failed = False
@@ -330,10 +348,9 @@ class Pipeline:
                     left -= len(batch)
                     self.file.write(encode_spans(batch))
                 if with_metrics:
-                    for meter in self.meter_provider.meters:
-                        request = self._metrics.request(meter)
-                        if request is not None:
-                            self.file.write(request)
+                    request = self._metrics.request()
+                    if request is not None:
+                        self.file.write(request)
             except Exception as error:
                 self.file.drop()
                 if not self._has_failed:
@@ -373,66 +390,27 @@ def _tracer_provider(resource: Resource) -> TracerProvider:
     return provider
 
 
-class _Meter(NoOpMeter):
-    """Keeps what observable instruments are made of."""
-
-    def __init__(self, name: str, version: Optional[str], schema_url: Optional[str]) -> None:
-        super().__init__(name, version, schema_url)
-        #: Name, unit, description, whether it only grows (None for a gauge), callbacks.
-        self.observed: List[Tuple[str, str, str, Optional[bool], Sequence[Callable[..., Any]]]] = []
-
-    def create_observable_counter(
-        self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
-    ) -> Any:
-        self.observed.append((name, unit, description, True, callbacks or ()))
-
-    def create_observable_up_down_counter(
-        self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
-    ) -> Any:
-        self.observed.append((name, unit, description, False, callbacks or ()))
-
-    def create_observable_gauge(
-        self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
-    ) -> Any:
-        self.observed.append((name, unit, description, None, callbacks or ()))
-
-
-class _MeterProvider(MeterProvider):
-    def __init__(self) -> None:
-        self.meters: List[_Meter] = []
-
-    def get_meter(
-        self,
-        name: str,
-        version: Optional[str] = None,
-        schema_url: Optional[str] = None,
-        attributes: Any = None,
-    ) -> _Meter:
-        meter = _Meter(name, version, schema_url)
-        self.meters.append(meter)
-        return meter
-
-
 class _Metrics:
-    """What a meter's instruments report, with histograms and chains, as OTLP requests."""
+    """What has been counted, with histograms and chains, as OTLP requests."""
 
-    def __init__(self, totals: Totals, resource: Resource) -> None:
+    def __init__(
+        self, totals: Totals, source: Source, resource: Resource, scope: Tuple[str, str, str]
+    ) -> None:
         self._totals = totals
+        self._source = source
         self._resource = resource
+        self._scope = scope
         self._start = time_ns()
         self._chains = _Chains(totals, self._start)
         self._written: Any = None
 
-    def request(self, meter: _Meter) -> Optional[ExportMetricsServiceRequest]:
+    def request(self) -> Optional[ExportMetricsServiceRequest]:
         """None if there is no news: the file of an idle program does not grow."""
         if not self._totals.by_kind():
             return None  # no portal was ever opened
-        values = [
-            (name, [(each.value, each.attributes) for call in calls for each in call(_OPTIONS)])
-            for name, _, _, _, calls in meter.observed
-        ]
+        found = {metric.name: self._source.read(metric) for metric in METRICS}
         # A line that is lost is no news that is worth another one.
-        news = [each for each in values if each[0] != "greenback.trace.item.dropped"]
+        news = {name: values for name, values in found.items() if name != DROPPED}
         if news == self._written:
             return None
         self._written = news
@@ -440,25 +418,26 @@ class _Metrics:
         request = ExportMetricsServiceRequest()
         resource_metrics = request.resource_metrics.add()
         _put(resource_metrics.resource.attributes, self._resource.attributes)
-        scope_metrics = resource_metrics.scope_metrics.add(schema_url=meter.schema_url or "")
-        scope_metrics.scope.name = meter.name
-        scope_metrics.scope.version = meter.version or ""
-        for (name, unit, description, is_monotonic, _), (_, observed) in zip(
-            meter.observed, values
-        ):
-            if not observed:
+        name, version, schema_url = self._scope
+        scope_metrics = resource_metrics.scope_metrics.add(schema_url=schema_url)
+        scope_metrics.scope.name = name
+        scope_metrics.scope.version = version
+        for each in METRICS:
+            values = found[each.name]
+            if not values:
                 continue
-            metric = scope_metrics.metrics.add(name=name, unit=unit, description=description)
-            data = metric.gauge if is_monotonic is None else metric.sum
-            if is_monotonic is not None:
-                metric.sum.is_monotonic = is_monotonic
+            metric = scope_metrics.metrics.add(
+                name=each.name, unit=each.unit, description=each.description
+            )
+            if each.kind == GAUGE:
+                points = metric.gauge.data_points
+            else:
+                metric.sum.is_monotonic = each.kind == COUNTER
                 metric.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
-            for value, attributes in observed:
-                point = data.data_points.add(start_time_unix_nano=self._start, time_unix_nano=now)
-                if isinstance(value, int):
-                    point.as_int = value
-                else:
-                    point.as_double = value
+                points = metric.sum.data_points
+            for value, attributes in values:
+                point = points.add(start_time_unix_nano=self._start, time_unix_nano=now)
+                _set(point, value)
                 _put(point.attributes, attributes)
         self._add_histograms(scope_metrics, now)
         self._chains.add_to(scope_metrics, now)
@@ -482,7 +461,11 @@ class _Metrics:
             _put(point.attributes, each.attributes)
 
 
-_OPTIONS = CallbackOptions()
+def _set(point: NumberDataPoint, value: float) -> None:
+    if isinstance(value, int):
+        point.as_int = value
+    else:
+        point.as_double = value
 
 
 def _put(holder: Any, attributes: Any) -> None:
@@ -510,6 +493,7 @@ class _Chains:
         self._totals = totals
         self._start = start
         self._written: Dict[Chain, Tuple[int, int, int]] = {}
+        self._told: Set[Caller] = set()
 
     def add_to(self, scope_metrics: ScopeMetrics, now: int) -> None:
         changed = []
@@ -520,53 +504,55 @@ class _Chains:
                 changed.append((chain, tally))
         if not changed:
             return
-        self._add(scope_metrics, changed, now, "bridges", "{bridge}")
-        self._add(scope_metrics, changed, now, "suspensions", "{bridge}")
-        self._add(scope_metrics, changed, now, "time", "s")
-        self._add(scope_metrics, changed, now, "suspended_time", "s")
+        self._add_functions(scope_metrics, [chain for chain, _ in changed], now)
+        for each in CHAIN_METRICS:
+            metric = scope_metrics.metrics.add(name=each.name, unit=each.unit)
+            metric.sum.is_monotonic = True
+            metric.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
+            for chain, tally in changed:
+                for value, attributes in each.read(tally):
+                    point = self._point(metric, chain, now)
+                    _put(point.attributes, attributes)
+                    _set(point, value)
 
-    def _add(
-        self,
-        scope_metrics: ScopeMetrics,
-        changed: Sequence[Tuple[Chain, Tally]],
-        now: int,
-        name: str,
-        unit: str,
+    def _add_functions(
+        self, scope_metrics: ScopeMetrics, chains: Sequence[Chain], now: int
     ) -> None:
-        metric = scope_metrics.metrics.add(name=f"greenback.chain.{name}", unit=unit)
-        metric.sum.is_monotonic = True
-        metric.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE
-        for chain, tally in changed:
-            if name == "bridges":
-                for outcome, count in (
-                    ("ok", tally.ok),
-                    ("error", tally.errors),
-                    ("cancelled", tally.cancelled),
-                ):
-                    if count:
-                        point = self._point(metric.sum.data_points.add(), chain, now)
-                        _put(point.attributes, {"greenback.outcome": outcome})
-                        point.as_int = count
-                continue
-            point = self._point(metric.sum.data_points.add(), chain, now)
-            if name == "suspensions":
-                point.as_int = tally.suspended
-            elif name == "time":
-                point.as_double = tally.time_ns / 1e9
-            else:
-                point.as_double = tally.suspended_ns / 1e9
+        """Say once of each function, and line, what its text in a chain is made of."""
+        new = {
+            caller: None
+            for chain in chains
+            if not chain[-1].is_async
+            for caller in chain
+            if caller not in self._told
+        }
+        if not new:
+            return
+        self._told.update(new)
+        metric = scope_metrics.metrics.add(name="greenback.chain.functions", unit="{function}")
+        for caller in new:
+            point = metric.gauge.data_points.add(
+                start_time_unix_nano=self._start, time_unix_nano=now, as_int=1
+            )
+            attributes: Dict[str, Any] = {"greenback.function.qualname": caller.qualname}
+            if caller.module:
+                attributes["greenback.function.module"] = caller.module
+            _put(point.attributes, attributes)
+            _put(point.attributes, _place(caller))
 
-    def _point(self, point: NumberDataPoint, chain: Chain, now: int) -> NumberDataPoint:
-        point.start_time_unix_nano = self._start
-        point.time_unix_nano = now
+    def _point(self, metric: MetricMessage, chain: Chain, now: int) -> NumberDataPoint:
+        point = metric.sum.data_points.add(start_time_unix_nano=self._start, time_unix_nano=now)
         site = chain[-1]
-        attributes: Dict[str, Any] = {"code.function.name": site.function}
-        if site.file:
-            attributes["code.file.path"] = site.file
-            attributes["code.line.number"] = site.line
+        attributes: Dict[str, Any] = {"code.function.name": site.function, **_place(site)}
         attributes["greenback.sync_chain"] = [] if site.is_async else [str(each) for each in chain]
         _put(point.attributes, attributes)
         return point
+
+
+def _place(caller: Caller) -> Dict[str, Any]:
+    if not caller.file:
+        return {}
+    return {"code.file.path": caller.file, "code.line.number": caller.line}
 
 
 def _program() -> str:

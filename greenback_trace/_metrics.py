@@ -1,7 +1,8 @@
-"""Totals -> the instruments of OpenTelemetry.
+"""Totals -> the instruments of OpenTelemetry, and the tables of what they are.
 
-Counters are exact: the SDK asks for them when it collects. Histograms have to be told of each event
-as it happens, which is too dear for all of them: they get a sample.
+Counters are exact: the SDK asks for them when it collects, and the embedded pipeline when it
+writes. Histograms of an SDK have to be told of each event as it happens, which is too dear for all
+of them: they get a sample.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 import threading
 from random import random
 from time import perf_counter
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
@@ -23,22 +24,67 @@ from ._snapshot import bridge_attributes
 from ._stalls import seconds_stalled
 from ._totals import Totals, ending_of
 
+#: Each value of a metric, with its attributes.
 _Values = Iterable[Tuple[float, Dict[str, Any]]]
 # Attributes that can be looked up: those of one counter always come in the same order.
 _Key = Tuple[Tuple[str, Any], ...]
 #: More events than there will ever be.
 _ALL = 1 << 60
 
+#: The kinds of metrics that are read when they are collected.
+COUNTER, UP_DOWN_COUNTER, GAUGE = "counter", "up_down_counter", "gauge"
+
+
+class Metric(NamedTuple):
+    """A row of `METRICS`.
+
+    Attributes:
+        kind: One of `COUNTER`, `UP_DOWN_COUNTER` and `GAUGE`.
+        read: Gives what it is now.
+    """
+
+    name: str
+    unit: str
+    kind: str
+    description: str
+    read: Callable[[Source, Totals], _Values]
+
+
+class ChainMetric(NamedTuple):
+    """A row of `CHAIN_METRICS`: a counter.
+
+    Attributes:
+        read: Gives what the bridges of one chain have counted, besides whose they are.
+    """
+
+    name: str
+    unit: str
+    read: Callable[[Tally], _Values]
+
+
+class HistogramMetric(NamedTuple):
+    """A row of `HISTOGRAMS`, in seconds.
+
+    Attributes:
+        of: What takes the time.
+        bounds: In nanoseconds.
+    """
+
+    of: str
+    description: str
+    bounds: List[int]
+
 
 class Source:
-    """What the callbacks of one meter read. They stay registered, so that they outlive tracing.
+    """What the metrics of one meter, or of one file, are read from.
 
-    To whoever collects it, a counter never falls: when tracing is enabled again, it goes on where
-    it was, although the totals begin at zero.
+    The callbacks of a meter stay registered, so that it outlives tracing. To whoever collects it, a
+    counter never falls: when tracing is enabled again, it goes on where it was, although the totals
+    begin at zero.
     """
 
     def __init__(self) -> None:
-        #: None while tracing is disabled: then the callbacks report nothing.
+        #: None while tracing is disabled: then there are no values.
         self.totals: Optional[Totals] = None
         #: What was left out so far, by what it was and why, besides sites.
         self.dropped: Callable[[], Mapping[str, Mapping[str, int]]] = dict
@@ -50,12 +96,12 @@ class Source:
         self.on_read: Optional[Callable[[], None]] = None
         #: By name. None where nobody is to be called: the embedded pipeline has exact ones.
         self.histograms: Optional[Dict[str, Histogram]] = None
-        #: How to read the counters, by name.
-        self.counters: Dict[str, Callable[[Totals], _Values]] = {}
-        #: What they were when tracing was disabled.
+        self.functions = _Functions()
+        #: What the counters were when tracing was disabled.
         self._before: Dict[str, Dict[_Key, float]] = {}
 
-    def read(self, name: str, values: Callable[[Totals], _Values]) -> List[Observation]:
+    def read(self, metric: Metric) -> List[Tuple[float, Dict[str, Any]]]:
+        """The values of a metric, with their attributes."""
         self.was_read = True
         totals = self.totals
         if totals is None:
@@ -63,18 +109,19 @@ class Source:
         on_read = self.on_read
         if on_read is not None:  # another thread may take it away now
             on_read()
-        found = _added_up(self._before.get(name, {}), values(totals))
+        found = _added_up(self._before.get(metric.name, {}), metric.read(self, totals))
         if self.totals is not totals:
             return []  # it was disabled in between, so that something may be in there twice
-        return [Observation(value, dict(key)) for key, value in found.items()]
+        return [(value, dict(key)) for key, value in found.items()]
 
     def leave(self) -> None:
         """Report nothing any more, but remember what was reported."""
         totals, self.totals, self.on_read = self.totals, None, None
         if totals is not None:
             self._before = {
-                name: _added_up(self._before.get(name, {}), values(totals))
-                for name, values in self.counters.items()
+                metric.name: _added_up(self._before.get(metric.name, {}), metric.read(self, totals))
+                for metric in METRICS
+                if metric.kind == COUNTER
             }
 
     def forget(self) -> None:
@@ -91,10 +138,10 @@ def _added_up(before: Dict[_Key, float], values: _Values) -> Dict[_Key, float]:
 
 
 class _Functions(threading.local):
-    """The totals by function, added up once for all instruments of a collection.
+    """The totals by function, added up once for all metrics of a collection.
 
-    An SDK asks for one instrument after the other, in one thread. Whoever asks again has begun
-    another collection.
+    An SDK asks for one metric after the other, in one thread. Whoever asks again has begun another
+    collection.
     """
 
     def __init__(self) -> None:
@@ -245,170 +292,179 @@ class Measurements:
         return may
 
 
-def register(meter: Meter, source: Source, is_private: bool) -> None:
+def register(meter: Meter, source: Source) -> None:
     """Create the instruments on *meter*. Once for each meter: they cannot be taken away.
 
     Args:
         meter: Whose they are to be.
         source: What they report.
-        is_private: The meter is that of the embedded pipeline, which writes the exact histograms.
     """
-
-    def counter(name: str, unit: str, what: str, values: Callable[[Totals], _Values]) -> None:
-        source.counters[name] = values
-        meter.create_observable_counter(name, [_callback(source, name, values)], unit, what)
-
-    def up_down(name: str, unit: str, what: str, values: Callable[[Totals], _Values]) -> None:
-        meter.create_observable_up_down_counter(name, [_callback(source, name, values)], unit, what)
-
-    functions = _Functions()
-
-    def per_function(
-        name: str, unit: str, what: str, values: Callable[[Dict[str, Tally]], _Values]
-    ) -> None:
-        counter(name, unit, what, lambda totals: values(functions.of(totals, name)))
-
-    per_function("greenback.bridges", "{bridge}", "Calls of await_ that have finished.", _bridges)
-    per_function(
-        "greenback.bridge.suspensions",
-        "{bridge}",
-        "Bridges that waited for the event loop.",
-        _suspensions,
-    )
-    per_function("greenback.bridge.time", "s", "Total time in bridges.", _time)
-    per_function(
-        "greenback.bridge.suspended_time",
-        "s",
-        "Time that bridges waited for the event loop.",
-        _suspended_time,
-    )
-    up_down("greenback.bridge.active", "{bridge}", "Bridges that are under way.", _active)
-    counter("greenback.switches", "{switch}", "Greenlet switches made by bridges.", _switches)
-    counter("greenback.portals", "{portal}", "Portals opened.", _portals)
-    up_down("greenback.portal.active", "{portal}", "Portals that are open.", _active_portals)
-    counter("greenback.steps", "{step}", "Runs of portal tasks between two traps.", _steps)
-    counter("greenback.step.time", "s", "Time that portal tasks held the event loop.", _step_time)
-
-    counter(
-        "greenback.slow_steps",
-        "{step}",
-        "Steps that held the event loop for too long.",
-        _slow_steps,
-    )
-
-    name, what = (
-        "greenback.step.stalled",
-        "For how long a step has held the event loop that still runs.",
-    )
-    meter.create_observable_gauge(name, [_callback(source, name, _stalled)], "s", what)
-
-    def misuses(totals: Totals) -> _Values:
-        by_function = source.misuses
-        if by_function is not None:
-            for (kind, function), count in by_function():
-                yield count, {"greenback.misuse.kind": kind, "code.function.name": function}
-
-    counter("greenback.misuses", "{misuse}", "Bridges from unsafe places.", misuses)
-
-    def dropped(totals: Totals) -> _Values:
-        items = {item: dict(reasons) for item, reasons in source.dropped().items()}
-        if totals.sites.count_left_out():
-            items["site"] = {"limit": totals.sites.count_left_out()}
-        for item, reasons in items.items():
-            for reason, count in reasons.items():
-                if count:
-                    yield (
-                        count,
-                        {"greenback.trace.item": item, "greenback.trace.drop.reason": reason},
-                    )
-
-    counter("greenback.trace.item.dropped", "{item}", "What tracing has left out.", dropped)
-
-    if not is_private:
-        source.histograms = {
-            name: meter.create_histogram(
-                f"greenback.{name}.duration",
-                "s",
-                description,
-                explicit_bucket_boundaries_advisory=[bound / 1e9 for bound in bounds],
-            )
-            for name, description, bounds in (
-                ("bridge", "How long bridges took; a sample.", BOUNDS),
-                ("switch", "How long greenlet switches took; a sample.", BOUNDS),
-                ("step", "How long steps held the event loop; a sample.", BOUNDS),
-                ("portal", "How long portals were open; a sample.", PORTAL_BOUNDS),
-            )
-        }
+    create = {
+        COUNTER: meter.create_observable_counter,
+        UP_DOWN_COUNTER: meter.create_observable_up_down_counter,
+        GAUGE: meter.create_observable_gauge,
+    }
+    for metric in METRICS:
+        create[metric.kind](
+            metric.name, [_callback(source, metric)], metric.unit, metric.description
+        )
+    source.histograms = {
+        metric.of: meter.create_histogram(
+            f"greenback.{metric.of}.duration",
+            "s",
+            metric.description,
+            explicit_bucket_boundaries_advisory=[bound / 1e9 for bound in metric.bounds],
+        )
+        for metric in HISTOGRAMS
+    }
 
 
-def _callback(
-    source: Source, name: str, values: Callable[[Totals], _Values]
-) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    return lambda options: source.read(name, values)
+def _callback(source: Source, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    return lambda options: [
+        Observation(value, attributes) for value, attributes in source.read(metric)
+    ]
 
 
-def _bridges(functions: Dict[str, Tally]) -> _Values:
-    for function, tally in functions.items():
-        for outcome, count in (
-            ("ok", tally.ok),
-            ("error", tally.errors),
-            ("cancelled", tally.cancelled),
-        ):
-            if count:
-                yield count, {"code.function.name": function, "greenback.outcome": outcome}
+def _bridges(tally: Tally) -> _Values:
+    for outcome, count in (
+        ("ok", tally.ok),
+        ("error", tally.errors),
+        ("cancelled", tally.cancelled),
+    ):
+        if count:
+            yield count, {"greenback.outcome": outcome}
 
 
-def _suspensions(functions: Dict[str, Tally]) -> _Values:
-    for function, tally in functions.items():
-        yield tally.suspended, {"code.function.name": function}
+def _suspensions(tally: Tally) -> _Values:
+    yield tally.suspended, {}
 
 
-def _time(functions: Dict[str, Tally]) -> _Values:
-    for function, tally in functions.items():
-        yield tally.time_ns / 1e9, {"code.function.name": function}
+def _time(tally: Tally) -> _Values:
+    yield tally.time_ns / 1e9, {}
 
 
-def _suspended_time(functions: Dict[str, Tally]) -> _Values:
-    for function, tally in functions.items():
-        yield tally.suspended_ns / 1e9, {"code.function.name": function}
+def _suspended_time(tally: Tally) -> _Values:
+    yield tally.suspended_ns / 1e9, {}
 
 
-def _active(totals: Totals) -> _Values:
+def _per_function(
+    name: str, unit: str, description: str, values: Callable[[Tally], _Values]
+) -> Metric:
+    def read(source: Source, totals: Totals) -> _Values:
+        for function, tally in source.functions.of(totals, name).items():
+            for value, attributes in values(tally):
+                yield value, {"code.function.name": function, **attributes}
+
+    return Metric(name, unit, COUNTER, description, read)
+
+
+def _active(source: Source, totals: Totals) -> _Values:
     for library, count in totals.active().items():
         yield count, {"greenback.async_library": library}
 
 
-def _switches(totals: Totals) -> _Values:
+def _switches(source: Source, totals: Totals) -> _Values:
     for direction, durations in totals.switches().items():
         yield count_of(durations), {"greenback.switch.direction": direction}
 
 
-def _portals(totals: Totals) -> _Values:
+def _portals(source: Source, totals: Totals) -> _Values:
     for kind, tally in totals.by_kind().items():
         yield tally.opened, {"greenback.portal.kind": kind}
 
 
-def _active_portals(totals: Totals) -> _Values:
+def _active_portals(source: Source, totals: Totals) -> _Values:
     for kind, tally in totals.by_kind().items():
         yield tally.open, {"greenback.portal.kind": kind}
 
 
-def _steps(totals: Totals) -> _Values:
+def _steps(source: Source, totals: Totals) -> _Values:
     for library, steps in totals.by_library().items():
         yield steps.count, {"greenback.async_library": library}
 
 
-def _step_time(totals: Totals) -> _Values:
+def _step_time(source: Source, totals: Totals) -> _Values:
     for library, steps in totals.by_library().items():
         yield steps.time_ns / 1e9, {"greenback.async_library": library}
 
 
-def _stalled(totals: Totals) -> _Values:
+def _stalled(source: Source, totals: Totals) -> _Values:
     stalled = seconds_stalled(totals)
     for library in totals.by_library():
         yield stalled.get(library, 0.0), {"greenback.async_library": library}
 
 
-def _slow_steps(totals: Totals) -> _Values:
+def _slow_steps(source: Source, totals: Totals) -> _Values:
     for function, count in totals.slow_steps().items():
         yield count, {"code.function.name": function}
+
+
+def _misuses(source: Source, totals: Totals) -> _Values:
+    by_function = source.misuses
+    if by_function is not None:
+        for (kind, function), count in by_function():
+            yield count, {"greenback.misuse.kind": kind, "code.function.name": function}
+
+
+def _dropped(source: Source, totals: Totals) -> _Values:
+    items = {item: dict(reasons) for item, reasons in source.dropped().items()}
+    if totals.sites.count_left_out():
+        items["site"] = {"limit": totals.sites.count_left_out()}
+    for item, reasons in items.items():
+        for reason, count in reasons.items():
+            if count:
+                yield count, {"greenback.trace.item": item, "greenback.trace.drop.reason": reason}
+
+
+#: What has been left out. Alone, it is no news that a file is told of.
+DROPPED = "greenback.trace.item.dropped"
+
+# fmt: off
+#: What is read when it is collected, be it by an SDK or for a file.
+METRICS = (
+    _per_function("greenback.bridges", "{bridge}", "Calls of await_ that have finished.", _bridges),
+    _per_function(
+        "greenback.bridge.suspensions", "{bridge}", "Bridges that waited for the event loop.",
+        _suspensions),
+    _per_function("greenback.bridge.time", "s", "Total time in bridges.", _time),
+    _per_function(
+        "greenback.bridge.suspended_time", "s", "Time that bridges waited for the event loop.",
+        _suspended_time),
+    Metric(
+        "greenback.bridge.active", "{bridge}", UP_DOWN_COUNTER, "Bridges that are under way.",
+        _active),
+    Metric(
+        "greenback.switches", "{switch}", COUNTER, "Greenlet switches made by bridges.", _switches),
+    Metric("greenback.portals", "{portal}", COUNTER, "Portals opened.", _portals),
+    Metric(
+        "greenback.portal.active", "{portal}", UP_DOWN_COUNTER, "Portals that are open.",
+        _active_portals),
+    Metric(
+        "greenback.steps", "{step}", COUNTER, "Runs of portal tasks between two traps.", _steps),
+    Metric(
+        "greenback.step.time", "s", COUNTER, "Time that portal tasks held the event loop.",
+        _step_time),
+    Metric(
+        "greenback.slow_steps", "{step}", COUNTER, "Steps that held the event loop for too long.",
+        _slow_steps),
+    Metric(
+        "greenback.step.stalled", "s", GAUGE,
+        "For how long a step has held the event loop that still runs.", _stalled),
+    Metric("greenback.misuses", "{misuse}", COUNTER, "Bridges from unsafe places.", _misuses),
+    Metric(DROPPED, "{item}", COUNTER, "What tracing has left out.", _dropped),
+)
+#: What an SDK gets a sample of. A file has them exactly.
+HISTOGRAMS = (
+    HistogramMetric("bridge", "How long bridges took; a sample.", BOUNDS),
+    HistogramMetric("switch", "How long greenlet switches took; a sample.", BOUNDS),
+    HistogramMetric("step", "How long steps held the event loop; a sample.", BOUNDS),
+    HistogramMetric("portal", "How long portals were open; a sample.", PORTAL_BOUNDS),
+)
+#: What only a file has: there are too many chains for an SDK.
+CHAIN_METRICS = (
+    ChainMetric("greenback.chain.bridges", "{bridge}", _bridges),
+    ChainMetric("greenback.chain.suspensions", "{bridge}", _suspensions),
+    ChainMetric("greenback.chain.time", "s", _time),
+    ChainMetric("greenback.chain.suspended_time", "s", _suspended_time),
+)
+# fmt: on

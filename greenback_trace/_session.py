@@ -168,8 +168,9 @@ class Session:
         from ._file import Pipeline
 
         assert self._config.file is not None
-        self._pipeline = Pipeline(self._config.file, self._config.file_limit, self.totals)
-        self.connect(self._pipeline.tracer_provider, self._pipeline.meter_provider)
+        scope = "greenback", _version(), _SCHEMA_URL
+        self._pipeline = Pipeline(self._config.file, self._config.file_limit, self.totals, scope)
+        self.connect(self._pipeline.tracer_provider, None)
 
     def _watch_loops(self) -> None:
         from ._loops import Loops
@@ -354,9 +355,13 @@ class Session:
                 trace.get_tracer("greenback", _version(), tracer_provider, schema_url=_SCHEMA_URL),
                 self._watch_global_provider,
             )
-        if meter_provider is None:
-            meter_provider = metrics.get_meter_provider()
-        source = self._source = _source_of(meter_provider, is_private=self._pipeline is not None)
+        if self._pipeline is not None:
+            source = self._pipeline.source
+        elif meter_provider is not None:
+            source = _source_of(meter_provider)
+        else:
+            source = _source_of(metrics.get_meter_provider())
+        self._source = source
         source.was_read = False
         source.totals = self.totals
         source.dropped = self.dropped
@@ -496,7 +501,7 @@ def _tell_closed(portal: Portal, tally: PortalTally) -> None:
     portal_closed(portal, tally)
 
 
-def _source_of(meter_provider: Any, is_private: bool) -> Source:
+def _source_of(meter_provider: Any) -> Source:
     """What is behind the instruments of a meter provider: there are some already, or they are made.
 
     Those that were made of the global proxy are the instruments of what takes its place.
@@ -510,7 +515,7 @@ def _source_of(meter_provider: Any, is_private: bool) -> Source:
     if source is None:
         source = Source()
         meter = meter_provider.get_meter("greenback", _version(), _SCHEMA_URL)
-        register(meter, source, is_private)
+        register(meter, source)
     _sources[meter_provider] = source
     return source
 

@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import greenback
 
+from ._caller import Caller
 from ._frames import locals_of
 
 #: The flags of functions whose calls return something to await or to iterate with ``async for``.
@@ -41,52 +42,24 @@ def key_of(frame: FrameType) -> int:
     return id(frame.f_code) + frame.f_lasti * STRIDE
 
 
-class Site:
+class Site(Caller):
     """A place in the source that called something: `greenback.await_`, or what leads to it.
 
+    Two calls on one line have a site each, since they are known by their instruction, but nobody
+    who reads a trace can tell them apart: they are equal, and so counted together.
+
     Attributes:
-        function: ``module.qualname`` of the function.
-        qualname: Its second part alone.
-        file: The file name that the code object has.
-        line: The line of the call.
         is_async: Whether the function is an async one.
     """
 
-    # Only what others hold anyway: a string of its own for the function would be a tenth of what
-    # a site takes.
-    __slots__ = ("code", "file", "is_async", "line", "module", "qualname")
+    __slots__ = ("code", "is_async")
 
     def __init__(
         self, module: str, qualname: str, file: str, line: int, code: Optional[CodeType]
     ) -> None:
-        self.module = module
-        self.qualname = qualname
-        self.file = file
-        self.line = line
+        super().__init__(module, qualname, file, line)
         self.code = code
         self.is_async = code is not None and bool(code.co_flags & ASYNC)
-
-    @property
-    def function(self) -> str:
-        return f"{self.module}.{self.qualname}" if self.module else self.qualname
-
-    # Two calls on one line have a site each, since they are known by their instruction, but nobody
-    # who reads a trace can tell them apart: they are equal, and so counted together.
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Site)
-            and self.line == other.line
-            and self.qualname == other.qualname
-            and self.module == other.module
-            and self.file == other.file
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.qualname, self.line))
-
-    def __str__(self) -> str:
-        return f"{self.function} ({self.file}:{self.line})" if self.file else self.function
 
 
 #: Stands for all the sites, or chains, that are not kept.

@@ -9,7 +9,7 @@ from ._counts import BOUNDS, PORTAL_BOUNDS, Histogram, count_of
 from .misuse.report import Misuse
 
 if TYPE_CHECKING:
-    from ._sites import Site
+    from ._caller import Caller
     from ._totals import Totals
 
 
@@ -247,7 +247,7 @@ def _durations(
         )
 
 
-def _site(site: Site) -> Dict[str, Any]:
+def _site(site: Caller) -> Dict[str, Any]:
     return {
         "function": site.function,
         "qualname": site.qualname,

@@ -8,8 +8,20 @@ are years that a calendar has. A value that does not fit makes the whole line a 
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, cast
+from typing import (
+    TYPE_CHECKING,
+    AbstractSet,
+    Any,
+    Callable,
+    Dict,
+    List,
+    NamedTuple,
+    Sequence,
+    Tuple,
+    cast,
+)
 
+from .._caller import Caller
 from ._otlp import NotOTLPError
 
 if TYPE_CHECKING:
@@ -17,9 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HISTOGRAMS",
-    "MALFORMED",
     "SITE_METRICS",
     "Attributes",
+    "NewerTraceError",
     "Part",
     "Point",
     "Span",
@@ -44,11 +56,14 @@ HISTOGRAMS = {
     "greenback.portal.duration",
 }
 #: What also goes down: a delta of it can be negative.
-_ACTIVE = "greenback.portal.active"
-_WANTED = {
+_ACTIVE = {"greenback.portal.active", "greenback.bridge.active"}
+#: Says what the texts of functions in sync chains are made of.
+_FUNCTIONS = "greenback.chain.functions"
+#: What a report is made from.
+_REPORTED = {
     *SITE_METRICS,
     *HISTOGRAMS,
-    _ACTIVE,
+    "greenback.portal.active",
     "greenback.portals",
     "greenback.steps",
     "greenback.step.time",
@@ -71,8 +86,10 @@ _FRAMES = 128
 _DEEPEST = 8
 #: Letters of a number in a string.
 _DIGITS = 40
+#: The latest version of the format that is known. Files of version 1 do not name it.
+_VERSION = 2
 #: What reading a request raises where something else is in the place of a part.
-MALFORMED = (
+_MALFORMED = (
     AttributeError,
     IndexError,
     KeyError,
@@ -111,29 +128,40 @@ class Part(NamedTuple):
     resource: Attributes
     points: List[Point]
     spans: List[Span]
+    #: What the texts in sync chains stand for.
+    callers: List[Caller]
 
 
-def check(request: Request) -> List[Part]:
+class NewerTraceError(Exception):
+    """A line is of a version that is not known yet. The message says which, and what to do."""
+
+
+def check(request: Request, wanted: AbstractSet[str] = frozenset(_REPORTED)) -> List[Part]:
     """The parts of a request that are greenback's.
+
+    Args:
+        request: What a line says.
+        wanted: The names of the metrics whose points are.
 
     Raises:
         NotOTLPError: Something in it is not what OTLP, or greenback, has in this place.
+        NewerTraceError: A newer greenback has written it.
     """
     try:
-        return _parts(request)
-    except MALFORMED as error:
+        return _parts(request, wanted)
+    except _MALFORMED as error:
         raise NotOTLPError(f"not a request of OTLP ({type(error).__name__}: {error})") from None
 
 
-def _parts(request: Request) -> List[Part]:
+def _parts(request: Request, wanted: AbstractSet[str]) -> List[Part]:
     found = [
-        Part(_about(resource_metrics), _points(scope_metrics), [])
+        Part(_about(resource_metrics), _points(scope_metrics, wanted), [], _callers(scope_metrics))
         for resource_metrics in request.resourceMetrics or ()
         for scope_metrics in resource_metrics.scopeMetrics
         if _is_ours(scope_metrics)
     ]
     found += [
-        Part(_about(resource_spans), [], _spans(scope_spans))
+        Part(_about(resource_spans), [], _spans(scope_spans), [])
         for resource_spans in request.resourceSpans or ()
         for scope_spans in resource_spans.scopeSpans
         if _is_ours(scope_spans)
@@ -146,7 +174,16 @@ def _is_ours(scope: Any) -> bool:
 
 
 def _about(part: Any) -> Attributes:
-    return [] if part.resource is None else _attributes(part.resource.attributes)
+    if part.resource is None:
+        return []
+    found = _attributes(part.resource.attributes)
+    for key, value in found:
+        if key == "greenback.trace.version" and value > _VERSION:
+            raise NewerTraceError(
+                f"a trace of version {value}, and this greenback reads those up to version "
+                f"{_VERSION}. Upgrade it: pip install --upgrade greenback"
+            )
+    return found
 
 
 def _spans(scope_spans: ScopeSpans) -> List[Span]:
@@ -173,21 +210,40 @@ def _spans(scope_spans: ScopeSpans) -> List[Span]:
     return found
 
 
-def _points(scope_metrics: ScopeMetrics) -> List[Point]:
+def _callers(scope_metrics: ScopeMetrics) -> List[Caller]:
+    found: List[Caller] = []
+    for metric in scope_metrics.metrics:
+        if metric.name == _FUNCTIONS and metric.gauge is not None:
+            for point in metric.gauge.dataPoints:
+                parts = dict(_attributes(point.attributes))
+                if "greenback.function.qualname" not in parts:
+                    raise NotOTLPError(f"{_FUNCTIONS} has a function without a name")
+                found.append(
+                    Caller(
+                        parts.get("greenback.function.module", ""),
+                        parts["greenback.function.qualname"],
+                        parts.get("code.file.path", ""),
+                        parts.get("code.line.number", 0),
+                    )
+                )
+    return found
+
+
+def _points(scope_metrics: ScopeMetrics, wanted: AbstractSet[str]) -> List[Point]:
     found: List[Point] = []
     # Neighbours have the same times: one object for all, since it is kept.
     start: Tuple[Any, int] = ("", 0)
     time: Tuple[Any, int] = ("", 0)
     for metric in scope_metrics.metrics:
         name = metric.name
-        if name not in _WANTED:
+        if name not in wanted:
             continue
         is_histogram = name in HISTOGRAMS
         data = metric.histogram if is_histogram else metric.sum or metric.gauge
         if data is None:
             continue
         is_delta = data.aggregationTemporality in _DELTA
-        least = _LEAST if name == _ACTIVE else 0
+        least = _LEAST if name in _ACTIVE else 0
         bounds: Tuple[float, ...] = ()
         for point in data.dataPoints:
             if start[0] != point.startTimeUnixNano:
@@ -283,6 +339,10 @@ def _count(key: str, value: Value) -> int:
 
 def _line(key: str, value: Value) -> int:
     return _integer(key, _number(key, value), 0, _LINES)
+
+
+def _version(key: str, value: Value) -> int:
+    return _integer(key, _number(key, value), 1, _MOST)
 
 
 def _pid(key: str, value: Value) -> int:
@@ -401,6 +461,8 @@ _READERS: Dict[str, Callable[[str, Any], Any]] = {
     "error.type": _text,
     "greenback.async_library": _text,
     "greenback.awaitable": _text,
+    "greenback.function.module": _path,
+    "greenback.function.qualname": _path,
     "greenback.misuse.kind": _text,
     "greenback.outcome": _text,
     "greenback.portal.bridges": _count,
@@ -418,5 +480,6 @@ _READERS: Dict[str, Callable[[str, Any], Any]] = {
     "greenback.task.name": _text,
     "greenback.trace.drop.reason": _text,
     "greenback.trace.item": _text,
+    "greenback.trace.version": _version,
     "process.pid": _pid,
 }

@@ -23,7 +23,6 @@ RATIO = 1.2
 LEAST_SECONDS = 1e-4
 LEAST_BRIDGES = 20
 
-_CALLER = re.compile(r"(?P<function>.*) \((?P<file>.*):\d+\)", re.DOTALL)
 _SEPARATOR = re.compile(r"[/\\]")
 
 #: Function, and the name of its file without the directory; empty if the trace does not tell.
@@ -198,16 +197,11 @@ def _by_chain(trace: Trace) -> Dict[Tuple[Place, ...], Numbers]:
     for site in trace.sites:
         for chain, numbers in site.chains.items():
             if numbers.bridges:
-                key = tuple([_place(caller) for caller in chain])
+                key = tuple([(caller.function, _name(caller.file)) for caller in chain])
                 # An empty chain is one that an async function calls: the site is async itself.
                 key = key or (("", ""), (site.function, _name(site.file)))
                 found.setdefault(key, Numbers()).add(numbers)
     return found
-
-
-def _place(caller: str) -> Place:
-    match = _CALLER.fullmatch(caller)
-    return (caller, "") if match is None else (match["function"], _name(match["file"]))
 
 
 def _name(path: str) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Dict, List, NamedTuple, Tuple
 
 from ._load import NothingToReportError, Numbers, Trace
-
-_CALLER = re.compile(r"(?P<function>.*) \((?P<file>.*):\d+\)", re.DOTALL)
 
 #: What a stack can be weighted by, in the order in which they are offered.
 WEIGHTS = ("time", "bridges")
@@ -38,7 +35,8 @@ def stacks(trace: Trace) -> List[Stack]:
     found: Dict[Tuple[Frame, ...], Numbers] = {}
     for site in trace.sites:
         for chain, numbers in site.chains.items():
-            frames = tuple(map(_frame, chain)) or (Frame(site.function, site.file),)
+            frames = tuple([Frame(caller.function, caller.file) for caller in chain])
+            frames = frames or (Frame(site.function, site.file),)
             found.setdefault(frames, Numbers()).add(numbers)
     if not found:
         raise NothingToReportError(
@@ -55,8 +53,3 @@ def stacks(trace: Trace) -> List[Stack]:
 def weight(numbers: Numbers, by: str) -> float:
     """What *numbers* weigh: seconds, or bridges."""
     return numbers.time if by == "time" else numbers.bridges
-
-
-def _frame(caller: str) -> Frame:
-    match = _CALLER.fullmatch(caller)
-    return Frame(caller, "") if match is None else Frame(match["function"], match["file"])

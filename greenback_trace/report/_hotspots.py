@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -26,7 +25,6 @@ _SLOW_STEPS = 10
 _NAMES = 2
 #: A share of durations, and how many there have to be for it to say something.
 _QUANTILES = ((0.5, "p50", 1), (0.95, "p95", 20), (0.99, "p99", 100))
-_CALLER = re.compile(r"(?P<function>.*) \((?P<file>.*):(?P<line>\d+)\)", re.DOTALL)
 _SEVERITY_STYLES = {"error": "red", "warning": "yellow", "advice": "dim"}
 
 
@@ -298,7 +296,8 @@ def _site_chains(number: int, site: SiteReport) -> RenderableType:
                 _indented(5, "called directly from an async function: a plain await would do")
             )
         for depth, caller in enumerate(chain):
-            function, place = _split(caller)
+            function = visible(caller.function)
+            place = place_of(caller.file, caller.line)
             parts.append(_indented(5 + 2 * min(depth, 10), function, "  ", (place, "dim")))
     left = chains[_CHAINS_PER_SITE:]
     if left:
@@ -420,10 +419,3 @@ def _broken_lines(trace: Trace) -> Text:
     if count > _BROKEN_LINES:
         lines.append(f"  and {digits(count - _BROKEN_LINES)} more")
     return Text("\n".join(lines), style="yellow")
-
-
-def _split(caller: str) -> Tuple[str, str]:
-    match = _CALLER.fullmatch(caller)
-    if match is None:
-        return visible(caller), ""
-    return visible(match["function"]), place_of(match["file"], int(match["line"]))

@@ -62,7 +62,7 @@ def _site(site: SiteReport) -> Dict[str, Any]:
         "tasks": observed.tasks,
         "portals": observed.portals,
         "chains": [
-            {"chain": list(chain), **_numbers(numbers)}
+            {"chain": list(map(str, chain)), **_numbers(numbers)}
             for chain, numbers in sorted(site.chains.items(), key=lambda item: -item[1].time)
         ],
     }

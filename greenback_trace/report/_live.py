@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import IO, Any, Callable, Dict, List, Optional, Tuple, Union
 
-from ._checked import MALFORMED, check
+from ._checked import Attributes, NewerTraceError, Part, Point, check
 from ._input import NAMELESS, NothingToReportError
 from ._otlp import NotOTLPError, decode
 
-_DELTA = 1
 #: Seconds without a new line after which nothing happens: programs write every 5 s.
 _PATIENCE = 12.0
 #: Bytes that are read of a file that is there already, from its end: it may have grown for days.
@@ -32,14 +31,9 @@ _SITE = {
     "greenback.bridge.time",
     "greenback.bridge.suspended_time",
 }
-_WANTED = _SITE | {
-    "greenback.bridge.active",
-    "greenback.portal.active",
-    "greenback.portals",
-    "greenback.slow_steps",
-    "greenback.step.stalled",
-    "greenback.step.time",
-}
+#: What does not only grow.
+_ACTIVE = {"greenback.bridge.active", "greenback.portal.active", "greenback.step.stalled"}
+_WANTED = _SITE | _ACTIVE | {"greenback.portals", "greenback.slow_steps", "greenback.step.time"}
 #: Seconds from one line of a process to the next.
 _PERIOD = 5.0
 
@@ -52,8 +46,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _FRAME = re.compile(r'^  File "(.*)", line (\d+), in (.*)$', re.MULTILINE)
 _BRIDGE = "  --- bridge"
 
-#: The id of a process, the name of a metric, its attributes.
-_Key = Tuple[str, str, Tuple[Tuple[str, str], ...]]
+#: The attributes of a process or of a metric, by their names.
+_Sorted = Tuple[Tuple[str, Any], ...]
+#: A process, the name of a metric, its attributes.
+_Key = Tuple[_Sorted, str, _Sorted]
 
 
 @dataclass
@@ -139,13 +135,14 @@ class LiveFile:
         #: Those of the file that was there before. The same process may go on in the new one.
         self._former: Dict[_Key, Tuple[float, int, float]] = {}
         #: By process, when it last wrote.
-        self._written: Dict[str, int] = {}
+        self._written: Dict[_Sorted, int] = {}
 
     def read(self) -> bool:
         """Take in what is new, and say whether anything is.
 
         Raises:
-            NothingToReportError: There is no such file, or it has something else in it.
+            NothingToReportError: There is no such file, it has something else in it, or a newer
+                greenback writes it.
         """
         try:
             is_new = self._read_rest()
@@ -213,10 +210,12 @@ class LiveFile:
                     try:
                         request = decode(line)
                         if request is not None:
-                            check(request)
-                            self._take(json.loads(line))
-                    except (NotOTLPError, *MALFORMED):
+                            self._take(check(request, _WANTED))
+                    except NotOTLPError:
                         continue  # the report names them
+                    except NewerTraceError as error:
+                        self.close()
+                        raise NothingToReportError(f"{self._path}: {error}") from None
 
     def close(self) -> None:
         if self._file is not None:
@@ -262,33 +261,25 @@ class LiveFile:
         there, here = os.stat(self._path), os.fstat(file.fileno())
         return there.st_ino != here.st_ino or here.st_size < file.tell()
 
-    def _take(self, request: Dict[str, Any]) -> None:
-        for resource in request["resourceMetrics"]:
-            about = _attributes(resource.get("resource", {}))
-            process = json.dumps(about)
-            for scope in resource["scopeMetrics"]:
-                if scope.get("scope", {}).get("name") != "greenback":
-                    continue
-                for metric in scope["metrics"]:
-                    if metric["name"] in _WANTED:
-                        values = metric["gauge" if "gauge" in metric else "sum"]
-                        for point in values.get("dataPoints", ()):
-                            key = process, metric["name"], _attributes(point)
-                            self._add(key, point, values)
+    def _take(self, parts: List[Part]) -> None:
+        for part in parts:
+            process = _sorted(part.resource)
+            for point in part.points:
+                self._add(process, point)
 
-    def _add(self, key: _Key, point: Dict[str, Any], metric: Dict[str, Any]) -> None:
-        value = float(point["asInt"] if "asInt" in point else point.get("asDouble", 0))
-        time, start = int(point["timeUnixNano"]), int(point.get("startTimeUnixNano", 0))
+    def _add(self, process: _Sorted, point: Point) -> None:
+        name, attributes, _, start, time, (value, *_), is_delta = point
+        key = process, name, _sorted(attributes)
         known = self._points.get(key) or self._former.get(key)
         before, since, _ = known or (0.0, start, 0.0)
-        if metric.get("aggregationTemporality") == _DELTA:
+        if is_delta:
             value += before if key in self._points else 0.0
-        elif value < before and metric.get("isMonotonic"):
+        elif value < before and name not in _ACTIVE:
             before = 0.0  # it was started again
         passed = (time - since) / 1e9
         rate = (value - before) / passed if passed > 0 else 0.0
         self._points[key] = value, time, rate
-        self._written[key[0]] = max(time, self._written.get(key[0], 0))
+        self._written[process] = max(time, self._written.get(process, 0))
 
 
 _TASK = {
@@ -521,10 +512,5 @@ def _count(site: SiteNow, name: str, values: Dict[str, str], value: float, rate:
         site.waiting += value
 
 
-def _attributes(fields: Dict[str, Any]) -> Tuple[Tuple[str, str], ...]:
-    return tuple(
-        sorted(
-            (attribute["key"], str(next(iter(attribute.get("value", {}).values()), "")))
-            for attribute in fields.get("attributes", ())
-        )
-    )
+def _sorted(attributes: Attributes) -> _Sorted:
+    return tuple(sorted(attributes, key=lambda item: item[0]))

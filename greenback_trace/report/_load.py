@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
-from ._checked import SITE_METRICS, Attributes, Part, Point, Span, check
+from .._caller import Caller
+from ._checked import SITE_METRICS, Attributes, NewerTraceError, Part, Point, Span, check
 from ._input import Input, NothingToReportError
 from ._observed import Calls, Place, SampledChain, Spans
 from ._otlp import NotOTLPError, decode
 from ._series import Name, SeriesStore, Value
-from ._trace import Numbers, PortalReport, SiteReport, Trace
+from ._trace import Chain, Numbers, PortalReport, SiteReport, Trace
+from ._version1 import caller_of
 
 __all__ = [
     "NothingToReportError",
@@ -28,6 +30,8 @@ __all__ = [
 #: Broken lines that are kept; all are counted.
 _BROKEN = 1000
 
+#: Those of all sites.
+_Chains = Dict[Tuple[Place, Calls], Numbers]
 Progress = Callable[[int], None]
 #: Called with each span of greenback, and the attributes of its resource.
 OnSpan = Callable[[Span, Dict[str, Any]], None]
@@ -67,7 +71,8 @@ def load(
         progress: Is told how many bytes are read, now and then.
 
     Raises:
-        NothingToReportError: A file cannot be read, or none has anything of greenback in it.
+        NothingToReportError: A file cannot be read, a newer greenback has written it, or none has
+            anything of greenback in it.
     """
     return load_from(Input(paths), selection=selection, on_span=on_span, progress=progress)
 
@@ -90,6 +95,8 @@ def load_from(
                 loader.add(check(request))
         except NotOTLPError as error:
             loader.count_broken(name, number, str(error))
+        except NewerTraceError as error:
+            raise NothingToReportError(f"{name}: {error}") from None
     trace = loader.finish()
     if not trace.processes or not (trace.sites or trace.portals):
         raise NothingToReportError(_why_nothing(source, loader))
@@ -109,6 +116,8 @@ class _Loader:
         self.has_other_times = False
         self._spans = Spans()
         self._series = SeriesStore(selection.since, selection.until)
+        #: By the texts that stand for them in chains.
+        self._callers: Dict[str, Caller] = {}
         #: By what tells a process from others: its number, and its service.
         self._processes: Dict[Tuple[Any, ...], int] = {}
         self._services: List[str] = []
@@ -124,6 +133,8 @@ class _Loader:
         for part in parts:
             process = self._process(part.resource)
             if process is not None:
+                for caller in part.callers:
+                    self._callers.setdefault(str(caller), caller)
                 self._add_points(process, part.points)
                 self._add_spans(process, part)
         self.lines += 1
@@ -139,6 +150,7 @@ class _Loader:
         spans.finish()
         trace.spans = spans.count
         sites: Dict[Place, SiteReport] = {}
+        chains: _Chains = {}
         for process, name, total, last in self._series.totals():
             if not total:
                 continue
@@ -146,17 +158,19 @@ class _Loader:
                 is_per_chain = SITE_METRICS[name.metric][1]
                 # Where there are both, one says again what the other has said.
                 if is_per_chain == (process in self._with_chains):
-                    _add_to_site(sites, name, total[0])
+                    _add_to_site(sites, chains, name, total[0])
             else:
                 self._add_rest(name, total, last)
         for sample in spans.samples.values():
             trace.is_sampled = trace.is_sampled or bool(sample.chains)
-            for (place, calls), sampled in sample.chains.items():
-                _add_sampled(sites, place, calls, sampled)
+            for key, sampled in sample.chains.items():
+                _add_sampled(sites, chains, key, sampled)
             for kind, observed in sample.portals.items():
                 portals = self._portals(kind)
                 portals.opened += observed.spans
                 portals.lifetimes.update(observed.durations)
+        for (place, calls), numbers in chains.items():
+            sites[place].chains[self._callers_of(calls)] = numbers
         for kind, observed in spans.portals.items():
             portals = self._portals(kind)
             portals.spans = observed.spans
@@ -268,6 +282,14 @@ class _Loader:
             )
             trace.dropped[item] = trace.dropped.get(item, 0) + total[0]
 
+    def _callers_of(self, calls: Calls) -> Chain:
+        """What the texts of a chain stand for, all lines being read."""
+        callers = self._callers
+        for text in calls:
+            if text not in callers:
+                callers[text] = caller_of(text)
+        return tuple([callers[text] for text in calls])
+
     def _portals(self, kind: str) -> PortalReport:
         return self.trace.portals.setdefault(kind, PortalReport())
 
@@ -279,16 +301,13 @@ def _site(sites: Dict[Place, SiteReport], place: Place) -> SiteReport:
     return site
 
 
-def _add_to_site(sites: Dict[Place, SiteReport], name: Name, value: float) -> None:
+def _add_to_site(sites: Dict[Place, SiteReport], chains: _Chains, name: Name, value: float) -> None:
     what, is_per_chain = SITE_METRICS[name.metric]
     values = name.attributes
-    site = _site(
-        sites,
-        (
-            values.get("code.function.name", "?"),
-            values.get("code.file.path", ""),
-            values.get("code.line.number", 0),
-        ),
+    place = (
+        values.get("code.function.name", "?"),
+        values.get("code.file.path", ""),
+        values.get("code.line.number", 0),
     )
     numbers = Numbers()
     if what != "bridges":
@@ -299,14 +318,17 @@ def _add_to_site(sites: Dict[Place, SiteReport], name: Name, value: float) -> No
         numbers.cancelled = value
     else:
         numbers.ok = value
-    site.add(numbers)
+    _site(sites, place).add(numbers)
     if is_per_chain:
         calls = values.get("greenback.sync_chain", ())
-        site.chains.setdefault(calls, Numbers()).add(numbers)
+        chains.setdefault((place, calls), Numbers()).add(numbers)
 
 
 def _add_sampled(
-    sites: Dict[Place, SiteReport], place: Place, calls: Calls, sampled: SampledChain
+    sites: Dict[Place, SiteReport],
+    chains: _Chains,
+    key: Tuple[Place, Calls],
+    sampled: SampledChain,
 ) -> None:
     numbers = Numbers(
         ok=sampled.ok,
@@ -315,9 +337,8 @@ def _add_sampled(
         time=sampled.time_ns / 1e9,
         suspended_time=sampled.suspended_time,
     )
-    site = _site(sites, place)
-    site.add(numbers)
-    site.chains.setdefault(calls, Numbers()).add(numbers)
+    _site(sites, key[0]).add(numbers)
+    chains.setdefault(key, Numbers()).add(numbers)
 
 
 def _attach(observed: Dict[Place, Any], sites: Dict[Place, SiteReport]) -> None:

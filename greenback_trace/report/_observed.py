@@ -25,7 +25,7 @@ _CHAINS = 5_000
 _NUMBER = re.compile(r"\d+")
 #: Function, file, line.
 Place = Tuple[str, str, int]
-#: Sync functions, outermost first.
+#: Sync functions, outermost first, by the texts that stand for them.
 Calls = Tuple[str, ...]
 
 

@@ -9,14 +9,16 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from ._regular import UNREADABLE, NotRegularError, read_source, why_unreadable
+
+if TYPE_CHECKING:
+    from .._caller import Caller
 
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 Definition = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]
 
-_FRAME = re.compile(r"(?P<function>.*) \((?P<file>.*):(?P<line>\d{1,9})\)", re.DOTALL)
 #: Before Python 3.12 a comprehension had a frame of its own.
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>")
 
@@ -35,9 +37,10 @@ PARTIALS = ("partial", "partialmethod")
 
 @dataclass(frozen=True)
 class Frame:
-    """One function of a sync chain, and the line of the call in it.
+    """A function that may become async, and the line of the call in it.
 
-    ``file`` is empty and ``line`` 0 where the trace does not tell.
+    That of a sync chain, but for what has no ``def``: see `frames_of`. ``file`` is empty and
+    ``line`` 0 where the trace does not tell.
     """
 
     function: str
@@ -54,15 +57,11 @@ class Frame:
         return self.function, self.file
 
 
-def frames_of(chain: Sequence[str]) -> Tuple[Frame, ...]:
-    """The functions of a chain as the file has it, outermost first."""
+def frames_of(chain: Sequence[Caller]) -> Tuple[Frame, ...]:
+    """The functions of a chain that have a ``def``, outermost first."""
     frames: List[Frame] = []
-    for each in chain:
-        match = _FRAME.fullmatch(each)
-        if match is None:
-            frames.append(Frame(each, "", 0))
-            continue
-        frame = Frame(match["function"], match["file"], int(match["line"]))
+    for caller in chain:
+        frame = Frame(caller.function, caller.file, caller.line)
         if frame.name in _COMPREHENSIONS:
             # Its function awaits in its place. One that begins the chain is in an async function.
             if frames:

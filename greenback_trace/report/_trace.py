@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from ._durations import Durations
 from ._observed import Observed
+
+if TYPE_CHECKING:
+    from .._caller import Caller
+
+#: The sync functions of a chain, outermost first.
+Chain = Tuple["Caller", ...]
 
 
 @dataclass
@@ -46,7 +52,7 @@ class SiteReport(Numbers):
     #: Empty, and ``line`` 0, if the trace does not tell.
     file: str = ""
     line: int = 0
-    chains: Dict[Tuple[str, ...], Numbers] = field(default_factory=dict)
+    chains: Dict[Chain, Numbers] = field(default_factory=dict)
     #: What only spans tell, and they may be a sample.
     observed: Observed = field(default_factory=Observed)
 

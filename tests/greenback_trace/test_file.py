@@ -120,6 +120,19 @@ def points(path: Path, name: str) -> List[Any]:
     return found
 
 
+def functions(path: Path) -> List[Any]:
+    """All points that say what the functions in chains are made of."""
+    return [
+        point
+        for request in messages(path, ExportMetricsServiceRequest)
+        for resource in request.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == "greenback.chain.functions"
+        for point in metric.gauge.data_points
+    ]
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> str:
     path = tmp_path / "program.py"
@@ -151,6 +164,7 @@ class TestProgram:
         resource = attributes(request.resource_spans[0].resource)
         assert resource["service.name"] == "shop"
         assert isinstance(resource["process.pid"], int)
+        assert resource["greenback.trace.version"] == 2
 
         counts = {
             attributes(point)["code.function.name"]: (point.as_int, attributes(point))
@@ -172,6 +186,15 @@ class TestProgram:
         assert suspended == {"__main__.Shop.load": 30, "__main__.page": 0}
         (opened,) = points(path, "greenback.portals")
         assert opened.as_int == 30
+        assert [attributes(point) for point in functions(path)] == [
+            {
+                "greenback.function.module": "__main__",
+                "greenback.function.qualname": name,
+                "code.file.path": program,
+                "code.line.number": line,
+            }
+            for name, line in (("page", 10), ("Shop.load", 7), ("page", 12))
+        ]
 
         for columns in ("80", "200"):
             report = python("-m", "greenback_trace", "report", str(path), COLUMNS=columns)

@@ -292,6 +292,25 @@ class TestChains:
         kept = chains["another_way", "low"]
         assert kept["before"]["bridges"] == kept["after"]["bridges"] == 25
 
+    def test_versions(self, traces: Tuple[Path, Path], tmp_path: Path) -> None:
+        """A trace of version 1, which does not tell what its chains are made of, is compared."""
+        old = tmp_path / "old.jsonl"
+        with old.open("w") as file:
+            for request in map(json.loads, traces[0].read_text().splitlines()):
+                for part in request.get("resourceMetrics", ()):
+                    for scope in part["scopeMetrics"]:
+                        scope["metrics"] = [
+                            metric
+                            for metric in scope["metrics"]
+                            if metric["name"] != "greenback.chain.functions"
+                        ]
+                file.write(json.dumps(request).replace("greenback.trace.version", "x") + "\n")
+        for pair in ((old, traces[0]), (traces[0], old)):
+            found = compared(*pair)
+            assert len(found["chains"]) > 5
+            assert {tuple(chain["verdicts"]) for chain in found["chains"]} == {()}
+        assert compared(old, traces[1])["chains"] == compared(*traces)["chains"]
+
     def test_direct(self, traces: Tuple[Path, Path]) -> None:
         """Bridges of an async function itself have no sync function above them."""
         (chain,) = [chain for chain in compared(*traces)["chains"] if chain["direct"]]

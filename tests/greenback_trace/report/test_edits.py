@@ -17,6 +17,7 @@ pytest.importorskip("click", reason="the report needs greenback[report]")
 pytest.importorskip("rich", reason="the report needs greenback[report]")
 pytest.importorskip("opentelemetry.sdk", reason="the report needs greenback[report]")
 
+from greenback_trace._caller import Caller
 from greenback_trace.report._edits import AWAIT, PORTAL, UNWRAP, Edit
 from greenback_trace.report._load import Numbers, SiteReport, Trace, load
 from greenback_trace.report._plan import Plan, make_plan
@@ -267,14 +268,14 @@ def edits_of(
     file = directory / "program.py"
     file.write_text(textwrap.dedent(text))
 
-    def chain(names: Sequence[str]) -> Tuple[str, ...]:
+    def chain(names: Sequence[str]) -> Tuple[Caller, ...]:
         found = []
         for name in names:
             function, _, line = name.partition(" ")
             lines = file.read_text().splitlines()
             start = f"def {function.rpartition('.')[2]}("
             line = line or str(next(n for n, each in enumerate(lines, 1) if start in each))
-            found.append(f"program.{function} ({file}:{line})")
+            found.append(Caller("program", function, str(file), int(line)))
         return tuple(found)
 
     chains = {chain(names or ["low"]): Numbers(ok=10)}

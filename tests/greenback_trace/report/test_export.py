@@ -20,6 +20,7 @@ pytest.importorskip("opentelemetry.sdk", reason="the report needs greenback[repo
 
 from click.testing import CliRunner, Result
 
+from greenback_trace._caller import Caller
 from greenback_trace.cli import main
 from greenback_trace.report._flames import stacks
 from greenback_trace.report._html import html
@@ -172,7 +173,7 @@ class TestFolded:
         """A name with what separates stacks in it, from generated code, does not break a line."""
         from greenback_trace.report._folded import folded
 
-        site = SiteReport(function="a", chains={("a;b\nc (/x.py:1)",): Numbers(ok=3)})
+        site = SiteReport(function="a", chains={(Caller("", "a;b\nc", "/x.py", 1),): Numbers(ok=3)})
         assert folded(Trace(sites=[site]), "bridges") == "a:b c 3\n"
         nameless = SiteReport(function=" ", chains={(): Numbers(ok=3)})
         assert folded(Trace(sites=[nameless]), "bridges") == "? 3\n"
@@ -709,7 +710,10 @@ class TestHTML:
         """A name that looks like markup is shown as it is, and nothing in it is run."""
         name = "shop.</script><img src=x onerror='document.title = 1'>{data}<!--<script>"
         numbers = Numbers(ok=1, time=1.0)
-        chains = {(f"{name} (/{name}.py:1)",): numbers, (f"{name}.__init__ (/x.py:1)",): numbers}
+        chains = {
+            (Caller("", name, f"/{name}.py", 1),): numbers,
+            (Caller(name, "__init__", "/x.py", 1),): numbers,
+        }
         site = SiteReport(ok=2, time=2.0, function=name, file=name, line=1, chains=chains)
         trace = Trace(sites=[site], processes=1)
         span = Span(
@@ -799,11 +803,12 @@ class TestHTML:
         """A trace of 200 sites and 10,000 spans is still a page below 2 MB that draws itself."""
         sites, spans = [], []
         for number in range(200):
-            chain = (f"shop.part{number % 20}.outer{number} (/x.py:{number})",)
+            module = f"shop.part{number % 20}"
+            outer = Caller(module, f"outer{number}", "/x.py", number)
+            inner = Caller(module, f"inner{number}", "/x.py", number)
             numbers = Numbers(ok=50, time=1.0)
-            function = f"shop.part{number % 20}.inner{number}"
-            site = SiteReport(ok=50, time=1.0, function=function, file="/x.py", line=number)
-            site.chains = {(*chain, f"{function} (/x.py:{number})"): numbers}
+            site = SiteReport(ok=50, time=1.0, function=inner.function, file="/x.py", line=number)
+            site.chains = {(outer, inner): numbers}
             sites.append(site)
         for number in range(10_000):
             portal = number % 100 == 0
@@ -934,8 +939,8 @@ class TestStacks:
     def test_lines_of_one_function(self) -> None:
         """Calls from several lines of a function are one frame, with their sum."""
         chains = {
-            ("a.f (/x.py:1)", "a.g (/x.py:9)"): Numbers(ok=1, time=0.5),
-            ("a.f (/x.py:2)", "a.g (/x.py:9)"): Numbers(ok=2, time=0.25),
+            (Caller("a", "f", "/x.py", 1), Caller("a", "g", "/x.py", 9)): Numbers(ok=1, time=0.5),
+            (Caller("a", "f", "/x.py", 2), Caller("a", "g", "/x.py", 9)): Numbers(ok=2, time=0.25),
         }
         (stack,) = stacks(Trace(sites=[SiteReport(function="a.g", chains=chains)]))
         assert [frame.function for frame in stack.frames] == ["a.f", "a.g"]

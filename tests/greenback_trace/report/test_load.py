@@ -15,7 +15,8 @@ import pytest
 
 pytest.importorskip("opentelemetry.sdk", reason="a trace needs greenback[report]")
 
-from greenback_trace.report import _input, _otlp
+from greenback_trace._caller import Caller
+from greenback_trace.report import _input, _load, _otlp
 from greenback_trace.report._load import NothingToReportError, Selection, Trace, load
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -23,6 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 #: three bridges on each of two days.
 BRIDGES = 15 * 7 + 2 * 3
 Change = Callable[[Dict[str, Any]], None]
+#: The trace of a smaller SHOP, by the greenback that did not tell the version yet.
+VERSION_1 = Path(__file__).with_name("traces") / "version1.jsonl"
 
 
 @pytest.fixture(params=["msgspec", "json"], autouse=True)
@@ -122,7 +125,7 @@ class TestTrace:
             "day": (2, 0, 0, 2),
         }
         [(chain, of_chain)] = sites["Prices.known"].chains.items()
-        names = [each.split(" ")[0].replace("__main__.", "") for each in chain]
+        names = [each.function.replace("__main__.", "") for each in chain]
         assert names == ["bill", "line", "Prices.known"]
         assert of_chain.bridges == 45
         assert list(sites["day"].chains) == [()]
@@ -482,6 +485,91 @@ class TestWindow:
             load([str(shop)], selection=window)
 
 
+def as_version_1(request: Dict[str, Any]) -> Dict[str, Any]:
+    """A line as it was before the version was told, and before functions were."""
+    for part in (*request.get("resourceMetrics", ()), *request.get("resourceSpans", ())):
+        resource = part["resource"]
+        resource["attributes"] = [
+            each for each in resource["attributes"] if each["key"] != "greenback.trace.version"
+        ]
+        for scope in part.get("scopeMetrics", ()):
+            scope["metrics"] = [
+                metric
+                for metric in scope["metrics"]
+                if metric["name"] != "greenback.chain.functions"
+            ]
+    return request
+
+
+class TestVersions:
+    def test_1(self) -> None:
+        """A file of version 1 has all its numbers, and its chains without the modules."""
+        trace = load([str(VERSION_1)])
+        assert trace.broken == []
+        found = {
+            (site.function, tuple(chain)): (each.ok, each.errors, each.suspended)
+            for site in trace.sites
+            for chain, each in site.chains.items()
+        }
+        file = "/srv/shop/shop.py"
+        bill = Caller("", "__main__.bill", file, 29)
+        items = Caller("", "__main__.bill.<locals>.<listcomp>", file, 29)
+        line = Caller("", "__main__.line", file, 24)
+        price = Caller("", "__main__.Prices.__getitem__", file, 20)
+        assert found == {
+            ("__main__.Prices.__getitem__", (bill, items, line, price)): (6, 0, 6),
+            ("__main__.stock", (Caller("", "__main__.stock", file, 34),)): (0, 2, 0),
+            ("__main__.order", ()): (2, 0, 2),
+        }
+
+    def test_2_has_no_text_taken_apart(self, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file of version 2 tells the parts of each function in a chain."""
+        monkeypatch.delattr(_load, "caller_of")
+        trace = load([str(shop)])
+        callers = {caller for site in trace.sites for chain in site.chains for caller in chain}
+        assert {(each.module, each.qualname) for each in callers} == {
+            ("__main__", name)
+            for name in ("bill", "line", "Prices.__getitem__", "Prices.known", "stock", "total")
+            + ("wait",)
+        }
+        assert all(each.file.endswith("shop.py") and each.line for each in callers)
+
+    def test_text_that_misleads(self, shop: Path, path: Path) -> None:
+        """A file whose name looks like the end of a text is told apart from the function."""
+        name = "shop (1:2).py"
+        text = shop.read_text().replace(str(shop.with_name("shop.py")), name)
+        assert name in text
+        path.write_text(text)
+        callers = {
+            caller for site in load([str(path)]).sites for chain in site.chains for caller in chain
+        }
+        assert {each.file for each in callers} == {name}
+        assert {each.module for each in callers} == {"__main__"}
+
+    @pytest.mark.parametrize("is_first", [False, True])
+    def test_both(self, shop: Path, till: Path, path: Path, is_first: bool) -> None:
+        """The same chain in files of both versions is one."""
+        write(path, [as_version_1(request) for request in requests(till)])
+        files = [path, shop] if is_first else [shop, path]
+        assert numbers(load(list(map(str, files)))) == numbers(load([str(shop), str(till)]))
+
+    @pytest.mark.parametrize("signal", ["resourceMetrics", "resourceSpans"])
+    def test_newer(self, shop: Path, path: Path, signal: str) -> None:
+        """A newer version than is known is an error that names the file, and says what to do."""
+        newer = requests(shop, signal)
+        for request in newer:
+            for each in request[signal][0]["resource"]["attributes"]:
+                if each["key"] == "greenback.trace.version":
+                    each["value"] = {"intValue": "3"}
+        write(path, newer)
+        with pytest.raises(NothingToReportError) as caught:
+            load([str(shop), str(path)])
+        assert str(caught.value) == (
+            f"{path}: a trace of version 3, and this greenback reads those up to version 2. "
+            "Upgrade it: pip install --upgrade greenback"
+        )
+
+
 BROKEN = [
     ('{"resourceMetrics": [{"reso', "not JSON"),
     ("[]", "not a request of OTLP"),
@@ -519,6 +607,32 @@ def count(**fields: Any) -> Change:
         for point in points(line, "greenback.chain.bridges"):
             point.pop("asInt", None)
             point.update(fields)
+
+    return change
+
+
+def version(value: Any) -> Change:
+    """Give the version another value."""
+
+    def change(line: Dict[str, Any]) -> None:
+        for part in (*line.get("resourceMetrics", ()), *line.get("resourceSpans", ())):
+            for each in part["resource"]["attributes"]:
+                if each["key"] == "greenback.trace.version":
+                    each["value"] = value
+
+    return change
+
+
+def function(name: str, value: Any) -> Change:
+    """Give an attribute of the functions in chains another value; None for no attribute."""
+
+    def change(line: Dict[str, Any]) -> None:
+        for point in points(line, "greenback.chain.functions"):
+            point["attributes"] = [
+                dict(each, value=value) if each["key"] == name else each
+                for each in point["attributes"]
+                if each["key"] != name or value is not None
+            ]
 
     return change
 
@@ -587,6 +701,34 @@ MISFITS: Dict[str, Tuple[Change, str]] = {
     "a number that is half a pair": (
         attribute("greenback.portal.suspended_time", {"doubleValue": "\ud800"}),
         "greenback.portal.suspended_time is no number: '\\ud800'",
+    ),
+    "a version 0": (
+        version({"intValue": "0"}),
+        "greenback.trace.version is out of range: '0'",
+    ),
+    "a version that is a text": (
+        version({"stringValue": "2"}),
+        "greenback.trace.version is no number",
+    ),
+    "a function without a name": (
+        function("greenback.function.qualname", None),
+        "greenback.chain.functions has a function without a name",
+    ),
+    "a name of a function that is a number": (
+        function("greenback.function.qualname", {"intValue": "7"}),
+        "greenback.function.qualname is no text",
+    ),
+    "a module with half a pair": (
+        function("greenback.function.module", {"stringValue": "\ud800"}),
+        "greenback.function.module has half of a surrogate pair",
+    ),
+    "a file of a function with a NUL": (
+        function("code.file.path", {"stringValue": "a\0"}),
+        "code.file.path has a NUL",
+    ),
+    "a line of a function below 0": (
+        function("code.line.number", {"intValue": "-1"}),
+        "code.line.number is out of range: '-1'",
     ),
     "a flag that is a number": (
         attribute("greenback.suspended", {"intValue": "1"}),

@@ -23,8 +23,10 @@ from click.testing import CliRunner
 
 from greenback_trace.cli import main
 from greenback_trace.report import _live
+from greenback_trace.report._checked import Part, check
 from greenback_trace.report._input import NothingToReportError
 from greenback_trace.report._live import LiveFile, LiveSocket, Now, SiteNow, follow
+from greenback_trace.report._otlp import decode
 
 # For each line that it reads, a loop of its own: what is traced is written when one is closed.
 # "park" is a loop with a task that waits until the next line comes; until then sync code holds it.
@@ -300,10 +302,13 @@ class TestLiveFile:
         monkeypatch.setattr(_live, "_TAIL", len(last) + 10)
         monkeypatch.setattr(_live, "_PART", 100)
         live = LiveFile(str(trace))
-        taken: List[Dict[str, Any]] = []
+        taken: List[List[Part]] = []
         monkeypatch.setattr(live, "_take", taken.append)
         assert live.read()
-        assert taken == [json.loads(last)]
+        request = decode(last)
+        assert request is not None
+        assert taken == [check(request, _live._WANTED)]
+        assert taken[0][0].points
         live.close()
 
     def test_no_tasks(self, service: Service, live: LiveFile) -> None:
@@ -319,6 +324,16 @@ class TestLiveFile:
         service.answer()
         live.read()
         assert site(live.now(), "__main__.ask").bridges == 5
+
+    def test_newer(self, trace: Path, service: Service, live: LiveFile) -> None:
+        """A file that a newer greenback writes is an error that says which, and what to do."""
+        service.answer()
+        service.end()
+        version = '"greenback.trace.version","value":{"intValue":"'
+        trace.write_text(trace.read_text().replace(f'{version}2"', f'{version}3"'))
+        for _ in range(2):
+            with pytest.raises(NothingToReportError, match="of version 3.* pip install --upgrade"):
+                live.read()
 
     def test_missing(self, live: LiveFile) -> None:
         """A file that is not there is an error that says what to name instead."""
