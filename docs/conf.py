@@ -33,7 +33,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(greenback\..*\.)?[A-Z](\.(args|kwargs))?"),
     # In the docstring of a class that is documented in another module than it is written in.
     ("py:obj", "await_"),
-    # Described in telemetry.rst.
+    # Described in settings.rst.
     ("py:.*", r"greenback_trace\._snapshot\.\w+Totals|Config\.\w+"),
 ]
 
