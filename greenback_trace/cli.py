@@ -25,6 +25,7 @@ from ._run import run as run_program
 from .report._choice import SORTS, choose, to_nanoseconds
 from .report._diff import diff as compare_traces
 from .report._diff_table import show_diff
+from .report._explain import NoSuchSectionError, find, show_section, show_sections
 from .report._export import FORMATS, WEIGHTS
 from .report._export import export as export_trace
 from .report._hotspots import show
@@ -331,6 +332,27 @@ def top(path: str) -> None:
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
     Top(live).run()
+
+
+@main.command()
+@click.argument("kind", required=False)
+def explain(kind: Optional[str]) -> None:
+    """Print what a report or an alert points to.
+
+    KIND is a kind of misuse, such as lock_held, or the name of an alert, such as
+    GreenbackLoopStalled. Without KIND, the command lists all of them.
+    """
+    if kind is None:
+        with _printing() as console:
+            show_sections(console)
+        return
+    try:
+        section = find(kind)
+    except NoSuchSectionError as error:
+        click.echo(f"greenback-trace: {visible(str(error))}", err=True)
+        sys.exit(2)
+    with _printing() as console:
+        show_section(section, console)
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -46,7 +46,7 @@ _INSTEAD: Dict[str, str] = {
     ),
     "async_caller": "'await' it: the function that calls greenback.await_ is an async one",
 }
-_WHERE: Dict[str, str] = {
+WHERE: Dict[str, str] = {
     "finalizer": "a bridge inside a finalizer",
     "weakref_callback": "a bridge inside the callback of a weak reference",
     "signal_handler": "a bridge inside a signal handler",
@@ -106,7 +106,7 @@ class Misuse:
         """What happened, where, and what to write instead, in one line."""
         doubt = " (inconclusive)" if self.inconclusive else ""
         return (
-            f"{self.kind}{doubt}: {_WHERE[self.kind]}, {self.subject}, at {self.site}; "
+            f"{self.kind}{doubt}: {WHERE[self.kind]}, {self.subject}, at {self.site}; "
             f"instead: {self.instead}. See {self.link}"
         )
 
@@ -116,7 +116,7 @@ class Misuse:
         if self.inconclusive:
             through.append("inconclusive")
         lines = [
-            f"greenback misuse ({', '.join(through)}): {_WHERE[self.kind]}",
+            f"greenback misuse ({', '.join(through)}): {WHERE[self.kind]}",
             f"  what:     {self.subject}",
             f"  offender: {self.offender}",
             f"  bridge:   {self.site}",
