@@ -12,6 +12,7 @@ import greenlet
 
 from greenback._stackscope import is_bridge, is_own, outermost_first
 
+from .._explained import explained_at
 from .._sdk import is_collecting
 from .._sites import OTHER, Site, site_of
 from .._stacks import line_of
@@ -21,8 +22,6 @@ from ._finding import SEVERITY, Finding
 if TYPE_CHECKING:
     from greenback.instruments import Portal
 
-#: The page that explains each kind.
-DOCS = "docs/safe.html"
 #: Entries of a stack that are kept: these many at each end of a longer one.
 _STACK_ENDS = 100
 
@@ -82,7 +81,7 @@ class Misuse:
         span_id: That span.
         count: How many of this kind there were at this site so far, this one included.
         instead: What to write instead.
-        link: Where this is explained.
+        link: Where this is explained: an address below `Config.docs`, or without that a command.
     """
 
     kind: str
@@ -265,8 +264,13 @@ def describe(
     portal: Portal,
     count: int,
     span: Optional[Tuple[str, str]],
+    docs: Optional[str] = None,
 ) -> Misuse:
-    """The report of a *finding* about the bridge that *frame* has called."""
+    """The report of a *finding* about the bridge that *frame* has called.
+
+    Args:
+        docs: The address of the documentation, if there is one.
+    """
     trace_id, span_id = span or (None, None)
     return Misuse(
         kind=finding.kind,
@@ -284,7 +288,7 @@ def describe(
         span_id=span_id,
         count=count,
         instead=_INSTEAD[finding.kind],
-        link=f"{DOCS}#{finding.kind.replace('_', '-')}",
+        link=explained_at(finding.kind, docs),
     )
 
 

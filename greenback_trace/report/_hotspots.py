@@ -8,10 +8,13 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from .._config import Config
+from .._explained import page_of
 from ..misuse._finding import SEVERITY
 from ._durations import Durations
 from ._trace import Numbers, SiteReport, Trace
@@ -384,7 +387,7 @@ def _slow_step_table(trace: Trace) -> Optional[Table]:
 def _misuse_table(trace: Trace) -> Optional[Table]:
     if not trace.misuses:
         return None
-    table = _table("Misuse: docs/safe.rst says what to do")
+    table = _table(f"Misuse: {escape(_explanation())} says what to do")
     table.add_column("kind")
     table.add_column("severity")
     table.add_column("function", overflow="fold")
@@ -402,6 +405,12 @@ def _misuse_table(trace: Trace) -> Optional[Table]:
             Text(visible(kind)), Text(severity, style=style), Text(visible(function)), digits(count)
         )
     return table
+
+
+def _explanation() -> str:
+    """Where the reader of the report finds what each kind of misuse is."""
+    docs = Config.from_env().docs
+    return "greenback-trace explain KIND" if docs is None else page_of(docs)
 
 
 def _dropped(trace: Trace) -> Text:

@@ -147,7 +147,7 @@ def _explicit(line: str, body: List[str]) -> List[Block]:
 
 
 def _options(body: List[str]) -> Tuple[Dict[str, str], List[str]]:
-    options = {}
+    options: Dict[str, str] = {}
     for number, line in enumerate(body):
         option = _OPTION.fullmatch(line.rstrip())
         if option is None:
