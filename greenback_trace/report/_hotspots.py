@@ -8,7 +8,6 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -384,10 +383,10 @@ def _slow_step_table(trace: Trace) -> Optional[Table]:
     return table
 
 
-def _misuse_table(trace: Trace) -> Optional[Table]:
+def _misuse_table(trace: Trace) -> Optional[RenderableType]:
     if not trace.misuses:
         return None
-    table = _table(f"Misuse: {escape(_explanation())} says what to do")
+    table = _table("Misuse")
     table.add_column("kind")
     table.add_column("severity")
     table.add_column("function", overflow="fold")
@@ -404,13 +403,9 @@ def _misuse_table(trace: Trace) -> Optional[Table]:
         table.add_row(
             Text(visible(kind)), Text(severity, style=style), Text(visible(function)), digits(count)
         )
-    return table
-
-
-def _explanation() -> str:
-    """Where the reader of the report finds what each kind of misuse is."""
     docs = Config.from_env().docs
-    return "greenback-trace explain KIND" if docs is None else page_of(docs)
+    source = "greenback-trace explain KIND" if docs is None else page_of(docs)
+    return Group(table, Text(f"What a kind is, and what to do about it: {source}", style="dim"))
 
 
 def _dropped(trace: Trace) -> Text:
