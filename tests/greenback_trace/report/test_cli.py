@@ -271,6 +271,27 @@ class TestJSON:
         assert len(json.loads(report(shop, "--json", "--top", 2).stdout)["sites"]) == 2
 
 
+class TestHelp:
+    @pytest.mark.parametrize("command", ["", *main.commands])
+    def test_fits(self, command: str) -> None:
+        """On a terminal of 80 columns, no help is cut off or wider, and every option has some."""
+        arguments = [command, "--help"] if command else ["--help"]
+        output = CliRunner().invoke(main, arguments, env={"COLUMNS": "80"}).output
+        assert max(map(len, output.splitlines())) <= 80
+        assert "..." not in output.partition("Options:")[2]
+        for parameter in main.commands[command].params if command else ():
+            assert parameter.param_type_name == "argument" or parameter.help, parameter.name
+
+    def test_version(self) -> None:
+        """--version says which greenback it is, and where it is imported from."""
+        import greenback
+
+        result = CliRunner().invoke(main, ["--version"])
+        assert result.exit_code == 0
+        place = os.path.dirname(os.path.abspath(greenback.__file__))
+        assert result.output == f"greenback {greenback.__version__} from {place}\n"
+
+
 class TestProgress:
     def run(self, tmp_path: Path, shop: Path, size: int) -> str:
         """What a terminal gets to see of a report of a pipe, whose size nobody knows."""
