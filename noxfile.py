@@ -222,6 +222,7 @@ def package(session: nox.Session) -> None:
     with session.chdir(dist):
         session.run("python", "-c", CHECK_INSTALLED)
         session.run("greenback-trace", "--help")
+        session.run("greenback-trace", "explain", "lock_held")
 
 
 RUNTIME = ("tests/greenback",)

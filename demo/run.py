@@ -29,7 +29,7 @@ from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 from contents import fill
 
-from greenback_trace.report._load import load
+from greenback_trace.report import load
 
 HERE = Path(__file__).resolve().parent
 LIBRARIES = ("asyncio", "trio")
@@ -228,7 +228,7 @@ def check_views(path: Path, read: List[Tuple[str, int, str]]) -> None:
 
 def check_trace(trace: Path, result: Result) -> None:
     """The trace has each HTTP request and each SQL statement as a bridge, and nothing else."""
-    bridges = sum(one.bridges for one in load([str(trace)]).sites)
+    bridges = load(trace).total.bridges
     made = result.requests + result.statements
     if not bridges or bridges != made:
         raise WrongError(

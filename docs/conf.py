@@ -24,7 +24,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(asyncio|collections\.abc|contextlib|json|opentelemetry|os|sniffio|trio|types|typing)\..*",
+        r"(asyncio|collections\.abc|contextlib|datetime|json|opentelemetry|os|sniffio|trio|types|typing)\..*",
     ),
     ("py:.*", r"(Async)?(ContextManager|Iterable|Iterator)|Awaitable|Callable|Mapping|Optional"),
     ("py:.*", r"(Base)?Exception|(Attribute|Key|Runtime|Type)Error|None|Any"),
@@ -33,6 +33,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(greenback\..*\.)?[A-Z](\.(args|kwargs))?"),
     # In the docstring of a class that is documented in another module than it is written in.
     ("py:obj", "await_"),
+    # Types of fields, by the modules that they are written in.
+    ("py:.*", r"greenback_trace\.report\._\w+\.\w+"),
     # Described in settings.rst.
     ("py:.*", r"greenback_trace\._snapshot\.\w+Totals|Config\.\w+"),
 ]
@@ -44,8 +46,10 @@ html_css_files = ["tables.css"]
 
 
 def without_constructor(app, what, name, obj, options, signature, returns):
-    """A program is given portals and bridges; it does not make them."""
-    if name in {"greenback.instruments.Bridge", "greenback.instruments.Portal"}:
+    """A program is given portals, bridges and traces; it does not make them."""
+    if name in {"greenback.instruments.Bridge", "greenback.instruments.Portal"} or (
+        what == "class" and name.startswith("greenback_trace.report.")
+    ):
         return "", None
     return None
 

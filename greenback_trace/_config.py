@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any, Callable, Dict, Mapping, Optional, Set, Tuple
 
+from ._explained import ALLOWED_BASES, is_base
 from .misuse.report import ALLOWED_ACTIONS, actions_of
 
 _MODES = {"0": "off", "off": "off", "1": "on", "on": "on", "debug": "debug"}
@@ -60,6 +61,10 @@ class Config:
     #: about the kinds that are named, as in ``"raise,import=warn"``. Advice is only logged, unless
     #: its kind is named. (``GREENBACK_TRACE_MISUSE``)
     misuse: str = "warn"
+    #: The address of a copy of this documentation, which links in reports begin with, as in
+    #: ``"https://docs.example.org/greenback"``. Without one, a report names ``greenback-trace
+    #: explain KIND``, which prints the same. (``GREENBACK_TRACE_DOCS``)
+    docs: Optional[str] = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -201,4 +206,5 @@ _FIELDS: Dict[str, _Setting] = {
     "misuse": _Setting(
         "GREENBACK_TRACE_MISUSE", str.lower, _is_misuse, ALLOWED_ACTIONS, ALLOWED_ACTIONS
     ),
+    "docs": _Setting("GREENBACK_TRACE_DOCS", str, is_base, ALLOWED_BASES, ALLOWED_BASES),
 }

@@ -151,7 +151,7 @@ class Session:
         from .misuse._record import Misuses
         from .misuse.report import actions_of
 
-        misuses = Misuses(actions_of(config.misuse), config.sites)
+        misuses = Misuses(actions_of(config.misuse), config.sites, config.docs)
         return Debug(self._listener, self.totals, self._spans, misuses, config.slow)
 
     def misuses(self) -> Tuple[Misuse, ...]:

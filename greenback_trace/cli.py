@@ -20,21 +20,22 @@ except ImportError as error:
         "run: pip install 'greenback[report]'"
     )
 
+import greenback
+
 from ._run import NoSuchProgramError
 from ._run import run as run_program
-from .report._choice import SORTS, choose, to_nanoseconds
+from .report import NothingToReportError, hot_spots, load
+from .report import plan as make_plan
+from .report._choice import SORTS, to_nanoseconds
 from .report._diff import diff as compare_traces
 from .report._diff_table import show_diff
+from .report._explain import NoSuchSectionError, find, show_section, show_sections
 from .report._export import FORMATS, WEIGHTS
 from .report._export import export as export_trace
 from .report._hotspots import show
-from .report._input import Input
 from .report._json import as_dict
 from .report._live import follow
-from .report._load import NothingToReportError, Selection, load, load_from
 from .report._plan import WEIGHTS as PLAN_WEIGHTS
-from .report._plan import make_plan
-from .report._progress import progress_of
 from .report._prometheus import ask_prometheus
 from .report._prometheus_table import show_fleet
 from .report._roadmap import show_plan
@@ -87,9 +88,28 @@ def _writing(output: str = "-") -> Iterator[None]:
         sys.exit(2)
 
 
+def _print_version(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        # Another distribution of that name has no command, but can be what is imported.
+        place = os.path.dirname(os.path.abspath(greenback.__file__))
+        click.echo(f"greenback {greenback.__version__} from {visible(place)}")
+        context.exit()
+
+
 @click.group()
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version, and where greenback is imported from.",
+)
 def main() -> None:
-    """Trace what greenback does, and look at it."""
+    """See where a program bridges, and what that costs.
+
+    'run' traces a program. The other commands read what it has written.
+    """
 
 
 def _moment(context: click.Context, option: click.Parameter, value: Optional[str]) -> Optional[int]:
@@ -109,19 +129,40 @@ def _moment(context: click.Context, option: click.Parameter, value: Optional[str
     default=SORTS[0],
     show_default=True,
     type=click.Choice(SORTS),
-    help="What the first sites have most of.",
+    help="Sort sites by this column, highest first.",
 )
-@click.option("--top", type=click.IntRange(1), help="Sites to show: 20, or all with --json.")
 @click.option(
-    "--function", "functions", multiple=True, metavar="NAME", help="Only sites in such functions."
+    "--top",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Show this many sites; by default 20, or all with --json.",
 )
-@click.option("--path", "paths", multiple=True, metavar="PATH", help="Only sites in such files.")
-@click.option("--service", metavar="NAME", help="Only processes of this service.")
-@click.option("--since", callback=_moment, metavar="TIME", help="Only what was after that.")
-@click.option("--until", callback=_moment, metavar="TIME", help="Only what was before that.")
-@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
-@click.option("--prometheus", metavar="URL", help="Ask a Prometheus instead of reading files.")
-@click.option("--window", show_default="5m", metavar="TIME", help="With --prometheus: of rates.")
+@click.option(
+    "--function",
+    "functions",
+    multiple=True,
+    metavar="NAME",
+    help="Show only sites whose function matches NAME.",
+)
+@click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    metavar="PATH",
+    help="Show only sites whose file matches PATH.",
+)
+@click.option("--service", metavar="NAME", help="Count only processes of the service NAME.")
+@click.option("--since", callback=_moment, metavar="TIME", help="Count only what came after TIME.")
+@click.option("--until", callback=_moment, metavar="TIME", help="Count only what came up to TIME.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option(
+    "--prometheus", metavar="URL", help="Ask the Prometheus at URL instead of reading files."
+)
+@click.option(
+    "--window",
+    metavar="DURATION",
+    help="With --prometheus: take rates over DURATION; by default 5m.",
+)
 def report(
     files: Tuple[str, ...],
     sort: str,
@@ -137,14 +178,15 @@ def report(
 ) -> None:
     """Show where a program bridged, and what that cost.
 
-    FILE is what a program has written that ran with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE
-    set, or what a Collector has gathered: OTLP JSON lines, also compressed by gzip. It can be a
-    directory, a pattern in quotes, or - for standard input. Several are added up.
+    FILE is a trace: a file, a directory, a pattern in quotes, or - for standard input. A program
+    writes one with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE set; an OpenTelemetry Collector
+    writes one for many programs. The command reads OTLP JSON lines, also compressed by gzip, and
+    adds up all that it is given.
 
-    NAME and PATH are a part of what they are to match, or a pattern with * and ?; both can be
-    repeated. TIME is as in 2026-11-23T14:30, or 30m for 30 minutes ago.
+    NAME and PATH match a part of a name; with * or ? they match the whole name. Both options can
+    be repeated. TIME is a time (2026-11-23T14:30) or an age (30s, 15m, 2h, 1d).
 
-    With --prometheus, the numbers are of each calling function, over all instances that it scrapes.
+    With --prometheus, each row is a function that bridges, over all instances of the server.
     """
     if prometheus is not None:
         if files or paths or service or since or until or sort.startswith("p"):
@@ -162,10 +204,8 @@ def report(
     if not files:
         raise click.UsageError("Missing FILE: name a trace, or a server with --prometheus URL.")
     with _telling():
-        source = Input(files)
-        with progress_of(source) as progress:
-            trace = load_from(source, selection=Selection(service, since, until), progress=progress)
-        sites = choose(trace, functions=functions, paths=paths, sort=sort)
+        trace = load(*files, service=service, since=since, until=until, show_progress=True)
+        sites = hot_spots(trace, sort=sort, functions=functions, paths=paths)
     if as_json:
         _print_json(as_dict(trace, sites[:top]))
     else:
@@ -193,16 +233,23 @@ def _report_fleet(
 
 @main.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--format", "kind", required=True, type=click.Choice(FORMATS), help="What to write.")
 @click.option(
-    "-o", "--output", default="-", metavar="PATH", help="Where to; standard output if it is -."
+    "--format", "kind", required=True, type=click.Choice(FORMATS), help="Write this format."
+)
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    show_default=True,
+    metavar="PATH",
+    help="Write to PATH; - is standard output.",
 )
 @click.option(
     "--weight",
     default=WEIGHTS[0],
     show_default=True,
     type=click.Choice(WEIGHTS),
-    help="What the width of a function in a flame graph stands for.",
+    help="Draw the width of a function in a flame graph by this.",
 )
 @click.option(
     "--root",
@@ -210,20 +257,23 @@ def _report_fleet(
     multiple=True,
     metavar="PATH",
     type=click.Path(exists=True),
-    help="For html: where your own code is, as for greenback-trace plan.",
+    help="For html: count code below PATH as your own, as in plan. Can be repeated.",
 )
 def export(
     files: Tuple[str, ...], kind: str, output: str, weight: str, roots: Tuple[str, ...]
 ) -> None:
-    """Write a trace for other tools, or as a page to look at.
+    """Write a trace for a viewer, or as a page for a browser.
+
+    FILE is a trace, as for report.
 
     \b
-    speedscope  a flame graph of sync chains, for https://www.speedscope.app
-    perfetto    a timeline of tasks, portals, bridges and steps, for https://ui.perfetto.dev
-    folded      sync chains as folded stacks, for flamegraph.pl and its like
-    html        one page with flame graph, timeline, hot spots and plan, for any browser
+    speedscope  flame graph of sync chains, for https://www.speedscope.app
+    perfetto    timeline of tasks, portals, bridges and steps, for
+                https://ui.perfetto.dev
+    folded      sync chains as folded stacks, for flamegraph.pl and inferno
+    html        page with flame graph, timeline, hot spots and plan
 
-    Flame graphs are of exact numbers; a timeline is of the spans that there are.
+    A flame graph shows exact totals. A timeline shows the spans of the trace.
     """
     with _telling():
         content = export_trace(list(files), kind, weight, roots)
@@ -239,7 +289,8 @@ def export(
     default=PLAN_WEIGHTS[0],
     show_default=True,
     type=click.Choice(PLAN_WEIGHTS),
-    help="What a step is to remove most of. Overhead is estimated from counts.",
+    help="Order steps by how much of this they remove for each function. "
+    "Overhead is estimated from counts.",
 )
 @click.option(
     "--root",
@@ -247,19 +298,20 @@ def export(
     multiple=True,
     metavar="PATH",
     type=click.Path(exists=True),
-    help="Where your own code is; can be repeated. Without it, what is neither in site-packages "
-    "nor of the standard library, and the project around it is looked through for callers.",
+    help="Count code below PATH as your own, and search it for callers. Can be repeated. Without "
+    "--root, your own code is all outside of site-packages and the standard library, and the "
+    "project around it is searched.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(files: Tuple[str, ...], weight: str, roots: Tuple[str, ...], as_json: bool) -> None:
-    """Say which functions to make async, in what order, and what that removes.
+    """Say which functions to make async, in which order.
 
-    Each step is the set of functions that removes the most for each function in it. Numbers are
-    from the exact counts of sync chains, not from spans. Where the sources are at hand, each step
-    has its edits.
+    FILE is a trace, as for report. Each step is the set of functions that removes the most for each
+    function in it, with what it removes. The numbers are exact counts of sync chains, not of spans.
+    Where the sources are at hand, each step has its edits.
     """
     with _telling():
-        planned = make_plan(load(list(files)), weight, roots)
+        planned = make_plan(load(*files), weight=weight, roots=roots)
     if as_json:
         _print_json(planned.as_dict())
     else:
@@ -271,22 +323,29 @@ def plan(files: Tuple[str, ...], weight: str, roots: Tuple[str, ...], as_json: b
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @click.option(
-    "--top", default=20, show_default=True, type=click.IntRange(1), help="Sites and chains to show."
+    "--top",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Show this many sites and this many sync chains.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def diff(before: str, after: str, top: int, as_json: bool) -> None:
-    """Compare the traces of a program before and after a change.
+    """Compare two traces of a program, before and after a change.
 
-    A and B are files, directories, or patterns in quotes; one of them can be - for standard input.
-    A site is matched by its function and the name of its file, a sync chain by its functions: lines
-    and directories do not matter.
+    A and B are files, directories or patterns in quotes; one of them can be - for standard input.
+    The command matches sites by function and name of the file, and sync chains by their functions.
+    Lines and directories do not matter.
 
     \b
-    gone, new      no bridge in B; none in A
-    fewer, more    bridges. If A and B opened different numbers of portals,
-                   bridges per portal, and by a factor of 1.2
-    faster, slower time per bridge by a factor of 1.2 and by 0.1 ms, with 20
-                   bridges in both: less than that is noise
+    gone            bridges in A, none in B
+    new             bridges in B, none in A
+    fewer, more     another number of bridges. If A and B opened different
+                    numbers of portals, another number per portal, by a
+                    factor of 1.2 or more
+    faster, slower  another time per bridge, by a factor of 1.2 and by 0.1 ms
+                    or more, with 20 bridges in A and in B. Less is noise
     """
     with _telling():
         made = compare_traces(before, after)
@@ -300,10 +359,10 @@ def diff(before: str, after: str, top: int, as_json: bool) -> None:
 @main.command()
 @click.argument("path")
 def top(path: str) -> None:
-    """Show the hot spots of a program while it runs, who holds its event loop, and what is parked.
+    """Watch a running program: hot spots, held loops, parked tasks.
 
-    PATH is its GREENBACK_TRACE_SOCKET; or what it writes, GREENBACK_TRACE_FILE, which has new
-    numbers every 5 seconds, and nothing of tasks.
+    PATH is the GREENBACK_TRACE_SOCKET of the program. It can also be its GREENBACK_TRACE_FILE: that
+    has new numbers every 5 seconds, and tells nothing of tasks.
     """
     # Only here: a second of imports.
     try:
@@ -333,16 +392,38 @@ def top(path: str) -> None:
     Top(live).run()
 
 
+@main.command()
+@click.argument("kind", required=False)
+def explain(kind: Optional[str]) -> None:
+    """Explain what a report or an alert points to.
+
+    KIND is a kind of misuse such as lock_held, or an alert such as GreenbackLoopStalled. Without
+    KIND, the command lists all of them.
+    """
+    if kind is None:
+        with _printing() as console:
+            show_sections(console)
+        return
+    try:
+        section = find(kind)
+    except NoSuchSectionError as error:
+        click.echo(f"greenback-trace: {visible(str(error))}", err=True)
+        sys.exit(2)
+    with _printing() as console:
+        show_section(section, console)
+
+
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("-m", "is_module", is_flag=True, help="PROG is a module, as for python -m.")
-@click.option("--file", metavar="PATH", help="Where to write the trace: GREENBACK_TRACE_FILE.")
+@click.option("-m", "is_module", is_flag=True, help="Run PROG as a module, as python -m does.")
+@click.option("--file", metavar="PATH", help="Write the trace to PATH: sets GREENBACK_TRACE_FILE.")
 @click.argument("program", metavar="PROG")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="ARGS...")
 def run(program: str, arguments: Tuple[str, ...], is_module: bool, file: Optional[str]) -> None:
     """Run a Python program with tracing on.
 
-    It runs as under python PROG ARGS... with GREENBACK_TRACE=1; what goes after PROG is its own.
-    The other variables GREENBACK_TRACE_... have their meaning.
+    This is python PROG ARGS... with GREENBACK_TRACE=1. Options of this command come before PROG;
+    all that comes after it goes to the program. The other variables GREENBACK_TRACE_... keep their
+    meaning.
     """
     try:
         run_program(program, arguments, is_module, file)

@@ -18,8 +18,8 @@ from typing import List, Optional, Tuple
 
 import tinydb
 
-from greenback_trace.report._load import load
-from greenback_trace.report._plan import make_plan
+from greenback_trace.report import load
+from greenback_trace.report import plan as make_plan
 
 HERE = Path(__file__).resolve().parent
 TABLE, DATABASE, STORAGE, ORDERS = (
@@ -144,14 +144,14 @@ def trace(directory: Path, number: int) -> Tuple[Path, str]:
 
 
 def bridges(file: Path) -> float:
-    return sum(site.bridges for site in load([str(file)]).sites)
+    return load(file).total.bridges
 
 
 def migrate(directory: Path) -> List[Tuple[float, float]]:
     """The bridges before the first step and after each one: predicted and counted."""
     prepare(directory)
     file, printed = trace(directory, 0)
-    plan = make_plan(load([str(file)]), roots=[str(directory)])
+    plan = make_plan(load(file), roots=[directory])
     results = [(plan.total.bridges, bridges(file))]
     for number, changes in enumerate(STEPS, 1):
         apply(directory, changes)

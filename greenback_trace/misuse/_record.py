@@ -60,10 +60,14 @@ class Misuses:
     Args:
         actions: What is done about each kind, as `greenback_trace.misuse.report.actions_of` says.
         site_limit: Pairs of a kind and a site that are kept apart.
+        docs: The address of the documentation, which reports link to.
     """
 
-    def __init__(self, actions: Dict[str, str], site_limit: int) -> None:
+    def __init__(
+        self, actions: Dict[str, str], site_limit: int, docs: Optional[str] = None
+    ) -> None:
         self.actions = actions
+        self._docs = docs
         self._site_limit = site_limit
         self.after_fork()
 
@@ -123,7 +127,7 @@ class Misuses:
             span = note(finding, entry.site)
 
             def full() -> Misuse:
-                return describe(finding, entry.site, frame, portal, count, span)
+                return describe(finding, entry.site, frame, portal, count, span, self._docs)
 
             if entry.first is None or action == RAISE:
                 misuse = full()

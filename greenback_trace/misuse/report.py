@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Type
 
 from greenback._frames import frames_down_to, is_bridge, is_own
 
+from .._explained import explained_at
 from .._sdk import is_collecting
 from .._sites import OTHER, Site, site_of
 from .._stacks import line_of
@@ -19,8 +20,6 @@ from ._finding import SEVERITY, Finding
 if TYPE_CHECKING:
     from greenback.instruments import Portal
 
-#: The page that explains each kind.
-DOCS = "docs/safe.html"
 #: Entries of a stack that are kept: these many at each end of a longer one.
 _STACK_ENDS = 100
 
@@ -44,7 +43,7 @@ _INSTEAD: Dict[str, str] = {
     ),
     "async_caller": "'await' it: the function that calls greenback.await_ is an async one",
 }
-_WHERE: Dict[str, str] = {
+WHERE: Dict[str, str] = {
     "finalizer": "a bridge inside a finalizer",
     "weakref_callback": "a bridge inside the callback of a weak reference",
     "signal_handler": "a bridge inside a signal handler",
@@ -80,7 +79,7 @@ class Misuse:
         span_id: That span.
         count: How many of this kind there were at this site so far, this one included.
         instead: What to write instead.
-        link: Where this is explained.
+        link: Where this is explained: an address below `Config.docs`, or without that a command.
     """
 
     kind: str
@@ -104,7 +103,7 @@ class Misuse:
         """What happened, where, and what to write instead, in one line."""
         doubt = " (inconclusive)" if self.inconclusive else ""
         return (
-            f"{self.kind}{doubt}: {_WHERE[self.kind]}, {self.subject}, at {self.site}; "
+            f"{self.kind}{doubt}: {WHERE[self.kind]}, {self.subject}, at {self.site}; "
             f"instead: {self.instead}. See {self.link}"
         )
 
@@ -114,7 +113,7 @@ class Misuse:
         if self.inconclusive:
             through.append("inconclusive")
         lines = [
-            f"greenback misuse ({', '.join(through)}): {_WHERE[self.kind]}",
+            f"greenback misuse ({', '.join(through)}): {WHERE[self.kind]}",
             f"  what:     {self.subject}",
             f"  offender: {self.offender}",
             f"  bridge:   {self.site}",
@@ -263,8 +262,13 @@ def describe(
     portal: Portal,
     count: int,
     span: Optional[Tuple[str, str]],
+    docs: Optional[str] = None,
 ) -> Misuse:
-    """The report of a *finding* about the bridge that *frame* has called."""
+    """The report of a *finding* about the bridge that *frame* has called.
+
+    Args:
+        docs: The address of the documentation, if there is one.
+    """
     trace_id, span_id = span or (None, None)
     return Misuse(
         kind=finding.kind,
@@ -282,7 +286,7 @@ def describe(
         span_id=span_id,
         count=count,
         instead=_INSTEAD[finding.kind],
-        link=f"{DOCS}#{finding.kind.replace('_', '-')}",
+        link=explained_at(finding.kind, docs),
     )
 
 

@@ -37,10 +37,10 @@ class Edit:
     """One change of one line.
 
     Attributes:
-        kind: `DEF`, `AWAIT`, `UNWRAP` (``await_(x)`` becomes ``await x``), `WRAP` (a caller that
-            stays sync has to write ``await_(f())``, or ``autoawait(f)`` where it passes it on),
-            `PORTAL` (of the function that opens one), or `BREAKS` (a caller outside the trace
-            would get a coroutine in place of its result).
+        kind: ``"def"``, ``"await"``, ``"unwrap"`` (``await_(x)`` becomes ``await x``), ``"wrap"``
+            (a caller that stays sync has to write ``await_(f())``, or ``autoawait(f)`` where it
+            passes it on), ``"portal"`` (of the function that opens one), or ``"breaks"`` (a caller
+            outside the trace would get a coroutine in place of its result).
         what: What to do, in words.
         certain: Whether it follows from the trace or from a name that can mean nothing else.
         column: Where the expression or the ``def`` begins; -1, as the rest, if it was not found.

@@ -11,6 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from .._config import Config
+from .._explained import page_of
 from ..misuse._finding import SEVERITY
 from ._durations import Durations
 from ._trace import Numbers, SiteReport, Trace
@@ -380,10 +382,10 @@ def _slow_step_table(trace: Trace) -> Optional[Table]:
     return table
 
 
-def _misuse_table(trace: Trace) -> Optional[Table]:
+def _misuse_table(trace: Trace) -> Optional[RenderableType]:
     if not trace.misuses:
         return None
-    table = _table("Misuse: docs/safe.rst says what to do")
+    table = _table("Misuse")
     table.add_column("kind")
     table.add_column("severity")
     table.add_column("function", overflow="fold")
@@ -400,7 +402,9 @@ def _misuse_table(trace: Trace) -> Optional[Table]:
         table.add_row(
             Text(visible(kind)), Text(severity, style=style), Text(visible(function)), digits(count)
         )
-    return table
+    docs = Config.from_env().docs
+    source = "greenback-trace explain KIND" if docs is None else page_of(docs)
+    return Group(table, Text(f"What a kind is, and what to do about it: {source}", style="dim"))
 
 
 def _dropped(trace: Trace) -> Text:

@@ -31,7 +31,7 @@ NAMELESS = (
 Line = Tuple[str, int, Union[bytes, str]]
 
 
-class NothingToReportError(Exception):
+class NothingToReportError(ValueError):
     """The files have nothing in them that could be reported. Its messages say what to do."""
 
 

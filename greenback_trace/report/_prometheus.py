@@ -206,6 +206,8 @@ class _Server:
                     ) from None
                 if not content.lstrip().startswith(b"{"):
                     raise self._is_another(f"{error.code} {error.reason}") from None
+        except NothingToReportError:
+            raise
         except (URLError, HTTPException, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise NothingToReportError(

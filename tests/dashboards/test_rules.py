@@ -147,11 +147,16 @@ class TestDeployments:
 class TestRunbooks:
     @pytest.mark.parametrize("alert", ALERTS)
     def test_each_alert_has_one(self, alert: str) -> None:
-        """The link of an alert leads to a section of the documentation."""
+        """An alert links to a section of the docs, and names the command that prints the same."""
         text = (RULES / "alerts.yaml").read_text(encoding="utf-8")
-        section = text[text.index(f"- alert: {alert}\n") :]
-        link = re.search(r"runbook_url: docs/alerts\.html#([\w-]+)", section)
+        section = text[text.index(f"- alert: {alert}\n") :].partition("\n      - alert:")[0]
+        link = re.search(
+            r"runbook_url: >-\n"
+            r" +{{ with \$externalLabels\.greenback_docs }}{{ \. }}/alerts\.html#([\w-]+)\n"
+            r" +{{- else }}greenback-trace explain (\w+){{ end }}\n",
+            section,
+        )
         assert link is not None
-        assert link[1] == alert.lower()
+        assert link.groups() == (alert.lower(), alert)
         page = (ROOT / "docs" / "alerts.rst").read_text(encoding="utf-8")
         assert re.search(rf"^{alert}\n-+$", page, re.MULTILINE)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -24,11 +25,18 @@ class TestConfig:
             ("sites", 1.5),
             ("misuse", "loud"),
             ("misuse", None),
+            ("docs", ""),
+            ("docs", 3),
+            ("docs", "https://"),
+            ("docs", "ftp://docs.example.org"),
+            ("docs", "https://docs.example.org/#greenback"),
+            ("docs", "/srv/docs?v=2"),
+            ("docs", "/srv\n/docs"),
         ],
     )
     def test_refuses_a_value_that_cannot_be(self, field: str, value: Any) -> None:
         """The error names the field, the value, and what is allowed."""
-        with pytest.raises(ConfigError, match=f"{field}={value!r}.*must be"):
+        with pytest.raises(ConfigError, match=re.escape(f"{field}={value!r}") + ".*must be"):
             Config(**{field: value})
 
     def test_is_a_value_error(self) -> None:
@@ -52,6 +60,7 @@ class TestFromEnv:
             "GREENBACK_TRACE_SPAN_RATE": "2.5",
             "GREENBACK_TRACE_SITES": "7",
             "GREENBACK_TRACE_MISUSE": "Raise,import=warn",
+            "GREENBACK_TRACE_DOCS": "https://docs.example.org/Greenback/",
         }
         assert Config.from_env(environ) == Config(
             mode="on",
@@ -62,6 +71,7 @@ class TestFromEnv:
             span_rate=2.5,
             sites=7,
             misuse="raise,import=warn",
+            docs="https://docs.example.org/Greenback/",
         )
 
     @pytest.mark.parametrize(
@@ -94,6 +104,7 @@ class TestFromEnv:
             ("GREENBACK_TRACE_SPAN_RATE", "fast"),
             ("GREENBACK_TRACE_SITES", "-1"),
             ("GREENBACK_TRACE_MISUSE", "raise,lock=warn"),
+            ("GREENBACK_TRACE_DOCS", "htps://docs.example.org"),
         ],
     )
     def test_a_typo_is_one_warning_and_the_default(

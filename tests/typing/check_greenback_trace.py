@@ -8,13 +8,16 @@ nothing.
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Dict, List
 
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from typing_extensions import assert_type
 
 import greenback_trace
+from greenback_trace import report
 
 
 def switched_on_and_off() -> None:
@@ -58,3 +61,22 @@ def allowed() -> None:
         pass
     except greenback_trace.MisuseError as error:
         assert_type(error.misuse, greenback_trace.Misuse)
+
+
+def reported() -> None:
+    trace = report.load("a.jsonl", Path("b.jsonl"), since="30m", until=datetime.now())
+    assert_type(trace, report.Trace)
+    assert_type(trace.total, report.Numbers)
+    for site in report.hot_spots(trace, sort="waiting", functions="price", top=3):
+        assert_type(site, report.SiteReport)
+        assert_type(site.bridges, float)
+    plan = report.plan(trace, weight="time", roots=[Path("src")])
+    assert_type(plan, report.Plan)
+    for step in plan.steps:
+        assert_type(step, report.Step)
+        assert_type(step.moved, List[report.Move])
+        assert_type(step.edits, List[report.Edit])
+    error: ValueError = report.NothingToReportError()
+    report.load(["a.jsonl"])  # type: ignore[arg-type]
+    report.hot_spots(trace, "waiting")  # type: ignore[call-arg]
+    raise error

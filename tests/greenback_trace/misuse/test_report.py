@@ -174,7 +174,7 @@ class TestDescribe:
         assert misuse.thread == threading.current_thread().name
         assert (misuse.trace_id, misuse.span_id) == ("a" * 32, "b" * 16)
         assert "async_context" in misuse.instead
-        assert misuse.link.endswith("#lock-held")
+        assert misuse.link == "greenback-trace explain lock-held"
 
     def test_stack_through_the_portal(self, backend: Any) -> None:
         """The stack has the task's functions in order, async and sync, and none of greenback."""
@@ -268,14 +268,61 @@ class TestDescribe:
             portal: Any = current_portal()[2]
             frame = sys._getframe()
             return [
-                describe(Finding(kind, frame, "it", ()), site_of(frame), frame, portal, 1, None)
+                describe(
+                    Finding(kind, frame, "it", ()), site_of(frame), frame, portal, 1, None, "/"
+                )
                 for kind in SEVERITY
             ]
 
         for misuse in asyncio.run(greenback.with_portal_run(main)):
-            anchor = misuse.link.partition("#")[2]
+            page_of_link, _, anchor = misuse.link.partition("#")
+            assert page_of_link == "/safe.html"
             assert f".. _{anchor}:" in text
             assert misuse.instead in str(misuse)
+
+
+class TestLink:
+    def misuse(self, docs: Optional[str]) -> Misuse:
+        """What debug mode reports of one misuse, with links to *docs*."""
+
+        async def fetch() -> None:
+            pass
+
+        async def main() -> None:
+            await greenback.ensure_portal()
+            greenback.await_(fetch())
+
+        greenback_trace.enable(config=Config(mode="debug", spans="none", docs=docs))
+        asyncio.run(main())
+        [misuse] = greenback_trace.snapshot().misuses
+        return misuse
+
+    @pytest.mark.parametrize(
+        ("docs", "link"),
+        [
+            (None, "greenback-trace explain async-caller"),
+            ("https://docs.example.org/gb", "https://docs.example.org/gb/safe.html#async-caller"),
+            ("https://docs.example.org/gb/", "https://docs.example.org/gb/safe.html#async-caller"),
+            ("/srv/docs", "/srv/docs/safe.html#async-caller"),
+        ],
+    )
+    def test_leads_to_the_docs_that_are_set(
+        self, docs: Optional[str], link: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A report links to the documentation that is set, or says how to print the section."""
+        misuse = self.misuse(docs)
+        assert misuse.link == link
+        assert str(misuse).endswith(f" See {link}")
+        assert f"see:      {link}\n" in misuse.format()
+
+    def test_is_in_the_log(self) -> None:
+        """The event in the log has the same link."""
+        import structlog
+
+        with structlog.testing.capture_logs() as events:
+            misuse = self.misuse("https://docs.example.org")
+        [event] = [event for event in events if event["event"] == "greenback.misuse"]
+        assert event["link"] == misuse.link
 
 
 class TestExceptions:

@@ -123,6 +123,12 @@ class TestNumbers:
         assert "Slow steps" in output
         assert "Left out" not in output
 
+    def test_where_misuse_is_explained(self, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The table of misuse says how to read about a kind, or where the documentation is."""
+        assert "what to do about it: greenback-trace explain KIND" in report(shop).stdout
+        monkeypatch.setenv("GREENBACK_TRACE_DOCS", "https://docs.example.org/[red]/")
+        assert "about it: https://docs.example.org/[red]/safe.html" in report(shop).stdout
+
     def test_a_sample(self, sampled: Path) -> None:
         """It is said where spans are a sample, and what tracing has left out."""
         output = report(sampled).stdout
@@ -263,6 +269,27 @@ class TestJSON:
     def test_top(self, shop: Path) -> None:
         """--top says how many sites there are to be."""
         assert len(json.loads(report(shop, "--json", "--top", 2).stdout)["sites"]) == 2
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", ["", *main.commands])
+    def test_fits(self, command: str) -> None:
+        """On a terminal of 80 columns, no help is cut off or wider, and every option has some."""
+        arguments = [command, "--help"] if command else ["--help"]
+        output = CliRunner().invoke(main, arguments, env={"COLUMNS": "80"}).output
+        assert max(map(len, output.splitlines())) <= 80
+        assert "..." not in output.partition("Options:")[2]
+        for parameter in main.commands[command].params if command else ():
+            assert parameter.param_type_name == "argument" or parameter.help, parameter.name
+
+    def test_version(self) -> None:
+        """--version says which greenback it is, and where it is imported from."""
+        import greenback
+
+        result = CliRunner().invoke(main, ["--version"])
+        assert result.exit_code == 0
+        place = os.path.dirname(os.path.abspath(greenback.__file__))
+        assert result.output == f"greenback {greenback.__version__} from {place}\n"
 
 
 class TestProgress:
