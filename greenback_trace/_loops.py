@@ -12,8 +12,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, MutableSet, Optional
 
-from greenback._failures import tell_failure
-from greenback._signals import raise_if_from_signal_handler
+from greenback._failures import raise_if_from_signal_handler, tell_failure
 
 from ._spans import Spans
 from ._totals import Totals

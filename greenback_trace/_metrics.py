@@ -14,8 +14,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, 
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
-from greenback._failures import tell_failure
-from greenback._signals import raise_if_from_signal_handler
+from greenback._failures import raise_if_from_signal_handler, tell_failure
 
 from ._counts import BOUNDS, PORTAL_BOUNDS, Counts, Tally, count_of
 from ._sdk import Call, inside, is_within, no_call, reference_to

@@ -9,16 +9,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Dict, MutableMapping, Optional, Tuple
 from weakref import WeakKeyDictionary
 
-from greenback._failures import tell_failure
-from greenback._signals import raise_if_from_signal_handler
-from greenback.instruments import is_primary, set_primary
+from greenback._failures import raise_if_from_signal_handler, tell_failure
+from greenback._listener import is_primary, set_primary
 
 from ._config import Config
 from ._counts import Ticks
 from ._totals import Totals
 
 if TYPE_CHECKING:
-    from greenback.instruments import Listener, Portal
+    from greenback._listener import Listener
+    from greenback.instruments import Portal
 
     from ._counts import PortalTally
     from ._file import Pipeline

@@ -22,8 +22,9 @@ from time import perf_counter_ns
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, cast
 
-from greenback._signals import raise_if_from_signal_handler
-from greenback.instruments import primary_failed
+from greenback._failures import raise_if_from_signal_handler
+from greenback._listener import primary_failed
+from greenback.instruments import Portal
 
 from ._counts import (
     EDGES,
@@ -53,8 +54,6 @@ from ._sites import (
 )
 
 if TYPE_CHECKING:
-    from greenback.instruments import Portal
-
     from ._counts import Chain
     from ._metrics import Measurements
 
@@ -74,7 +73,7 @@ class _Local(threading.local):
 
 
 class Totals:
-    """Counts everything that the runtime tells of: a `greenback.instruments.Listener`.
+    """Counts everything that the runtime tells of: a `greenback._listener.Listener`.
 
     Args:
         site_limit: Sites that are kept apart.

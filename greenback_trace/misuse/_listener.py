@@ -24,7 +24,8 @@ from ._watchdog import Held, Watchdog
 from .report import OFF, Misuse, MisuseError
 
 if TYPE_CHECKING:
-    from greenback.instruments import Listener, Portal
+    from greenback._listener import Listener
+    from greenback.instruments import Portal
 
     from .._counts import Node, PortalTally, Running
     from .._spans import Spans
@@ -72,7 +73,7 @@ class _Chains:
 
 
 class Debug:
-    """A `greenback.instruments.Listener` around `Totals` or `Spans` that looks for misuse.
+    """A `greenback._listener.Listener` around `Totals` or `Spans` that looks for misuse.
 
     Detectors are called after the bridge has begun for the others, so that a bridge which is
     refused is one that has failed, and has a span.

@@ -16,7 +16,7 @@ import pytest
 
 import greenback
 import greenback_trace
-from greenback import _bridge, instruments
+from greenback import _bridge, _listener
 from greenback._state import NOWHERE
 from greenback.instruments import Portal
 from greenback_trace import (
@@ -158,13 +158,13 @@ class TestMeasurements:
             totals._lock = turns.lock()
             totals.measurements = Measurements(totals, {"portal": Histogram()}, rate=0)
             totals.on_portal = nothing
-            instruments.set_primary(totals)
-            return open_and_close, stop, lambda: check(instruments.is_primary(totals))
+            _listener.set_primary(totals)
+            return open_and_close, stop, lambda: check(_listener.is_primary(totals))
 
         try:
             at_each_instruction(prepare, _totals)
         finally:
-            instruments.set_primary(None)
+            _listener.set_primary(None)
         assert caplog.messages == []
 
 
