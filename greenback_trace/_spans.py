@@ -132,7 +132,6 @@ class Spans:
         self._on_sdk: Optional[Callable[[], None]] = None
         self._all_bridges = False
         self.after_fork()
-        totals.listener = self
         # Of these, only the totals want to know.
         self.enter_portal = totals.enter_portal
         self.resume_bridge = totals.resume_bridge
