@@ -78,7 +78,7 @@ from ._work import (
 )
 
 if TYPE_CHECKING:
-    from .instruments import Listener
+    from ._listener import Listener
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ class Begun:
 NO_NEED = object()
 
 
-# Who is told of portals and bridges, or None. Written by instruments.py, from any thread: so
+# Who is told of portals and bridges, or None. Written by _listener.py, from any thread: so
 # whoever calls it looks at this once.
 _hooks: Optional[Listener] = None
 

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Optional
 
-from greenback.instruments import set_primary
+from greenback._listener import set_primary
 
 from . import _session
 from ._config import Config, ConfigError

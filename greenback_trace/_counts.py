@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Set, Tupl
 
 if TYPE_CHECKING:
     from ._sites import Site
+    from .misuse._watchdog import Held
 
     Chain = Tuple[Site, ...]
 
@@ -236,6 +237,7 @@ class PortalTally(Tally):
         "began",
         "closed",
         "counts",
+        "held",
         "is_bare",
         "is_unsampled",
         "kind",
@@ -278,6 +280,8 @@ class PortalTally(Tally):
         self.last: Optional[Node] = None
         #: Those of bridges that are over, to be used again: as many as were ever nested.
         self.spares: List[Running] = []
+        #: What held the event loop in the step that is about to end, if debug mode has seen it.
+        self.held: Optional[Held] = None
         #: Whether nothing around it is in a ``with`` block. For debug mode; None if not known yet.
         self.is_bare: Optional[bool] = None
         #: Whether bridges get no spans without another parent, since this would have been that.
@@ -374,6 +378,8 @@ class Counts:
         self.slow: Dict[str, int] = {}
         #: Events to let pass before the next one that an SDK's histogram is told of, and how many
         #: there were to begin with. Each thread has its own: `-=` on one they share loses some.
+        #: `Totals` only count down; all else is up to `Measurements`, which they call then. Below 0
+        #: where an event has come in the middle of counting down for another.
         self.skip = 0
         self.skipped_from = 0
         #: Events that no histogram was told of, but for those let pass since `skip` was drawn.
@@ -385,7 +391,7 @@ class Counts:
     def left_out(self) -> int:
         """The events that no histogram was told of. To another thread, never too many."""
         # In this order, which is the reverse of the one in which a thread draws again.
-        return self.unmeasured + self.skipped_from - max(self.skip, 0)
+        return self.unmeasured + self.skipped_from - self.skip
 
     def library(self, name: str) -> LibraryTally:
         library = self.libraries.get(name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 import structlog
 from opentelemetry import trace
 
-from greenback._signals import raise_if_from_signal_handler
+from greenback._failures import raise_if_from_signal_handler
 
 from ._counts import Ticks
 from ._snapshot import Snapshot

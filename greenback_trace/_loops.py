@@ -12,11 +12,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, MutableSet, Optional
 
-from greenback._failures import tell_failure
-from greenback._signals import raise_if_from_signal_handler
-
-from ._spans import Spans
-from ._totals import Totals
+from greenback._failures import raise_if_from_signal_handler, tell_failure
 
 if TYPE_CHECKING:
     from greenback.instruments import Portal
@@ -92,26 +88,6 @@ class _AfterRun:
 
     def __init__(self, at_end: Callable[[], None]) -> None:
         self.after_run = at_end
-
-
-class WatchfulSpans(Spans):
-    __slots__ = ("loops",)
-
-    loops: Loops
-
-    def open_portal(self, portal: Portal) -> None:
-        self.loops.see(portal)
-        Spans.open_portal(self, portal)
-
-
-class WatchfulTotals(Totals):
-    __slots__ = ("loops",)
-
-    loops: Loops
-
-    def open_portal(self, portal: Portal) -> None:
-        self.loops.see(portal)
-        Totals.open_portal(self, portal)
 
 
 def _loop_of(portal: Portal) -> Optional[Any]:

@@ -15,8 +15,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
-from greenback._failures import tell_failure
-from greenback._signals import raise_if_from_signal_handler
+from greenback._failures import raise_if_from_signal_handler, tell_failure
 
 from ._counts import BOUNDS, PORTAL_BOUNDS, Counts, Tally, count_of
 from ._sdk import Call, inside, is_within, no_call, reference_to
@@ -162,10 +161,9 @@ class Measurements:
 
     Which ones is left to chance, since what a program does is often periodic. How many are left
     out follows from how many there were, which is known exactly. Each thread counts down for
-    itself (`Counts.skip`) to the next one; the methods are called when it is below 0.
+    itself (`Counts.skip`) to the next one; the methods are called when it has come to 0.
 
     Args:
-        totals: What counts.
         histograms: Those of one meter.
         rate: Calls per second at most; 0 for no limit.
     """
@@ -178,12 +176,10 @@ class Measurements:
         "_rate",
         "_seen",
         "_since",
-        "_totals",
         "_turn",
     )
 
-    def __init__(self, totals: Totals, histograms: Dict[str, Histogram], rate: float) -> None:
-        self._totals = totals
+    def __init__(self, histograms: Dict[str, Histogram], rate: float) -> None:
         self._histograms = histograms
         self._rate = rate
         #: Whose turn it is, by None: that thread's call. One operation takes it, and it is over
@@ -214,12 +210,14 @@ class Measurements:
         self._measure(counts, "step", spent, {"greenback.async_library": library})
 
     def switch_and_step(self, counts: Counts, switched: int, library: str, spent: int) -> None:
-        """A step that has ended by a switch to the loop, for which 2 were taken off `skip`."""
-        counts.skip += 1
-        if counts.skip < 0:
+        """A step that has ended by a switch to the loop: two events, at least one of them due."""
+        if counts.skip > 0:
+            counts.skip -= 1
+        else:
             self.switch(counts, "to_loop", switched)
-        counts.skip -= 1
-        if counts.skip < 0:
+        if counts.skip > 0:
+            counts.skip -= 1
+        else:
             self.step(counts, library, spent)
 
     def portal(self, counts: Counts, kind: str, spent: int) -> None:
@@ -227,7 +225,7 @@ class Measurements:
 
     def skip_some(self, counts: Counts) -> None:
         """Draw how many events of a thread are to pass before its next one."""
-        passed = counts.skipped_from - max(counts.skip, 0)
+        passed = counts.skipped_from - counts.skip
         every = self._every
         if self._has_failed:
             counts.skip = counts.skipped_from = _ALL
@@ -235,17 +233,13 @@ class Measurements:
             counts.skip = counts.skipped_from = int(random() * 2 * every) if every > 1 else 0
         counts.unmeasured += passed
 
-    def count_dropped(self) -> int:
-        """The events that no histogram was told of."""
-        return self._totals.unmeasured()
-
     def _measure(self, counts: Counts, name: str, spent: int, attributes: Dict[str, Any]) -> None:
         if self._has_failed:
-            counts.unmeasured += 1
+            counts.skipped_from += 1
             self.skip_some(counts)
             return
         if inside.call() is not None or is_within(sys._getframe(1)):
-            counts.unmeasured += 1
+            counts.skipped_from += 1
             return
         call = Call()
         mine = reference_to(call)
@@ -256,8 +250,9 @@ class Measurements:
                 # A signal handler has kept somebody from giving it back.
                 self._turn.pop(None, None)
                 turn = self._turn.setdefault(None, mine)
-            # Else another thread is here.
-            if turn is mine and self._may_call(counts):
+            if turn is not mine:  # another thread is here
+                counts.skipped_from += 1
+            elif self._may_call(counts):
                 self._histograms[name].record(spent / 1e9, attributes)
             else:
                 counts.unmeasured += 1
@@ -277,7 +272,8 @@ class Measurements:
     def _may_call(self, counts: Counts) -> bool:
         if not self._rate:
             return True
-        self._seen += counts.skipped_from - counts.skip  # also those that found the lock taken
+        # This one, those let pass, and those that came in the middle of another one.
+        self._seen += counts.skipped_from - counts.skip + 1
         elapsed = perf_counter() - self._since
         if elapsed >= 1:
             self._every = self._seen / elapsed / self._rate

@@ -9,25 +9,27 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Dict, MutableMapping, Optional, Tuple
 from weakref import WeakKeyDictionary
 
-from greenback._failures import tell_failure
-from greenback._signals import raise_if_from_signal_handler
-from greenback.instruments import is_primary, set_primary
+from greenback._failures import raise_if_from_signal_handler, tell_failure
+from greenback._listener import is_primary, primary_failed, set_primary
 
 from ._config import Config
 from ._counts import Ticks
-from ._totals import Totals
+from ._totals import Observer, Totals
 
 if TYPE_CHECKING:
-    from greenback.instruments import Listener, Portal
+    from greenback._listener import Listener
+    from greenback.instruments import Portal
 
     from ._counts import PortalTally
     from ._file import Pipeline
-    from ._metrics import Measurements, Source
+    from ._loops import Loops
+    from ._metrics import Source
     from ._socket import Server
     from ._spans import Spans
     from ._stalls import Stall
     from ._watch import Watch
     from .misuse._listener import Debug
+    from .misuse._watchdog import Held
     from .misuse.report import Misuse
 
 _SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
@@ -60,7 +62,7 @@ def after_fork() -> None:
             source.forget()
 
 
-class Session:
+class Session(Observer):
     """Tracing from when it is enabled until it is disabled.
 
     Args:
@@ -91,21 +93,15 @@ class Session:
         #: Providers of the application were given; otherwise its global ones are used.
         self._is_given = tracer_provider is not None or meter_provider is not None
         slow_ns = int(config.slow * 1e9)
-        self.totals: Totals
-        if is_to_file and config.spans == "none":
-            from ._loops import WatchfulTotals
-
-            self.totals = WatchfulTotals(config.sites, slow_ns)
-        else:
-            self.totals = Totals(config.sites, slow_ns)
-        self.totals.on_slow_step = _tell_slow_step
+        self.totals = Totals(config.sites, slow_ns, self, gives_outermost=config.mode == "debug")
         from ._stalls import Stalls
 
         self._stalls = Stalls(self.totals, _tell_stall)
-        self.totals.on_opened = self._opened
-        self.totals.on_closed = _tell_closed
-        self._measurement_rate = config.measurement_rate
-        self._measurements: Optional[Measurements] = None
+        #: To be done once, when there is a portal. The lock is held by whoever takes it away.
+        self._at_first_portal: Optional[Callable[[], None]] = None
+        #: Called for each portal, until histograms get their samples.
+        self._look_for_sdk: Optional[Callable[[], None]] = None
+        self._loops: Optional[Loops] = None
         self._spans: Optional[Spans] = None
         self._watch: Optional[Watch] = None
         self._pipeline: Optional[Pipeline] = None
@@ -117,15 +113,10 @@ class Session:
         if config.spans != "none":
             from ._spans import Spans
 
-            kind = Spans
-            if is_to_file:
-                from ._loops import WatchfulSpans
-
-                kind = WatchfulSpans
             rate = config.span_rate
             if rate is None:
                 rate = 0.0 if is_to_file else _DEFAULT_SPAN_RATE
-            self._spans = kind(self.totals, config.spans, rate, slow_ns, is_private=is_to_file)
+            self._spans = Spans(self.totals, config.spans, rate, slow_ns, is_private=is_to_file)
             self._listener = self._spans
         self._debug: Optional[Debug] = None
         if config.mode == "debug":
@@ -134,17 +125,16 @@ class Session:
         if at_import and not is_to_file:
             # The application may not have set its own yet, and asking for the global providers
             # could have OpenTelemetry create some.
-            self._at_first_portal(lambda: self.connect(None, None))
-            return
-        if is_to_file:
-            self._watch_loops()
-            self._open_pipeline()
+            self._at_first_portal = lambda: self.connect(None, None)
         else:
-            self.connect(tracer_provider, meter_provider)
-        if config.socket is None:
-            set_primary(self._listener)
-        else:
-            self._at_first_portal(_nothing)
+            if is_to_file:
+                self._watch_loops()
+                self._open_pipeline()
+            else:
+                self.connect(tracer_provider, meter_provider)
+            if config.socket is not None:
+                self._at_first_portal = self._open_socket
+        set_primary(self._listener)
 
     def _look_for_misuse(self, config: Config) -> Debug:
         from .misuse._listener import Debug
@@ -158,11 +148,53 @@ class Session:
         """Those that were found: the first of each kind at each site, with their number."""
         return () if self._debug is None else self._debug.misuses.all()
 
-    def _opened(self, portal: Portal) -> None:
+    # What the totals tell
+
+    def portal_opened(self, portal: Portal) -> None:
         from ._log import portal_opened
 
+        if self._at_first_portal is not None:
+            self._begin()
+        # Another thread may take these away at any moment.
+        loops, look = self._loops, self._look_for_sdk
+        if loops is not None:
+            loops.see(portal)
+        if look is not None:
+            look()
         self._stalls.watch(portal)
         portal_opened(portal)
+
+    def portal_closed(self, portal: Portal, tally: PortalTally) -> None:
+        from ._log import portal_closed
+
+        portal_closed(portal, tally)
+
+    def slow_step(self, function: str, seconds: float, held: Optional[Held]) -> None:
+        from ._log import slow_step
+
+        slow_step(function, seconds, held)
+
+    def failed(self, error: Exception) -> None:
+        try:
+            primary_failed(self._listener, error)
+        finally:
+            del error  # its traceback may have this frame
+
+    def _begin(self) -> None:
+        """Do what was left for the first portal."""
+        with lock:
+            action, self._at_first_portal = self._at_first_portal, None
+            if action is None or not self._is_called():
+                return
+            try:
+                self._open_socket()
+                action()
+            except Exception as error:  # nothing of this is felt by the program
+                tell_failure(
+                    "greenback only counts from now on: connecting to OpenTelemetry raised %s",
+                    error=error,
+                )
+                raise_if_from_signal_handler(error)
 
     def _open_pipeline(self) -> None:
         from ._file import Pipeline
@@ -175,21 +207,12 @@ class Session:
     def _watch_loops(self) -> None:
         from ._loops import Loops
 
-        watchful: Any = self.totals if self._spans is None else self._spans
-        watchful.loops = Loops(self._start_pipeline, self._at_loop_end)
+        self._loops = Loops(self._start_pipeline, self._at_loop_end)
 
     def _start_pipeline(self) -> None:
         with lock:
             if not self._is_stopped and self._pipeline is not None:
                 self._pipeline.start()
-
-    def _at_first_portal(self, action: Callable[[], None]) -> None:
-        def begin() -> None:
-            self._open_socket()
-            action()
-
-        self._gate = Gate(begin, self._listener)
-        set_primary(self._gate)
 
     def _open_socket(self) -> None:
         path, self._socket = self._socket, None
@@ -219,13 +242,14 @@ class Session:
             self._socket = self._config.socket
         if not self._is_called():
             return  # it has failed, and is removed
-        was_pending = is_primary(self._gate) and self._source is None
+        was_pending = self._at_first_portal is not None and self._source is None
         self._unwatch_provider()
         self.totals.after_fork()
         self._stalls.after_fork()
         if self._debug is not None:
             self._debug.after_fork()
-        self._measurements = self.totals.measurements = None
+        self.totals.pass_on(None)
+        self._look_for_sdk = None
         if self._spans is not None:
             self._spans.after_fork()
         source = self._source
@@ -236,20 +260,21 @@ class Session:
             if self._spans is not None:
                 self._spans.stop()
             self._watch_loops()
-            self._at_first_portal(self._reopen)
+            self._at_first_portal = self._reopen
         elif self._is_given or _sdk_is_set():
             if self._spans is not None:
                 self._spans.stop()
             if source is not None:
                 source.totals = self._source = None
-            self._at_first_portal(self._tell_of_inheritance)
+            self._at_first_portal = self._tell_of_inheritance
         elif was_pending:
-            self._at_first_portal(self._connect_in_child)
+            self._at_first_portal = self._connect_in_child
         else:
             # The global providers are proxies still, and so is what was made of them.
-            self._at_first_portal(self._at_start_of_child)
+            self._at_first_portal = self._at_start_of_child
             if source is not None:
                 self._measure_from_now_on(source)
+        set_primary(self._listener)
 
     def _is_called(self) -> bool:
         return is_primary(self._listener) or is_primary(self._gate)
@@ -289,11 +314,11 @@ class Session:
         def look() -> None:
             if self._source is source and (source.was_read or _sdk_is_set()) and not found.add():
                 self._measure(source.histograms)
-                self.totals.on_portal = None
+                self._look_for_sdk = None
                 if source.on_read is look:
                     source.on_read = None
 
-        source.on_read = self.totals.on_portal = look
+        source.on_read = self._look_for_sdk = look
 
     def _watch_provider(self, provider: Any) -> None:
         if self._pipeline is not None or not hasattr(provider, "add_span_processor"):
@@ -327,7 +352,8 @@ class Session:
             if self._spans is not None:
                 self._spans.stop()
             if self._is_called():
-                self._at_first_portal(self._tell_of_shutdown)
+                self._gate = Gate(self._tell_of_shutdown, self._listener)
+                set_primary(self._gate)
 
     def _tell_of_shutdown(self) -> None:
         # When the program ends, an SDK shuts itself down, and daemon threads go on.
@@ -341,9 +367,7 @@ class Session:
     def _measure(self, histograms: Any) -> None:
         from ._metrics import Measurements
 
-        self._measurements = self.totals.measurements = Measurements(
-            self.totals, histograms, self._measurement_rate
-        )
+        self.totals.pass_on(Measurements(histograms, self._config.measurement_rate))
 
     def connect(self, tracer_provider: Any, meter_provider: Any) -> None:
         """Send everything to these providers, or to the global ones where they are None."""
@@ -383,14 +407,15 @@ class Session:
                 dropped.setdefault("span", {})["queue_full"] = self._pipeline.dropped_spans()
             if self._pipeline.file.dropped:
                 dropped["line"] = dict(self._pipeline.file.dropped)
-        if self._measurements is not None and self._measurements.count_dropped():
-            dropped["measurement"] = {"rate_limit": self._measurements.count_dropped()}
+        unmeasured = self.totals.unmeasured()
+        if unmeasured:
+            dropped["measurement"] = {"rate_limit": unmeasured}
         return dropped
 
     def tell_of_open_portals(self) -> None:
         """Log those that are open when the program ends: nobody closes them."""
         for portal, tally in self.totals.portals.copy().items():
-            _tell_closed(portal, tally)
+            self.portal_closed(portal, tally)
 
     def is_silent(self) -> bool:
         """Whether there was something to tell, and nobody who listened."""
@@ -415,7 +440,8 @@ class Session:
         self._is_stopped = True
         if self._is_called():
             set_primary(None)
-        self.totals.measurements = self.totals.on_portal = None
+        self.totals.pass_on(None)
+        self._at_first_portal = self._look_for_sdk = self._loops = None
         self._stalls.stop()
         if self._debug is not None:
             self._debug.stop()
@@ -429,12 +455,11 @@ class Session:
             self._source.leave()
 
 
-def _nothing() -> None:
-    return None
-
-
 class Gate:
-    """A listener that does something once, before the other one is told of the first portal."""
+    """A listener for after an end, which is told of where the program goes on all the same.
+
+    Before the next portal or bridge, it does that once, and gives way to the other listener.
+    """
 
     __slots__ = (
         "_action",
@@ -476,29 +501,14 @@ class Gate:
             try:
                 action()
             except Exception as error:  # nothing of this is felt by the program
-                tell_failure(
-                    "greenback only counts from now on: connecting to OpenTelemetry raised %s",
-                    error=error,
-                )
                 raise_if_from_signal_handler(error)
-
-
-def _tell_slow_step(function: str, seconds: float) -> None:
-    from ._log import slow_step
-
-    slow_step(function, seconds)
+                tell_failure("greenback could not log an end: that raised %s", error=error)
 
 
 def _tell_stall(function: str, is_first: bool, describe: Callable[[], Stall]) -> None:
     from ._log import stalled
 
     stalled(function, is_first, describe)
-
-
-def _tell_closed(portal: Portal, tally: PortalTally) -> None:
-    from ._log import portal_closed
-
-    portal_closed(portal, tally)
 
 
 def _source_of(meter_provider: Any) -> Source:

@@ -17,8 +17,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Tracer
 
-from greenback._failures import tell_failure
-from greenback._signals import raise_if_from_signal_handler
+from greenback._failures import raise_if_from_signal_handler, tell_failure
 
 from ._attributes import first_attributes, portal_attributes
 from ._budget import Budget
@@ -79,7 +78,7 @@ def own_span() -> Span:
 
 
 class Spans:
-    """A `greenback.instruments.Listener` around `Totals`, whose times so leave out what spans cost.
+    """A `greenback._listener.Listener` around `Totals`, whose times so leave out what spans cost.
 
     Args:
         totals: What counts.
@@ -133,7 +132,6 @@ class Spans:
         self._on_sdk: Optional[Callable[[], None]] = None
         self._all_bridges = False
         self.after_fork()
-        totals.listener = self
         # Of these, only the totals want to know.
         self.enter_portal = totals.enter_portal
         self.resume_bridge = totals.resume_bridge

@@ -1,8 +1,8 @@
 """Exact counts per site, sync chain and portal: the hot path of tracing.
 
 Every thread counts for itself, and whoever reads adds up, so that counting needs no lock: adding to
-a number that threads share loses some. The runtime calls `Totals` directly, without the detour
-that `greenback.instruments` makes for instruments, which takes longer than all of the counting.
+a number that threads share loses some. The runtime calls `Totals` directly: to tell an instrument
+takes longer than all of the counting.
 
 A chain is found by walking outwards from the site, along a tree that the thread has learned: one
 dictionary look-up per sync function. Bridges are added to the node at which the walk ends.
@@ -22,8 +22,8 @@ from time import perf_counter_ns
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, cast
 
-from greenback._signals import raise_if_from_signal_handler
-from greenback.instruments import primary_failed
+from greenback._failures import raise_if_from_signal_handler
+from greenback.instruments import Portal
 
 from ._counts import (
     EDGES,
@@ -53,10 +53,9 @@ from ._sites import (
 )
 
 if TYPE_CHECKING:
-    from greenback.instruments import Portal
-
     from ._counts import Chain
     from ._metrics import Measurements
+    from .misuse._watchdog import Held
 
 #: In place of the key of what is too much.
 _OVERFLOW = 0
@@ -73,12 +72,39 @@ class _Local(threading.local):
     presence: Optional[_Presence] = None
 
 
+class Observer:
+    """Whom `Totals` tell of portals, slow steps and failures. Each method is to be overridden."""
+
+    __slots__ = ()
+
+    def portal_opened(self, portal: Portal) -> None:
+        """The totals know of *portal* from now on: it is new, or was open when they began."""
+
+    def portal_closed(self, portal: Portal, tally: PortalTally) -> None:
+        """It is gone, and *tally* has what was counted in it."""
+
+    def slow_step(self, function: str, seconds: float, held: Optional[Held]) -> None:
+        """A slow step has ended.
+
+        Args:
+            function: The function that held the event loop.
+            seconds: For how long.
+            held: What was seen of it, if debug mode has looked.
+        """
+
+    def failed(self, error: Exception) -> None:
+        """Counting has raised *error*, which the program is not to feel."""
+        raise error
+
+
 class Totals:
-    """Counts everything that the runtime tells of: a `greenback.instruments.Listener`.
+    """Counts everything that the runtime tells of: a `greenback._listener.Listener`.
 
     Args:
         site_limit: Sites that are kept apart.
         slow_ns: Steps that take longer are slow ones.
+        observer: Who is told of portals, of slow steps and of failures.
+        gives_outermost: Whether `Running.outermost` is set, for debug mode.
     """
 
     __slots__ = (
@@ -87,47 +113,36 @@ class Totals:
         "_closed",
         "_ended",
         "_ended_chains",
+        "_gives_outermost",
         "_local",
         "_lock",
+        "_measurements",
         "_node_limit",
+        "_observer",
         "_site_limit",
         "_unmeasured",
-        "gives_outermost",
         "late",
-        "listener",
-        "measurements",
-        "on_closed",
-        "on_opened",
-        "on_portal",
-        "on_slow_step",
         "portals",
         "sites",
         "slow_ns",
-        "what_held",
     )
 
-    def __init__(self, site_limit: int, slow_ns: int = 100_000_000) -> None:
+    def __init__(
+        self,
+        site_limit: int,
+        slow_ns: int = 100_000_000,
+        observer: Optional[Observer] = None,
+        gives_outermost: bool = False,
+    ) -> None:
         self._site_limit = site_limit
         #: Nodes that a thread learns at most, each of which takes 250 bytes; and chains that are
         #: kept of threads that have ended.
         self._node_limit = site_limit * CALLERS_PER_SITE
         self.slow_ns = slow_ns
-        #: Samples for the histograms of an SDK, if there is one.
-        self.measurements: Optional[Measurements] = None
-        #: Called with the function that held the event loop, and for how many seconds.
-        self.on_slow_step: Optional[Callable[[str, float], None]] = None
-        #: Called when a portal is opened, if anybody waits for that.
-        self.on_portal: Optional[Callable[[], None]] = None
-        #: Gives the function that was seen to hold the event loop in the step that has just ended,
-        #: if somebody watches.
-        self.what_held: Optional[Callable[[], Optional[str]]] = None
-        #: Told of each portal.
-        self.on_opened: Optional[Callable[[Portal], None]] = None
-        self.on_closed: Optional[Callable[[Portal, PortalTally], None]] = None
-        #: Whether `Running.outermost` is wanted.
-        self.gives_outermost = False
-        #: Who the runtime calls: this, or what is around it.
-        self.listener: Any = self
+        self._observer = Observer() if observer is None else observer
+        self._gives_outermost = gives_outermost
+        #: Written by `pass_on`, from any thread.
+        self._measurements: Optional[Measurements] = None
         self.sites = Sites(site_limit)
         self.after_fork()
 
@@ -153,6 +168,10 @@ class Totals:
         self._unmeasured = 0
         self._ended = Counts(bool)
         self._ended_chains: Dict[Chain, Tally] = {}
+
+    def pass_on(self, measurements: Optional[Measurements]) -> None:
+        """Give *measurements* their samples for an SDK's histograms from now on; None ends that."""
+        self._measurements = measurements
 
     # What the runtime calls. An instrument must not be felt by the program, hence the handlers.
 
@@ -200,7 +219,7 @@ class Totals:
                 spare = tally.new_running()
             bridge = spare
             bridge.node = node
-            if self.gives_outermost:
+            if self._gives_outermost:
                 bridge.outermost = frame
             bridge.switches = bridge.suspended_ns = bridge.slow_ns = 0
             bridge.started = perf_counter_ns()
@@ -211,7 +230,7 @@ class Totals:
                 bridge.runs = False
             if not issubclass(type(error), Exception):
                 raise
-            primary_failed(self.listener, cast(Exception, error))
+            self._observer.failed(cast(Exception, error))
             return None
 
     def resume_bridge(self, bridge: Running, portal: Portal, left: int) -> None:
@@ -233,10 +252,11 @@ class Totals:
             durations = counts.to_task
             durations[bisect_left(EDGES, spent)] += 1
             durations[0] += spent
-            measurements = self.measurements
+            measurements = self._measurements
             if measurements is not None:
-                counts.skip -= 1
-                if counts.skip < 0:
+                if counts.skip > 0:
+                    counts.skip -= 1
+                else:
                     measurements.switch(counts, "to_task", spent)
 
     def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> int:
@@ -271,18 +291,19 @@ class Totals:
             tally.ok += 1
             durations[bisect_left(EDGES, spent)] += 1
             durations[0] += spent
-            measurements = self.measurements
+            measurements = self._measurements
             if measurements is not None:
                 counts = tally.counts
-                counts.skip -= 1
-                if counts.skip < 0:
+                if counts.skip > 0:
+                    counts.skip -= 1
+                else:
                     suspended = bridge.switches > 0
                     measurements.bridge(counts, tally.library_name, None, suspended, spent)
         else:
             try:
                 self._failed(node, tally, error, bridge.switches > 0, spent)
             except Exception as failure:
-                primary_failed(self.listener, failure)
+                self._observer.failed(failure)
         if tally.closed:
             self._finished_late(tally)
         else:
@@ -302,18 +323,19 @@ class Totals:
         durations = tally.library.durations_of(ending)
         durations[bisect_left(EDGES, spent)] += 1
         durations[0] += spent
-        measurements = self.measurements
+        measurements = self._measurements
         if measurements is not None:
             counts = tally.counts
-            counts.skip -= 1
-            if counts.skip < 0:
+            if counts.skip > 0:
+                counts.skip -= 1
+            else:
                 measurements.bridge(counts, tally.library_name, error, suspended, spent)
 
     def open_portal(self, portal: Portal) -> None:
         try:
             self._new_portal(portal)
         except Exception as error:
-            primary_failed(self.listener, error)
+            self._observer.failed(error)
 
     def enter_portal(self, portal: Portal) -> None:
         tally = portal.note
@@ -324,7 +346,7 @@ class Totals:
             tally.library = tally.counts.library(tally.library_name)
             tally.root = NO_NODE
         except Exception as error:
-            primary_failed(self.listener, error)
+            self._observer.failed(error)
 
     def close_portal(self, portal: Portal) -> None:
         tally = portal.note
@@ -345,15 +367,15 @@ class Totals:
                     self.late[id(tally)] = tally
                 else:
                     kind.add(tally)
-            measurements = self.measurements
+            measurements = self._measurements
             if measurements is not None:
-                counts.skip -= 1
-                if counts.skip < 0:
+                if counts.skip > 0:
+                    counts.skip -= 1
+                else:
                     measurements.portal(counts, tally.kind, spent)
-            if self.on_closed is not None:
-                self.on_closed(portal, tally)
+            self._observer.portal_closed(portal, tally)
         except Exception as error:
-            primary_failed(self.listener, error)
+            self._observer.failed(error)
 
     def finish_step(self, portal: Portal) -> None:
         now = perf_counter_ns()
@@ -380,16 +402,17 @@ class Totals:
         durations = tally.library.steps
         durations[bisect_left(EDGES, spent)] += 1
         durations[0] += spent
-        measurements = self.measurements
+        measurements = self._measurements
         if measurements is not None:
-            if left >= entered:
-                counts.skip -= 2  # at once: each time is a hundredth of the bridge's
-                if counts.skip < 0:
-                    measurements.switch_and_step(counts, now - left, tally.library_name, spent)
-            else:
-                counts.skip -= 1
-                if counts.skip < 0:
+            if left < entered:
+                if counts.skip > 0:
+                    counts.skip -= 1
+                else:
                     measurements.step(counts, tally.library_name, spent)
+            elif counts.skip > 1:
+                counts.skip -= 2  # at once: each time is a hundredth of the bridge's
+            else:
+                measurements.switch_and_step(counts, now - left, tally.library_name, spent)
         if spent > tally.step_max_ns:
             tally.step_max_ns = spent
         if spent > self.slow_ns:
@@ -405,7 +428,7 @@ class Totals:
             return counts
         presence = self._local.presence = _Presence()
         counts = Counts(weakref.ref(presence))
-        measurements = self.measurements
+        measurements = self._measurements
         if measurements is not None:
             measurements.skip_some(counts)  # a thread's first event is no better than its others
         with self._lock:
@@ -464,11 +487,7 @@ class Totals:
         portal.note = tally
         self.portals[portal] = tally
         counts.kind(portal.kind).opened += 1
-        on_portal = self.on_portal
-        if on_portal is not None:  # another thread may take it away now
-            on_portal()
-        if self.on_opened is not None:
-            self.on_opened(portal)
+        self._observer.portal_opened(portal)
         return tally
 
     def _finished_late(self, tally: PortalTally) -> None:
@@ -480,19 +499,17 @@ class Totals:
     def _slow_step(self, portal: Portal, tally: PortalTally, spent: int, suspended: bool) -> None:
         try:
             tally.slow_steps += 1
-            function = None if self.what_held is None else self.what_held()
-            if function is None:
-                function = self.holder(portal)
+            held = tally.held
+            function = self.holder(portal) if held is None else held.function
             slow = self._counts().slow
             if function not in slow and len(slow) >= self._site_limit:
                 function = OTHER.function
             slow[function] = slow.get(function, 0) + 1
             if suspended:
                 tally.slow_ns = spent
-            if self.on_slow_step is not None:
-                self.on_slow_step(function, spent / 1e9)
+            self._observer.slow_step(function, spent / 1e9, held)
         except Exception as error:
-            primary_failed(self.listener, error)
+            self._observer.failed(error)
 
     # For those who read
 

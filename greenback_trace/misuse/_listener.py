@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from functools import partial
 from time import perf_counter_ns
 from types import FrameType
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 from greenback._frames import caller_of_bridge
 
 from .._frames import can_look_at_others
-from .._log import slow_step
 from .._sdk import unwatch_collections, watch_collections
 from .._sites import OTHER, Site, outside_adapters
 from . import _locks
@@ -20,11 +18,12 @@ from ._blocks import are_without, with_blocks
 from ._detect import are_known, at_start
 from ._finding import Finding
 from ._record import Misuses
-from ._watchdog import Held, Watchdog
+from ._watchdog import Watchdog
 from .report import OFF, Misuse, MisuseError
 
 if TYPE_CHECKING:
-    from greenback.instruments import Listener, Portal
+    from greenback._listener import Listener
+    from greenback.instruments import Portal
 
     from .._counts import Node, PortalTally, Running
     from .._spans import Spans
@@ -35,11 +34,6 @@ _LOCK_HELD = "lock_held"
 _LONG_NS = 1_000_000
 #: Sync chains of which is remembered what need not be looked at again.
 _CHAINS_KEPT = 10_000
-
-
-class _Local(threading.local):
-    #: What was seen of the step that has just ended, in this thread.
-    held: Optional[Held] = None
 
 
 class _Chains:
@@ -71,7 +65,7 @@ class _Chains:
 
 
 class Debug:
-    """A `greenback.instruments.Listener` around `Totals` or `Spans` that looks for misuse.
+    """A `greenback._listener.Listener` around `Totals` or `Spans` that looks for misuse.
 
     Detectors are called after the bridge has begun for the others, so that a bridge which is
     refused is one that has failed, and has a span.
@@ -88,7 +82,6 @@ class Debug:
         "__weakref__",
         "_calls",
         "_inner",
-        "_local",
         "_looks_at_start",
         "_spans",
         "_start",
@@ -117,16 +110,11 @@ class Debug:
     ) -> None:
         self.misuses = misuses
         self._watchdog = Watchdog(slow_seconds)
-        self._local = _Local()
         self._calls = _Chains(are_known)
         self._withs = _Chains(are_without)
         self._inner = inner
         self._totals = totals
         self._spans = spans
-        totals.listener = self
-        totals.gives_outermost = True
-        totals.on_slow_step = self._tell_slow_step
-        totals.what_held = self._what_held
         watch_collections(self)  # for allow()
         self.open_portal = inner.open_portal
         self.enter_portal = inner.enter_portal
@@ -235,17 +223,17 @@ class Debug:
 
     def finish_step(self, portal: Portal) -> None:
         held = self._watchdog.finish_step(portal)
-        if held is None:
+        tally = portal.note
+        if held is None or tally is None:
             self._inner.finish_step(portal)
         else:
-            local = self._local
-            local.held = held
-            self._inner.finish_step(portal)
-            local.held = None
-        if self.misuses.postponed:
-            tally = portal.note
-            if tally is None or not tally.active():
-                self.misuses.log_postponed()
+            tally.held = held
+            try:
+                self._inner.finish_step(portal)
+            finally:
+                tally.held = None
+        if self.misuses.postponed and (tally is None or not tally.active()):
+            self.misuses.log_postponed()
 
     def _before_suspension(self, bridge: Running) -> None:
         if bridge.switches:
@@ -268,13 +256,6 @@ class Debug:
             finding = None
             if refused is not None:
                 raise MisuseError(refused)
-
-    def _what_held(self) -> Optional[str]:
-        held = self._local.held
-        return None if held is None else held.function
-
-    def _tell_slow_step(self, function: str, seconds: float) -> None:
-        slow_step(function, seconds, self._local.held)
 
     # What it does about a finding
 

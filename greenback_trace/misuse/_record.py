@@ -13,8 +13,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
-from greenback._failures import tell_failure
-from greenback._signals import raise_if_from_signal_handler
+from greenback._failures import raise_if_from_signal_handler, tell_failure
 
 from .. import _log
 from .._counts import Ticks

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 import greenback
-from greenback import await_
+from greenback import _bridge, _instruments, _listener, await_
 from greenback.instruments import Bridge, Instrument, Portal, add_instrument, remove_instrument
 
 HOOKS = [
@@ -891,3 +891,179 @@ class TestNothingIsKept:
         gc.collect()
         assert OPENED in recorder.names()
         assert references[0]() is None
+
+
+class Listening:
+    """A listener that notes what it is told, and gives each bridge a number."""
+
+    def __init__(self, calls: List[Any], suspends: bool = True) -> None:
+        self.calls = calls
+        self.bridges = 0
+        self.suspend_bridge = self.noting_suspension if suspends else None
+        self.start_step = None
+
+    def open_portal(self, portal: Portal) -> None:
+        self.calls.append(OPENED)
+
+    def enter_portal(self, portal: Portal) -> None:
+        self.calls.append("portal_entered")
+
+    def close_portal(self, portal: Portal) -> None:
+        self.calls.append(CLOSED)
+
+    def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> int:
+        self.bridges += 1
+        self.calls.append((STARTED, self.bridges))
+        return self.bridges
+
+    def noting_suspension(self, bridge: int) -> None:
+        self.calls.append((SUSPENDED, bridge))
+
+    def resume_bridge(self, bridge: int, portal: Portal, left: int) -> None:
+        assert portal.left == left
+        self.calls.append((RESUMED, bridge))
+
+    def finish_bridge(self, bridge: int, error: Optional[BaseException], left: int) -> None:
+        self.calls.append((FINISHED, bridge, type(error)))
+
+    def finish_step(self, portal: Portal) -> None:
+        self.calls.append(STOP)
+
+
+def bridges_in(calls: List[Any]) -> List[Any]:
+    return [call for call in calls if type(call) is tuple]
+
+
+NoneType = type(None)
+
+
+class TestPrimaryListener:
+    """The one of tracing, which is called before any instrument."""
+
+    @pytest.fixture(autouse=True)
+    def _removed_afterwards(self) -> Iterator[None]:
+        before = _listener._primary
+        yield
+        _listener.set_primary(before)
+
+    def test_is_called_directly(self, recorder: Recorder) -> None:
+        """With it alone, and with instruments alone, nothing is in between."""
+        primary: Any = Listening([])
+        _listener.set_primary(None)
+        assert type(_bridge._hooks) is _instruments.Hooks
+        _listener.set_primary(primary)
+        assert type(_bridge._hooks) is _listener.Both
+        remove_instrument(recorder)
+        assert _bridge._hooks is primary
+        _listener.set_primary(None)
+        assert _bridge._hooks is None
+
+    @pytest.mark.parametrize("suspends", [True, False])
+    def test_beside_an_instrument(self, backend: Any, suspends: bool, recorder: Recorder) -> None:
+        """Both hear of everything, the primary listener first, and get back what they gave."""
+        calls: List[Any] = []
+        primary: Any = Listening(calls, suspends)
+        recorder.calls = calls
+        _listener.set_primary(primary)
+
+        async def fails() -> None:
+            raise LookupError
+
+        async def once() -> None:
+            await backend.checkpoint()
+
+        def sync() -> None:
+            await_(immediate())
+            await_(once())
+            with pytest.raises(LookupError):
+                await_(fails())
+
+        backend.run(greenback.with_portal_run_sync, sync)
+        told = [call for call in calls if type(call) is not tuple or type(call[1]) is int]
+        of_instrument = [call for call in calls if call not in told]
+        suspensions = told.count((RESUMED, 2))
+        assert suspensions
+        suspended = [(SUSPENDED, 2)] * suspends
+        assert bridges_in(told) == [
+            (STARTED, 1),
+            (FINISHED, 1, NoneType),
+            (STARTED, 2),
+            *[*suspended, (RESUMED, 2)] * suspensions,
+            (FINISHED, 2, NoneType),
+            (STARTED, 3),
+            (FINISHED, 3, LookupError),
+        ]
+        assert [call for call in told if call not in bridges_in(told)] == [
+            OPENED,
+            *[STOP] * (suspensions + 1),
+            CLOSED,
+        ]
+        names = [call[0] for call in of_instrument]
+        assert names.count(STARTED) == names.count(FINISHED) == 3
+        assert (names[0], names[-1]) == (OPENED, CLOSED)
+        assert calls.index(OPENED) < calls.index(of_instrument[0])
+
+    def test_replaced_in_a_bridge(self, backend: Any, recorder: Recorder) -> None:
+        """The end of a bridge goes to the one that was told of its beginning."""
+        old, new = Listening([]), Listening([])
+        of_old: Any = old
+        of_new: Any = new
+
+        async def replaces() -> None:
+            _listener.set_primary(of_new)
+            remove_instrument(recorder)
+            await backend.checkpoint()
+
+        def sync() -> None:
+            await_(replaces())
+            await_(immediate())
+
+        _listener.set_primary(of_old)
+        backend.run(greenback.with_portal_run_sync, sync)
+        told = bridges_in(old.calls)
+        assert (told[0], told[-1]) == ((STARTED, 1), (FINISHED, 1, NoneType))
+        assert set(told[1:-1]) == {(SUSPENDED, 1), (RESUMED, 1)}
+        assert bridges_in(new.calls) == [(STARTED, 1), (FINISHED, 1, NoneType)]
+        assert FINISHED not in recorder.names()
+
+    def test_refuses(self, backend: Any, recorder: Recorder) -> None:
+        """What it raises when a bridge starts is raised there; no instrument hears of that."""
+
+        class Refusing(Listening):
+            def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> int:
+                raise LookupError("refused")
+
+        refusing: Any = Refusing([])
+        _listener.set_primary(refusing)
+
+        def sync() -> None:
+            with pytest.raises(LookupError, match="refused"):
+                await_(immediate())
+
+        backend.run(greenback.with_portal_run_sync, sync)
+        assert STARTED not in recorder.names()
+        assert bridges_in(refusing.calls) == []
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signals to spare")
+    def test_instrument_that_is_interrupted(
+        self, backend: Any, added: Callable[[Any], Any]
+    ) -> None:
+        """A bridge that a signal handler stops in an instrument ends for the primary listener."""
+
+        class Interrupted(Instrument):
+            def bridge_started(self, bridge: Bridge) -> None:
+                signal.raise_signal(signal.SIGUSR1)
+
+        def sync() -> None:
+            with pytest.raises(TimeUp):
+                await_(immediate())
+
+        primary: Any = Listening([])
+        _listener.set_primary(primary)
+        added(Interrupted())
+        before = signal.signal(signal.SIGUSR1, raise_time_up)
+        try:
+            backend.run(greenback.with_portal_run_sync, sync)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert bridges_in(primary.calls) == [(STARTED, 1), (FINISHED, 1, TimeUp)]

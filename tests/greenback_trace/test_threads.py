@@ -16,7 +16,7 @@ import pytest
 
 import greenback
 import greenback_trace
-from greenback import _bridge, instruments
+from greenback import _bridge
 from greenback._state import NOWHERE
 from greenback.instruments import Portal
 from greenback_trace import (
@@ -33,7 +33,7 @@ from greenback_trace import _now as now
 from greenback_trace._budget import Budget
 from greenback_trace._counts import Counts, Ticks
 from greenback_trace._metrics import Measurements
-from greenback_trace._totals import Totals
+from greenback_trace._totals import Observer, Totals
 from greenback_trace.misuse import _blocks, _detect, _watchdog, finalizer
 from greenback_trace.misuse._watchdog import Watchdog
 
@@ -90,8 +90,8 @@ class TestMeasurements:
             told: List[int] = []
             totals = Totals(10)
             totals._lock = turns.lock()
-            totals.measurements = Telling(totals, {}, rate=1)
-            return portals, portals, lambda: check(told == [4, 4])
+            totals.pass_on(Telling({}, rate=1))
+            return portals, portals, lambda: check(told == [3, 3])
 
         at_each_instruction(prepare, _totals)
 
@@ -118,10 +118,10 @@ class TestMeasurements:
             told: List[int] = []
             totals = Totals(10)
             totals._lock = turns.lock()
-            measurements = Measurements(totals, {"portal": Histogram()}, rate=1e9)
+            measurements = Measurements({"portal": Histogram()}, rate=1e9)
             measurements._every = 3.0
             measurements._since = math.inf
-            totals.measurements = measurements
+            totals.pass_on(measurements)
             return portals, ask, look
 
         at_each_instruction(prepare, _metrics)
@@ -132,7 +132,7 @@ class TestMeasurements:
         def prepare(turns: Turns) -> Meeting:
             counts = Counts(bool)
             counts.skipped_from = 3
-            measurements = Measurements(Totals(10), {}, rate=1)
+            measurements = Measurements({}, rate=1)
             told: List[int] = []
             return (
                 lambda: told.append(counts.left_out()),
@@ -142,8 +142,13 @@ class TestMeasurements:
 
         at_each_instruction(prepare, _counts)
 
-    def test_they_end_at_any_moment(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_they_end_at_any_moment(self) -> None:
         """Tracing that is disabled while a portal is opened and closed is no failure of it."""
+        failures: List[Exception] = []
+
+        class Observing(Observer):
+            def failed(self, error: Exception) -> None:
+                failures.append(error)
 
         def prepare(turns: Turns) -> Meeting:
             def open_and_close() -> None:
@@ -151,21 +156,12 @@ class TestMeasurements:
                 totals.open_portal(portal)
                 totals.close_portal(portal)
 
-            def stop() -> None:
-                totals.measurements = totals.on_portal = None
-
-            totals = Totals(10)
+            totals = Totals(10, observer=Observing())
             totals._lock = turns.lock()
-            totals.measurements = Measurements(totals, {"portal": Histogram()}, rate=0)
-            totals.on_portal = nothing
-            instruments.set_primary(totals)
-            return open_and_close, stop, lambda: check(instruments.is_primary(totals))
+            totals.pass_on(Measurements({"portal": Histogram()}, rate=0))
+            return open_and_close, lambda: totals.pass_on(None), lambda: check(not failures)
 
-        try:
-            at_each_instruction(prepare, _totals)
-        finally:
-            instruments.set_primary(None)
-        assert caplog.messages == []
+        at_each_instruction(prepare, _totals)
 
 
 def check(holds: bool) -> None:
@@ -270,13 +266,26 @@ class TestSession:
             made.clear()
 
             def look() -> None:
-                assert [session.totals.measurements] == [session._measurements] == made
+                assert [session.totals._measurements] == made
                 greenback_trace.disable()
 
-            return session.totals.on_portal, source.on_read, look
+            return session._look_for_sdk, source.on_read, look
 
         made: List[Measurements] = []
         monkeypatch.setattr(_metrics, "Measurements", measure)
+        at_each_instruction(prepare, _session)
+
+    def test_it_ends_at_any_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tracing that is disabled while it hears of a portal is no failure of it."""
+
+        def prepare(turns: Turns) -> Meeting:
+            monkeypatch.setattr(_session, "lock", turns.lock())
+            greenback_trace.enable(config=Config(spans="none"))
+            session: Any = greenback_trace._activate._current
+            session._loops = SimpleNamespace(see=lambda portal: None)
+            portal = a_portal()
+            return lambda: session.portal_opened(portal), greenback_trace.disable, nothing
+
         at_each_instruction(prepare, _session)
 
     def test_a_shutdown_does_not_enable(self, monkeypatch: pytest.MonkeyPatch) -> None:
