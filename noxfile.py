@@ -9,21 +9,27 @@ import shutil
 import subprocess
 import sys
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator, Optional, Sequence
 
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.default_venv_backend = "venv"
-nox.options.reuse_existing_virtualenvs = True
 
-PYPROJECT = nox.project.load_toml("pyproject.toml")
+# Environments come from .ci/environment.py.
+nox.options.default_venv_backend = "none"
+
 OLDEST, NEWEST = "3.8", "3.15"
 
-# By class or document: the examples of a document build on one another.
-PYTEST = ("-m", "pytest", "-n", "auto", "--dist", "loadscope")
+PYTEST = ("-m", "pytest", "-n", "auto", "--dist", "loadgroup")
+
+RUNTIME = ("tests/greenback",)
+DEBUG_MODE = ("tests/greenback_trace/misuse",)
+FUZZ = ("tests/fuzz/test_programs.py",)
+INTERRUPTS = ("tests/greenback/test_interrupts.py", "tests/greenback_trace/test_interrupts.py")
+#: They read traces and sources, which the oldest, the newest and another Python suffice for.
+READERS = ("tests/greenback_trace/report",)
+DASHBOARDS = ("tests/dashboards",)
 
 PROBE = """
 import ensurepip, json, sys
@@ -36,10 +42,6 @@ import greenback
 import greenback_trace
 assert greenback.__version__ == importlib.metadata.version("greenback")
 """
-
-
-def group(name: str) -> list[str]:
-    return list(nox.project.dependency_groups(PYPROJECT, name))
 
 
 def find_interpreter(command: str, implementation: str, version: str = "") -> Optional[str]:
@@ -95,22 +97,22 @@ def add_test_session(
     tests: Sequence[str] = (),
     groups: Sequence[str] = ("test",),
     without: Sequence[str] = (),
+    left_out: Sequence[str] = (),
     on_sid: bool = False,
     environment: Optional[dict[str, str]] = None,
 ) -> None:
-    """A session `tests-LABEL`: all that `make test` runs, or only the named ones.
+    """A session `tests-LABEL`: all that `make test` runs but what is left out, or only the named.
 
-    What needs another dependency group than those that are installed is left out, or a package of
-    them that is named in *without*.
+    Args:
+        groups: The dependency groups that are installed. What needs another one is left out.
+        without: Packages of these groups that are not installed.
+        left_out: Folders of tests.
     """
     name = f"tests-{label}"
-    needed = [
-        package
-        for name_of_group in groups
-        for package in group(name_of_group)
-        if not package.startswith(tuple(without))
-    ]
-    left_out = [] if "dashboards" in groups else ["--ignore=tests/dashboards"]
+    what = ["--groups", *groups, *(["--without", *without] if without else []), "--compile"]
+    if "dashboards" not in groups:
+        left_out = [*left_out, *DASHBOARDS]
+    arguments = [*tests, *(f"--ignore={folder}" for folder in left_out)]
     if label == os.environ.get("ALREADY_TESTED"):
 
         @nox.session(name=name, python=False)
@@ -121,10 +123,10 @@ def add_test_session(
     interpreter = find_interpreter(command, implementation, version)
     if interpreter is not None:
 
-        @nox.session(name=name, python=interpreter)
+        @nox.session(name=name, python=False)
         def here(session: nox.Session) -> None:
-            session.env.update(environment or {})
-            install_and_test(session, ["python"], needed, [*tests, *left_out])
+            python = environment_of(session, name, "--python", interpreter, *what)
+            test(session, [python], arguments, environment)
 
         return
 
@@ -134,58 +136,66 @@ def add_test_session(
         if on_sid:
             session.log(f"{why_not}; Debian sid has one, and is made first if need be")
             if sid().returncode == 0:
-                python = python_on_sid(session, name, command)
-                install_and_test(session, python, needed, [*tests, *left_out])
+                there = ("--within", ".ci/sid", "--python", command)
+                python = environment_of(session, name, *there, *what)
+                test(session, [".ci/sid", python], arguments, environment)
                 return
             why_not = "; ".join([why_not, *sid().stderr.splitlines()[-1:]])
         print(f"SKIPPED {name}: {why_not}", flush=True)
         session.skip(why_not)
 
 
-def python_on_sid(session: nox.Session, name: str, command: str) -> list[str]:
-    """The command that runs the Python of an environment which nox cannot make, nor look into."""
-    folder = Path(".nox", f"{name}-on-sid")
-    made = folder / "made"
-    if not made.is_file() or made.read_text() != sid().stdout:
-        session.run(".ci/sid", command, "-m", "venv", "--clear", str(folder), external=True)
-        made.write_text(sid().stdout)
-    return [".ci/sid", str(folder / "bin" / "python")]
+def environment_of(session: nox.Session, name: str, *what: str) -> str:
+    """The Python of the environment `.venvs/NAME`, which is made if need be."""
+    folder = Path(".venvs", name)
+    session.run_install(sys.executable, ".ci/environment.py", str(folder), *what, external=True)
+    return str(folder / "bin" / "python")
 
 
-def install_and_test(
-    session: nox.Session, python: Sequence[str], needed: Sequence[str], tests: Sequence[str]
+def test(
+    session: nox.Session,
+    python: Sequence[str],
+    arguments: Sequence[str],
+    environment: Optional[dict[str, str]],
 ) -> None:
-    pip = (*python, "-m", "pip", "install", "--quiet")
-    # The one that comes with Python may give up on what depends on equal versions.
-    session.run_install(*pip, "--upgrade", "pip", external=True)
-    session.run_install(*pip, "--editable", ".[all]", *needed, external=True)
-    session.run(*python, *PYTEST, *tests, *session.posargs, external=True)
+    settings = {"TESTS_SMALL": "1", **(environment or {})}
+    session.run(*python, *PYTEST, *arguments, *session.posargs, env=settings, external=True)
 
 
-def run_here(session: nox.Session, *args: str, **environment: str) -> None:
-    """Run Python in the environment that `make` has made: another takes longer than a check."""
-    if find_spec("trio") is None:
-        session.error("this nox is not the project's; run: make check ARGS='-s NAME'")
-    session.run(sys.executable, *args, env=environment, external=True)
+def run_as_make_test(session: nox.Session, *args: str, **environment: str) -> None:
+    """Run Python in the environment of `make test`."""
+    session.run_install("make", ".venv", external=True, silent=True)
+    session.run(".venv/bin/python", *args, env=environment, external=True)
 
 
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
     """Ruff, the formatter, mypy and pyright."""
-    run_here(session, "-m", "ruff", "check", ".")
-    run_here(session, "-m", "ruff", "format", "--check", ".")
-    run_here(session, "-m", "mypy")
-    for version in (OLDEST, NEWEST):
-        run_here(
-            session, "-m", "pyright", "--pythonpath", sys.executable, "--pythonversion", version
-        )
+    python = environment_of(session, "lint", "--groups", "lint")
+    for command in (
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "."),
+        ("mypy",),
+        *(
+            ("pyright", "--pythonpath", python, "--pythonversion", version)
+            for version in (OLDEST, NEWEST)
+        ),
+    ):
+        session.run(python, "-m", *command, external=True)
 
 
 @nox.session(python=False)
 def docs(session: nox.Session) -> None:
     """The documentation, with every warning an error. `make test` runs its examples."""
     options = ("-W", "--keep-going", "-q", "-E", "-b", "html")
-    run_here(session, "-m", "sphinx", *options, "docs", "docs/_build/html")
+    python = environment_of(session, "docs", "--groups", "docs")
+    session.run(python, "-m", "sphinx", *options, "docs", "docs/_build/html", external=True)
+
+
+@nox.session(python=False)
+def interrupts(session: nox.Session) -> None:
+    """Interruptions at each instruction; `make test` takes every seventh."""
+    run_as_make_test(session, *PYTEST, *INTERRUPTS, *session.posargs, TESTS_EVERY="1")
 
 
 @nox.session(python=False)
@@ -196,41 +206,45 @@ def traced(session: nox.Session, tracing: str) -> None:
         environment = {"GREENBACK_TRACE": "1", "TESTS_WITH_SDK": "1"}
     else:
         environment = {"GREENBACK_TRACE": tracing}
-    run_here(session, *PYTEST, "tests/greenback", *session.posargs, **environment)
+    run_as_make_test(session, *PYTEST, "tests/greenback", *session.posargs, **environment)
     if tracing == "sdk":
-        run_here(session, "benchmarks/stress.py")  # a million bridges, none lost
+        run_as_make_test(session, "benchmarks/stress.py")  # a million bridges, none lost
 
 
-@nox.session
+@nox.session(python=False)
 def package(session: nox.Session) -> None:
     """A wheel, made from the source distribution, imports and runs where the source is not."""
     dist = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    session.install("--quiet", "build", "twine")
-    session.run("python", "-m", "build", "--outdir", str(dist))
-    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    python = environment_of(session, "package", "--no-project", "--groups", "package")
+    session.run(python, "-m", "build", "--outdir", str(dist), external=True)
+    if not dist.is_dir():
+        return  # with --install-only, nothing is run
+    session.run(
+        python, "-m", "twine", "check", "--strict", *map(str, sorted(dist.iterdir())), external=True
+    )
     (wheel,) = dist.glob("*.whl")
-    # The exporters' newest release must go with the extras.
-    session.install(
-        "--quiet",
-        "--force-reinstall",
+    shutil.rmtree(Path(".venvs", "wheel"), ignore_errors=True)  # it may be of an older wheel
+    packages = (
+        "pip",
         f"greenback[all] @ {wheel.as_uri()}",
+        # The exporters' newest release must go with the extras.
         "opentelemetry-exporter-otlp-proto-grpc",
         "opentelemetry-exporter-otlp-proto-http",
     )
-    session.run("python", "-m", "pip", "check")
+    python = environment_of(session, "wheel", "--no-project", "--packages", *packages)
+    python = str(Path(python).absolute())
+    session.run(python, "-m", "pip", "check", external=True)
     with session.chdir(dist):
-        session.run("python", "-c", CHECK_INSTALLED)
-        session.run("greenback-trace", "--help")
-        session.run("greenback-trace", "explain", "lock_held")
+        session.run(python, "-c", CHECK_INSTALLED, external=True)
+        command = str(Path(python).with_name("greenback-trace"))
+        session.run(command, "--help", external=True, silent=True)
+        session.run(command, "explain", "lock_held", external=True, silent=True)
 
 
-RUNTIME = ("tests/greenback",)
-DEBUG_MODE = ("tests/greenback_trace/misuse",)
-FUZZ = ("tests/fuzz/test_programs.py",)
-
-for minor in (OLDEST, "3.11", "3.13"):
-    add_test_session(minor, f"python{minor}", "cpython", minor)
+add_test_session(OLDEST, f"python{OLDEST}", "cpython", OLDEST)
+add_test_session("3.11", "python3.11", "cpython", "3.11")
+add_test_session("3.13", "python3.13", "cpython", "3.13", left_out=READERS)
 # What differs between neighbours is how code is run and compiled, which these look at.
 for minor in ("3.10", "3.12"):
     add_test_session(
@@ -255,6 +269,7 @@ add_test_session(
     "cpython",
     "3.14",
     without=("opentelemetry-exporter-otlp-proto-grpc", "yappi"),
+    left_out=READERS,
     environment={"PYTHON_GIL": "0"},
 )
 add_test_session("pypy", "pypy3", "pypy", "3.11", on_sid=True)

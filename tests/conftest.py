@@ -12,6 +12,8 @@ from typing import Any, Awaitable, Callable, Iterator
 import pytest
 import trio
 
+from tests import sampling
+
 try:
     import uvloop
 except ImportError:  # PyPy, and platforms without a wheel
@@ -29,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     seed = os.environ.setdefault("GREENBACK_FUZZ_SEED", str(SystemRandom().getrandbits(32)))
     if not seed.isdecimal():
         raise pytest.UsageError(f"GREENBACK_FUZZ_SEED={seed!r} must be a whole number")
+    sampling.configure()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -37,6 +40,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if any(getattr(report, "nodeid", "").startswith("tests/fuzz/") for report in reports):
         seed = os.environ["GREENBACK_FUZZ_SEED"]
         terminalreporter.write_line(f"fuzzed; to repeat it: GREENBACK_FUZZ_SEED={seed}")
+    if any("/test_interrupts.py" in getattr(report, "nodeid", "") for report in reports):
+        terminalreporter.write_line(
+            f"interrupted at some instructions; to repeat it: {sampling.how_to_repeat()}; "
+            "at all: TESTS_EVERY=1"
+        )
 
 
 def _set_global_sdk() -> None:

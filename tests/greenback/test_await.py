@@ -23,6 +23,7 @@ import trio
 
 import greenback
 from greenback import await_
+from tests.sampling import is_small
 
 from .portals import in_run, in_run_sync, in_task
 
@@ -494,6 +495,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A module of coroutine functions that Cython has compiled."""
     if PYPY:
         pytest.skip("Cython's C code is compiled for CPython here")
+    if is_small():
+        pytest.skip("another Python compiles it")
     if importlib.util.find_spec("Cython") is None:
         pytest.skip("Cython is not installed")
     if importlib.util.find_spec("setuptools") is None:

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import greenback
+from tests.sampling import is_small
 
 from .random_programs import (
     COMMON,
@@ -57,7 +58,7 @@ class TestEquivalence:
             portal="sync in task",
             cancel_at=None,
         )
-        @settings(COMMON, max_examples=20 if backend.name == "uvloop" else 90)
+        @settings(COMMON, max_examples=20 if backend.name == "uvloop" or is_small() else 90)
         def bridged_as_awaited(program: Any, portal: str, cancel_at: Optional[int]) -> None:
             check(backend, program, portal, cancel_at)
 

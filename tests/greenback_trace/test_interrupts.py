@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from tests import sampling
 from tests.interrupting import Interrupt, Interruption
 
 pytestmark = [
@@ -171,9 +172,9 @@ def test_at_each_instruction(backend: Any, spans: str) -> None:
         await interrupted_at(
             10**9, backend, sdk, with_spans, handler, kind
         )  # what is made once is made
-        number = 1
-        while await interrupted_at(number, backend, sdk, with_spans, handler, kind) is not None:
-            number += 1
+        for number in sampling.instructions():
+            if await interrupted_at(number, backend, sdk, with_spans, handler, kind) is None:
+                break
         assert number > 100
 
     before = signal.signal(signal.SIGUSR1, handler)
