@@ -108,7 +108,7 @@ def _print_version(context: click.Context, option: click.Parameter, value: bool)
 def main() -> None:
     """See where a program bridges, and what that costs.
 
-    'run' traces a program. The other commands read what it has written.
+    'run' traces a program. 'report', 'plan', 'diff' and 'export' read the trace.
     """
 
 

@@ -44,6 +44,26 @@ class TestSections:
         for markup in ("`", "**", "::", ".. ", ":doc:", ":ref:", "* -", "----"):
             assert markup not in result.stdout.replace("--- ", ""), markup
 
+    @pytest.mark.parametrize(("page", "count"), [("safe", len(SEVERITY)), ("alerts", len(ALERTS))])
+    def test_no_word_is_lost(self, page: str, count: int) -> None:
+        """All words of a section are printed, in their order: text, code, lists and tables."""
+        source = (REPOSITORY / "docs" / f"{page}.rst").read_text(encoding="utf-8")
+        names = SEVERITY if page == "safe" else ALERTS
+        headings = [
+            *re.finditer(r"^(?:\.\. _(?P<label>[\w-]+):\n\n)?(?P<text>.+)\n-{3,}\n", source, re.M)
+        ]
+        markup = re.compile(r"^ *(?:\.\. .*|:[\w-]+:.*)$|:(?:doc|ref):|<[\w-]+>`", re.M)
+        looked_at = 0
+        for heading, after in zip(headings, [*headings[1:], None]):
+            name = (heading["label"] or heading["text"]).replace("-", "_")
+            if name in names:
+                body = source[heading.end() : after.start() if after else None]
+                printed = iter(re.findall(r"\w+", explain(name, columns=1000).stdout))
+                words = re.findall(r"\w+", markup.sub("", body))
+                assert [word for word in words if word not in printed] == [], name
+                looked_at += 1
+        assert looked_at == count
+
     @pytest.mark.parametrize("name", NAMES)
     def test_text_is_wrapped_and_code_is_not(self, name: str) -> None:
         """Nothing but code is wider than the terminal, which is there to be copied."""

@@ -184,6 +184,8 @@ ALL: List[Tuple[str, ...]] = [
     *[(*each, "--json") for each in COMMANDS],
     EXPORT,
     ("export", "after.jsonl", "--format", "html"),
+    ("explain",),
+    ("explain", "lock_held"),
 ]
 
 
