@@ -225,8 +225,8 @@ def await_(aw: Awaitable[T]) -> T:
             finally:  # also where a signal handler raises in these
                 if bridge is not None:
                     hooks.finish_bridge(bridge, error, left)  # type: ignore[union-attr]
-            # The traceback has this frame: nothing in it may lead back to the task and its
-            # exception, which a failed future keeps.
+            # The traceback has this frame: nothing in it may lead back to the exception, which the
+            # task keeps, or a future that has failed.
             aw = portal = me = bridge = steps = chain = answer = handled = None  # type: ignore[assignment]
             raise
 
