@@ -343,6 +343,10 @@ class Pipeline:
             try:
                 spans = self._queue.spans
                 left = len(spans)  # those that are added meanwhile are for the next time
+                if left and not with_metrics:
+                    request = self._metrics.functions()
+                    if request is not None:
+                        self.file.write(request)
                 while left:
                     batch = [spans.popleft() for _ in range(min(left, _BATCH))]
                     left -= len(batch)
@@ -415,13 +419,7 @@ class _Metrics:
             return None
         self._written = news
         now = time_ns()
-        request = ExportMetricsServiceRequest()
-        resource_metrics = request.resource_metrics.add()
-        _put(resource_metrics.resource.attributes, self._resource.attributes)
-        name, version, schema_url = self._scope
-        scope_metrics = resource_metrics.scope_metrics.add(schema_url=schema_url)
-        scope_metrics.scope.name = name
-        scope_metrics.scope.version = version
+        request, scope_metrics = self._empty()
         for each in METRICS:
             values = found[each.name]
             if not values:
@@ -442,6 +440,27 @@ class _Metrics:
         self._add_histograms(scope_metrics, now)
         self._chains.add_to(scope_metrics, now)
         return request
+
+    def functions(self) -> Optional[ExportMetricsServiceRequest]:
+        """What the chains of the first spans are made of; None after the first metrics.
+
+        Where the process is killed before these, its spans are all that there is.
+        """
+        if self._written is not None:
+            return None
+        request, scope_metrics = self._empty()
+        self._chains.add_functions(scope_metrics, list(self._totals.by_chain()), time_ns())
+        return request if scope_metrics.metrics else None
+
+    def _empty(self) -> Tuple[ExportMetricsServiceRequest, ScopeMetrics]:
+        request = ExportMetricsServiceRequest()
+        resource_metrics = request.resource_metrics.add()
+        _put(resource_metrics.resource.attributes, self._resource.attributes)
+        name, version, schema_url = self._scope
+        scope_metrics = resource_metrics.scope_metrics.add(schema_url=schema_url)
+        scope_metrics.scope.name = name
+        scope_metrics.scope.version = version
+        return request, scope_metrics
 
     def _add_histograms(self, scope_metrics: ScopeMetrics, now: int) -> None:
         metrics: Dict[str, Any] = {}
@@ -504,7 +523,7 @@ class _Chains:
                 changed.append((chain, tally))
         if not changed:
             return
-        self._add_functions(scope_metrics, [chain for chain, _ in changed], now)
+        self.add_functions(scope_metrics, [chain for chain, _ in changed], now)
         for each in CHAIN_METRICS:
             metric = scope_metrics.metrics.add(name=each.name, unit=each.unit)
             metric.sum.is_monotonic = True
@@ -515,9 +534,7 @@ class _Chains:
                     _put(point.attributes, attributes)
                     _set(point, value)
 
-    def _add_functions(
-        self, scope_metrics: ScopeMetrics, chains: Sequence[Chain], now: int
-    ) -> None:
+    def add_functions(self, scope_metrics: ScopeMetrics, chains: Sequence[Chain], now: int) -> None:
         """Say once of each function, and line, what its text in a chain is made of."""
         new = {
             caller: None

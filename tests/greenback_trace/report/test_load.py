@@ -534,6 +534,33 @@ class TestVersions:
         }
         assert all(each.file.endswith("shop.py") and each.line for each in callers)
 
+    def test_killed_before_its_first_metrics(
+        self, run_main: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The spans of a process that was killed have no text taken apart, either."""
+        program = """
+            import asyncio
+            import os
+            import greenback
+
+            def work():
+                for _ in range(1000):
+                    greenback.await_(asyncio.sleep(0))
+                while True:
+                    with open(os.environ["GREENBACK_TRACE_FILE"]) as file:
+                        if "resourceSpans" in file.read():
+                            os._exit(0)
+
+            asyncio.run(greenback.with_portal_run_sync(work))
+        """
+        trace_file = run_main({"main.py": program})
+        monkeypatch.delattr(_load, "caller_of")
+        trace = load([str(trace_file)])
+        assert trace.is_sampled
+        (site,) = trace.sites
+        ((caller,),) = site.chains
+        assert (caller.module, caller.qualname) == ("__main__", "work")
+
     def test_text_that_misleads(self, shop: Path, path: Path) -> None:
         """A file whose name looks like the end of a text is told apart from the function."""
         name = "shop (1:2).py"
