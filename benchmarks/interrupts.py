@@ -20,7 +20,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, Tuple
 
-from greenback_trace.misuse import _locks
+from greenback_trace.misuse.detectors import lock_held
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -133,7 +133,7 @@ def main() -> None:
     if sys.implementation.name == "cpython":
         interrupts += (by_thread,)
         threading.Thread(target=_raise_in, args=(threading.get_ident(),), daemon=True).start()
-    _locks.install()
+    lock_held.install()
     makers: Dict[str, Any] = {
         "Lock": threading.Lock,
         "RLock": threading.RLock,
@@ -147,9 +147,9 @@ def main() -> None:
     for work in (by_with, by_acquire):
         for interrupt in interrupts:
             for name, make in makers.items():
-                _locks.install()
+                lock_held.install()
                 if make is None:
-                    _locks.uninstall()
+                    lock_held.uninstall()
                     make = threading.Condition
                 left_held = count_left_held(make, work, interrupt, rounds)
                 print(f"{work.__name__} {interrupt.__name__}, {name}: {left_held}", flush=True)

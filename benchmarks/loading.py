@@ -79,7 +79,7 @@ import json, resource, sys, time
 
 if sys.argv[2] == "json":
     sys.modules["msgspec"] = None
-from greenback_trace.report._load import load
+from greenback_trace.report.read.load import load
 
 began = time.process_time()
 trace = load([sys.argv[1]])

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--bridges", type=int, default=1_000_000)
     bridges = parser.parse_args().bridges
     sys.path.insert(0, _ROOT)
-    test = importlib.import_module("tests.greenback_trace.test_exact")
+    test = importlib.import_module("tests.greenback_trace.count.test_exact")
     started = perf_counter()
     test.stress(bridges, "cumulative", "delta")
     print(f"{bridges:,} bridges in {perf_counter() - started:.1f} s, none lost")

@@ -36,7 +36,7 @@ nitpick_ignore_regex = [
     # Types of fields, by the modules that they are written in.
     ("py:.*", r"greenback_trace\.report\._\w+\.\w+"),
     # Described in settings.rst.
-    ("py:.*", r"greenback_trace\._snapshot\.\w+Totals|Config\.\w+"),
+    ("py:.*", r"greenback_trace\.count\.snapshot\.\w+Totals|Config\.\w+"),
 ]
 
 html_theme = "furo"

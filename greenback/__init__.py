@@ -20,7 +20,7 @@ from ._adapters import async_context as async_context
 from ._adapters import async_iter as async_iter
 from ._adapters import autoawait as autoawait
 from ._adapters import decorate_as_sync as decorate_as_sync
-from ._bridge import await_ as await_
+from ._engine.bridge import await_ as await_
 from ._portals import bestow_portal as bestow_portal
 from ._portals import ensure_portal as ensure_portal
 from ._portals import has_portal as has_portal
@@ -28,10 +28,10 @@ from ._portals import run as run
 from ._portals import with_portal_run as with_portal_run
 from ._portals import with_portal_run_sync as with_portal_run_sync
 from ._stackscope import install_glue as _stackscope_install_glue_  # noqa: F401
-from ._tree import AutoPortalInstrument as AutoPortalInstrument
-from ._tree import portals_for_children as portals_for_children
-from ._tree import portals_for_tree as portals_for_tree
-from ._tree import with_portal_run_tree as with_portal_run_tree
+from ._tree.scopes import AutoPortalInstrument as AutoPortalInstrument
+from ._tree.scopes import portals_for_children as portals_for_children
+from ._tree.scopes import portals_for_tree as portals_for_tree
+from ._tree.scopes import with_portal_run_tree as with_portal_run_tree
 
 __version__ = "1.4.0"
 

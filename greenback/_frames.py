@@ -15,11 +15,11 @@ from typing import Any, Callable, FrozenSet, Iterator, List, Mapping, Optional, 
 import greenlet
 from greenlet import getcurrent
 
-from ._creator import is_creator
-from ._lookalike import is_of_lookalike, steps_of
-from ._state import Portal, Worker, homes, portal_of
-from ._tasks import Library, library_of
-from ._work import context_of, traceback_of, work
+from ._engine.state import Portal, Worker, homes, portal_of
+from ._engine.work import context_of, traceback_of, work
+from ._shims.lookalike import is_of_lookalike, steps_of
+from ._tasks.libraries import Library, library_of
+from ._tree.creator import is_creator
 
 #: What the tracing side has from here, some of which other modules of the runtime know.
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
     "traceback_of",
 ]
 
-_HERE = os.path.dirname(work.__code__.co_filename) + os.sep
+_HERE = os.path.dirname(__file__) + os.sep
 # On PyPy, greenlets are written in Python. What comes before this outermost function of theirs is
 # not theirs: the main greenlet's frames if they run, their own innermost one again if they wait.
 _GREENLET = greenlet.__file__

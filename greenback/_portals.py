@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Optional, TypeVar
 import sniffio
 from greenlet import getcurrent
 
-from ._bridge import (
+from ._engine.bridge import (
     NO_NEED,
     Begun,
     announce,
@@ -22,15 +22,15 @@ from ._bridge import (
     register,
     wake_portal,
 )
-from ._shims import Unstarted, shim_from_now_on, shim_from_the_start
-from ._state import Portal, Raised, current_portal, portal_of, this_home
-from ._tasks import Library, is_loop_running, library_of, start_loop
-from ._work import context_of, run_coroutine, set_context
+from ._engine.state import Portal, Raised, current_portal, portal_of, this_home
+from ._engine.work import context_of, run_coroutine, set_context
+from ._shims.shims import Unstarted, shim_from_now_on, shim_from_the_start
+from ._tasks.libraries import Library, is_loop_running, library_of, start_loop
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
-    from ._tasks import Task
+    from ._tasks.libraries import Task
 
     P = ParamSpec("P")
 

@@ -6,13 +6,15 @@ import sys
 import types
 from typing import Any, List
 
-from . import _bridge, _portals, _shims, _work
+from . import _portals
 from ._adapters import async_context
-from ._bridge import drive
+from ._engine import bridge, work
+from ._engine.bridge import drive
 from ._frames import is_own, portal_frames, portal_of_drive, stack_of, work_ahead
-from ._lookalike import for_each_lookalike
-from ._shims import Steps, TaskCoroutine
-from ._tasks import _trio
+from ._shims import shims
+from ._shims.lookalike import for_each_lookalike
+from ._shims.shims import Steps, TaskCoroutine
+from ._tasks.libraries import _trio
 
 #: The name that stackscope's own support for upstream's greenback asks for as it is imported,
 #: before `install_glue` gets its turn.
@@ -30,14 +32,14 @@ def install_glue() -> None:
 
     ours: List[Any] = [
         function
-        for module in (_bridge, _portals, _shims, _work)
+        for module in (bridge, _portals, shims, work)
         for function in vars(module).values()
         if getattr(function, "__module__", None) == module.__name__
         and isinstance(function, types.FunctionType)
     ]
     if "trio" in sys.modules:
         # Under Trio these are run by copies, which stackscope does not take for the same.
-        runs = (_work.run_function, _work.run_coroutine, _work.run_while_handling)
+        runs = (work.run_function, work.run_coroutine, work.run_while_handling)
         ours += [_trio(None).interruptible(run) for run in runs]
     for function in ours:
         customize(function, hide=True)

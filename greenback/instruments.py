@@ -12,7 +12,7 @@ raises while a hook runs is no failure of the hook, and reaches the program.
 
 from __future__ import annotations
 
-from ._instruments import Bridge, Instrument, add_instrument, remove_instrument
-from ._state import Portal
+from ._engine.state import Portal
+from ._listener.instruments import Bridge, Instrument, add_instrument, remove_instrument
 
 __all__ = ["Bridge", "Instrument", "Portal", "add_instrument", "remove_instrument"]

@@ -12,8 +12,8 @@ from ._activate import is_enabled as is_enabled
 from ._activate import snapshot as snapshot
 from ._config import Config as Config
 from ._config import ConfigError as ConfigError
-from ._snapshot import Snapshot as Snapshot
-from ._stacks import format_task as format_task
+from .count.snapshot import Snapshot as Snapshot
+from .live.stacks import format_task as format_task
 from .misuse import Misuse as Misuse
 from .misuse import MisuseError as MisuseError
 from .misuse import MisuseWarning as MisuseWarning

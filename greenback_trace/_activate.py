@@ -9,13 +9,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Optional
 
-from greenback._listener import set_primary
+from greenback._listener.listener import set_primary
 
 from . import _session
 from ._config import Config, ConfigError
 from ._session import Gate, Session, warn
-from ._snapshot import Snapshot, take
-from ._totals import Totals
+from .count.snapshot import Snapshot, take
+from .count.totals import Totals
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -106,7 +106,7 @@ def _enable(config: Config, tracer_provider: Any, meter_provider: Any, at_import
     with _session.lock:
         disable()
         # Now, since importing structlog at the first slow step would make it slower still.
-        from ._log import start_over
+        from .emit.log import start_over
 
         start_over()
         _current = _last = Session(
@@ -183,7 +183,7 @@ def _at_exit() -> None:
         return
     session.tell_of_open_portals()
     if session.is_silent():
-        from ._log import summary
+        from .emit.log import summary
 
         summary(snapshot())
     session.close_socket()
@@ -210,7 +210,7 @@ def _after_fork() -> None:
 
 
 def _start_log_over() -> None:
-    log = sys.modules.get("greenback_trace._log")  # which imports structlog, if it is needed
+    log = sys.modules.get("greenback_trace.emit.log")  # which imports structlog, if it is needed
     if log is not None:
         log.start_over()
 

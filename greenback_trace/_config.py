@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any, Callable, Dict, Mapping, Optional, Set, Tuple
 
-from ._explained import ALLOWED_BASES, is_base
-from .misuse.report import ALLOWED_ACTIONS, actions_of
+from .misuse.explained import ALLOWED_BASES, is_base
+from .misuse.policy import ALLOWED_ACTIONS, actions_of
 
 _MODES = {"0": "off", "off": "off", "1": "on", "on": "on", "debug": "debug"}
 _SPANS = ("all", "suspended", "portals", "none")

@@ -9,28 +9,28 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Dict, MutableMapping, Optional, Tuple
 from weakref import WeakKeyDictionary
 
-from greenback._failures import raise_if_from_signal_handler, tell_failure
-from greenback._listener import is_primary, primary_failed, set_primary
+from greenback._listener.failures import raise_if_from_signal_handler, tell_failure
+from greenback._listener.listener import is_primary, primary_failed, set_primary
 
 from ._config import Config
-from ._counts import Ticks
-from ._totals import Observer, Totals
+from .count.counts import Ticks
+from .count.totals import Observer, Totals
 
 if TYPE_CHECKING:
-    from greenback._listener import Listener
+    from greenback._listener.listener import Listener
     from greenback.instruments import Portal
 
-    from ._counts import PortalTally
-    from ._file import Pipeline
-    from ._loops import Loops
-    from ._metrics import Source
-    from ._socket import Server
-    from ._spans import Spans
-    from ._stalls import Stall
-    from ._watch import Watch
-    from .misuse._listener import Debug
-    from .misuse._watchdog import Held
-    from .misuse.report import Misuse
+    from .count.counts import PortalTally
+    from .emit.metrics import Source
+    from .emit.shutdown import Watch
+    from .emit.spans import Spans
+    from .file.loops import Loops
+    from .file.pipeline import Pipeline
+    from .live.socket import Server
+    from .live.stalls import Stall
+    from .misuse.listener import Debug
+    from .misuse.policy import Misuse
+    from .misuse.watchdog import Held
 
 _SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 _DEFAULT_SPAN_RATE = 100.0
@@ -94,7 +94,7 @@ class Session(Observer):
         self._is_given = tracer_provider is not None or meter_provider is not None
         slow_ns = int(config.slow * 1e9)
         self.totals = Totals(config.sites, slow_ns, self, gives_outermost=config.mode == "debug")
-        from ._stalls import Stalls
+        from .live.stalls import Stalls
 
         self._stalls = Stalls(self.totals, _tell_stall)
         #: To be done once, when there is a portal. The lock is held by whoever takes it away.
@@ -111,7 +111,7 @@ class Session(Observer):
         self._source: Optional[Source] = None
         self._listener: Listener = self.totals
         if config.spans != "none":
-            from ._spans import Spans
+            from .emit.spans import Spans
 
             rate = config.span_rate
             if rate is None:
@@ -137,9 +137,9 @@ class Session(Observer):
         set_primary(self._listener)
 
     def _look_for_misuse(self, config: Config) -> Debug:
-        from .misuse._listener import Debug
-        from .misuse._record import Misuses
-        from .misuse.report import actions_of
+        from .misuse.listener import Debug
+        from .misuse.policy import actions_of
+        from .misuse.record import Misuses
 
         misuses = Misuses(actions_of(config.misuse), config.sites, config.docs)
         return Debug(self._listener, self.totals, self._spans, misuses, config.slow)
@@ -151,7 +151,7 @@ class Session(Observer):
     # What the totals tell
 
     def portal_opened(self, portal: Portal) -> None:
-        from ._log import portal_opened
+        from .emit.log import portal_opened
 
         if self._at_first_portal is not None:
             self._begin()
@@ -165,12 +165,12 @@ class Session(Observer):
         portal_opened(portal)
 
     def portal_closed(self, portal: Portal, tally: PortalTally) -> None:
-        from ._log import portal_closed
+        from .emit.log import portal_closed
 
         portal_closed(portal, tally)
 
     def slow_step(self, function: str, seconds: float, held: Optional[Held]) -> None:
-        from ._log import slow_step
+        from .emit.log import slow_step
 
         slow_step(function, seconds, held)
 
@@ -197,7 +197,7 @@ class Session(Observer):
                 raise_if_from_signal_handler(error)
 
     def _open_pipeline(self) -> None:
-        from ._file import Pipeline
+        from .file.pipeline import Pipeline
 
         assert self._config.file is not None
         scope = "greenback", _version(), _SCHEMA_URL
@@ -205,7 +205,7 @@ class Session(Observer):
         self.connect(self._pipeline.tracer_provider, None)
 
     def _watch_loops(self) -> None:
-        from ._loops import Loops
+        from .file.loops import Loops
 
         self._loops = Loops(self._start_pipeline, self._at_loop_end)
 
@@ -218,8 +218,8 @@ class Session(Observer):
         path, self._socket = self._socket, None
         if path is None:
             return
-        from ._now import describe
-        from ._socket import Server
+        from .live.describe import describe
+        from .live.socket import Server
 
         self._server = Server(path, lambda: describe(self.totals, self.dropped(), self.misuses()))
         self._server.start()
@@ -325,7 +325,7 @@ class Session(Observer):
             return  # it is ours, or not that of an SDK
         watch = _watches.get(provider)
         if watch is None:
-            from ._watch import Watch
+            from .emit.shutdown import Watch
 
             watch = _watches[provider] = Watch()
             provider.add_span_processor(watch)
@@ -365,7 +365,7 @@ class Session(Observer):
         )
 
     def _measure(self, histograms: Any) -> None:
-        from ._metrics import Measurements
+        from .emit.metrics import Measurements
 
         self.totals.pass_on(Measurements(histograms, self._config.measurement_rate))
 
@@ -506,7 +506,7 @@ class Gate:
 
 
 def _tell_stall(function: str, is_first: bool, describe: Callable[[], Stall]) -> None:
-    from ._log import stalled
+    from .emit.log import stalled
 
     stalled(function, is_first, describe)
 
@@ -516,7 +516,7 @@ def _source_of(meter_provider: Any) -> Source:
 
     Those that were made of the global proxy are the instruments of what takes its place.
     """
-    from ._metrics import Source, register
+    from .emit.metrics import Source, register
 
     source = _sources.get(meter_provider)
     proxy, provider = _global_meter_providers()

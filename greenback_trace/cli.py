@@ -26,20 +26,20 @@ from ._run import NoSuchProgramError
 from ._run import run as run_program
 from .report import NothingToReportError, hot_spots, load
 from .report import plan as make_plan
-from .report._choice import SORTS, to_nanoseconds
-from .report._diff import diff as compare_traces
-from .report._diff_table import show_diff
-from .report._explain import NoSuchSectionError, find, show_section, show_sections
-from .report._export import FORMATS, WEIGHTS
-from .report._export import export as export_trace
-from .report._hotspots import show
-from .report._json import as_dict
-from .report._live import follow
-from .report._plan import WEIGHTS as PLAN_WEIGHTS
-from .report._prometheus import ask_prometheus
-from .report._prometheus_table import show_fleet
-from .report._roadmap import show_plan
-from .report._wording import visible
+from .report.export.export import FORMATS, WEIGHTS
+from .report.export.export import export as export_trace
+from .report.planning.plan import WEIGHTS as PLAN_WEIGHTS
+from .report.read.prometheus import ask_prometheus
+from .report.show.choice import SORTS, to_nanoseconds
+from .report.show.diff import diff as compare_traces
+from .report.show.diff_table import show_diff
+from .report.show.explain import NoSuchSectionError, find, show_section, show_sections
+from .report.show.fleet import show_fleet
+from .report.show.hotspots import show
+from .report.show.json import as_dict
+from .report.show.plan import show_plan
+from .report.show.wording import visible
+from .report.top.live import follow
 
 
 @contextmanager
@@ -366,7 +366,7 @@ def top(path: str) -> None:
     """
     # Only here: a second of imports.
     try:
-        from .report._top import Top
+        from .report.top.top import Top
     except ImportError as error:
         sys.exit(
             f"greenback-trace top needs {error.name}, which is not installed; "

@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     from ._activate import require_packages
     from ._config import Config, ConfigError
-    from ._suite import Suite
+    from .misuse.suite import Suite
 
     try:
         trace = replace(Config.from_env(), mode="debug", misuse=setting.lower())

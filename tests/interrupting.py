@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, FrozenSet, Optional, Tuple
 
 from typing_extensions import Self
 
-from greenback._lookalike import is_of_lookalike
+from greenback._shims.lookalike import is_of_lookalike
 
 #: PyPy tells of lines only.
 _EVENT = "line" if platform.python_implementation() == "PyPy" else "opcode"

@@ -1,6 +1,6 @@
 """Misuse of bridges, found while it happens: debug mode."""
 
-from .report import Misuse as Misuse
-from .report import MisuseError as MisuseError
-from .report import MisuseWarning as MisuseWarning
-from .report import allow as allow
+from .policy import Misuse as Misuse
+from .policy import MisuseError as MisuseError
+from .policy import MisuseWarning as MisuseWarning
+from .policy import allow as allow

@@ -9,10 +9,10 @@ import os
 from datetime import datetime
 from typing import TYPE_CHECKING, List, Optional, Sequence, Union
 
-from ._trace import SiteReport, Trace
+from .read.trace import SiteReport, Trace
 
 if TYPE_CHECKING:
-    from ._plan import Plan
+    from .planning.plan import Plan
 
 #: Nanoseconds since 1970, as `Trace.begin` has them, or what ``--since`` takes.
 Moment = Union[int, str, datetime]
@@ -42,8 +42,8 @@ def load(
         NothingToReportError: A file cannot be read, or none has anything of greenback in it.
         ValueError: There is no path, or *since* or *until* is no time.
     """
-    from ._input import Input
-    from ._load import Selection, load_from
+    from .read.inputs import Input
+    from .read.load import Selection, load_from
 
     if not paths:
         raise ValueError("load() has no path; pass the file that GREENBACK_TRACE_FILE has named")
@@ -51,7 +51,7 @@ def load(
     source = Input([os.fspath(path) for path in paths])
     if not show_progress:
         return load_from(source, selection=selection)
-    from ._progress import progress_of
+    from .read.progress import progress_of
 
     with progress_of(source) as progress:
         return load_from(source, selection=selection, progress=progress)
@@ -80,7 +80,7 @@ def hot_spots(
         NothingToReportError: No site has such a function and file.
         ValueError: *sort* is none of these.
     """
-    from ._choice import SORTS, choose
+    from .show.choice import SORTS, choose
 
     _check("sort", sort, SORTS)
     return choose(trace, functions=_several(functions), paths=_several(paths), sort=sort)[:top]
@@ -105,7 +105,7 @@ def plan(
         FileNotFoundError: One of *roots* is not there.
         ValueError: *weight* is none of these.
     """
-    from ._plan import WEIGHTS, make_plan
+    from .planning.plan import WEIGHTS, make_plan
 
     _check("weight", weight, WEIGHTS)
     names = [os.fspath(each) for each in ([roots] if isinstance(roots, str) else roots)]
@@ -115,7 +115,7 @@ def plan(
 
 
 def _nanoseconds(name: str, moment: Optional[Moment]) -> Optional[int]:
-    from ._choice import to_nanoseconds
+    from .show.choice import to_nanoseconds
 
     if moment is None or isinstance(moment, int):
         return moment

@@ -18,14 +18,14 @@ from typing import Counter as Counted
 from click.testing import CliRunner
 
 from greenback_trace.cli import main
-from greenback_trace.report import _otlp
-from greenback_trace.report._checked import check
-from greenback_trace.report._choice import SORTS
-from greenback_trace.report._export import WEIGHTS
-from greenback_trace.report._input import Input, NothingToReportError
-from greenback_trace.report._live import follow
-from greenback_trace.report._perfetto import _messages
-from greenback_trace.report._plan import WEIGHTS as PLAN_WEIGHTS
+from greenback_trace.report.export.export import WEIGHTS
+from greenback_trace.report.export.perfetto import _messages
+from greenback_trace.report.planning.plan import WEIGHTS as PLAN_WEIGHTS
+from greenback_trace.report.read import otlp
+from greenback_trace.report.read.checked import check
+from greenback_trace.report.read.inputs import Input, NothingToReportError
+from greenback_trace.report.show.choice import SORTS
+from greenback_trace.report.top.live import follow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: Mutated traces for each command and seed.
@@ -447,11 +447,11 @@ def _parsers(random: Random, clean: str, broken: str) -> int:
         content = line[2]
         if isinstance(content, bytes):
             by_default = _checked(content)
-            fast, _otlp._fast = _otlp._fast, None
+            fast, otlp._fast = otlp._fast, None
             try:
                 plainly = _checked(content)
             finally:
-                _otlp._fast = fast
+                otlp._fast = fast
             # What it does not read, the fast one skips, be it JSON or not.
             if plainly != _NO_JSON:
                 assert by_default == plainly, f"line {line[1]} is read differently"
@@ -464,12 +464,12 @@ _NO_JSON = "no JSON"
 
 def _checked(line: bytes) -> str:
     try:
-        request = _otlp.decode(line)
-    except _otlp.NotOTLPError:
+        request = otlp.decode(line)
+    except otlp.NotOTLPError:
         return _NO_JSON
     try:
         return repr(request and check(request))
-    except _otlp.NotOTLPError:
+    except otlp.NotOTLPError:
         return "refused"
 
 
@@ -509,7 +509,7 @@ def _export(random: Random, clean: str, broken: str) -> int:
 
 def _top(random: Random, clean: str, broken: str) -> int:
     """What it shows, but for the terminal, without which it ends."""
-    from greenback_trace.report import _top as shown
+    from greenback_trace.report.top import top as shown
 
     stdin, sys.__stdin__ = sys.__stdin__, None  # type: ignore[misc]
     try:

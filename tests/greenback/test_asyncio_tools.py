@@ -459,7 +459,7 @@ class TestLookalikes:
 
             def trace(frame: Any, event: str, argument: Any) -> Any:
                 nonlocal count
-                of_lookalike = frame.f_globals.get("__name__") == "greenback._lookalike"
+                of_lookalike = frame.f_globals.get("__name__") == "greenback._shims.lookalike"
                 if not of_lookalike or frame.f_code.co_filename != __file__:
                     return None
                 if event == "line":

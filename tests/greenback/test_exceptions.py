@@ -122,7 +122,7 @@ def frames(error: BaseException) -> List[Tuple[str, Any]]:
     ]
 
 
-HERE = os.path.dirname(os.path.abspath(greenback.__file__))
+HERE = os.path.join(os.path.dirname(os.path.abspath(greenback.__file__)), "")
 
 
 def own_frames(error: BaseException) -> List[str]:
@@ -130,7 +130,7 @@ def own_frames(error: BaseException) -> List[str]:
     return [
         frame.name
         for frame in traceback.extract_tb(error.__traceback__)
-        if os.path.dirname(os.path.abspath(frame.filename)) == HERE
+        if os.path.abspath(frame.filename).startswith(HERE)
     ]
 
 
@@ -139,7 +139,7 @@ def without_own_frames(error: BaseException) -> List[Tuple[str, Any]]:
     found = [
         (frame.name, frame.lineno if frame.filename == "<program>" else None)
         for frame in traceback.extract_tb(error.__traceback__)
-        if os.path.dirname(os.path.abspath(frame.filename)) != HERE
+        if not os.path.abspath(frame.filename).startswith(HERE)
     ]
     first = next((i for i, frame in enumerate(found) if frame[0] == "program"), len(found))
     return found[first:]

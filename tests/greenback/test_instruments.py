@@ -16,7 +16,10 @@ import pytest
 import trio
 
 import greenback
-from greenback import _bridge, _instruments, _listener, await_
+from greenback import await_
+from greenback._engine import bridge as _bridge
+from greenback._listener import instruments as _instruments
+from greenback._listener import listener
 from greenback.instruments import Bridge, Instrument, Portal, add_instrument, remove_instrument
 
 HOOKS = [
@@ -942,20 +945,20 @@ class TestPrimaryListener:
 
     @pytest.fixture(autouse=True)
     def _removed_afterwards(self) -> Iterator[None]:
-        before = _listener._primary
+        before = listener._primary
         yield
-        _listener.set_primary(before)
+        listener.set_primary(before)
 
     def test_is_called_directly(self, recorder: Recorder) -> None:
         """With it alone, and with instruments alone, nothing is in between."""
         primary: Any = Listening([])
-        _listener.set_primary(None)
+        listener.set_primary(None)
         assert type(_bridge._hooks) is _instruments.Hooks
-        _listener.set_primary(primary)
-        assert type(_bridge._hooks) is _listener.Both
+        listener.set_primary(primary)
+        assert type(_bridge._hooks) is listener.Both
         remove_instrument(recorder)
         assert _bridge._hooks is primary
-        _listener.set_primary(None)
+        listener.set_primary(None)
         assert _bridge._hooks is None
 
     @pytest.mark.parametrize("suspends", [True, False])
@@ -964,7 +967,7 @@ class TestPrimaryListener:
         calls: List[Any] = []
         primary: Any = Listening(calls, suspends)
         recorder.calls = calls
-        _listener.set_primary(primary)
+        listener.set_primary(primary)
 
         async def fails() -> None:
             raise LookupError
@@ -1010,7 +1013,7 @@ class TestPrimaryListener:
         of_new: Any = new
 
         async def replaces() -> None:
-            _listener.set_primary(of_new)
+            listener.set_primary(of_new)
             remove_instrument(recorder)
             await backend.checkpoint()
 
@@ -1018,7 +1021,7 @@ class TestPrimaryListener:
             await_(replaces())
             await_(immediate())
 
-        _listener.set_primary(of_old)
+        listener.set_primary(of_old)
         backend.run(greenback.with_portal_run_sync, sync)
         told = bridges_in(old.calls)
         assert (told[0], told[-1]) == ((STARTED, 1), (FINISHED, 1, NoneType))
@@ -1034,7 +1037,7 @@ class TestPrimaryListener:
                 raise LookupError("refused")
 
         refusing: Any = Refusing([])
-        _listener.set_primary(refusing)
+        listener.set_primary(refusing)
 
         def sync() -> None:
             with pytest.raises(LookupError, match="refused"):
@@ -1059,7 +1062,7 @@ class TestPrimaryListener:
                 await_(immediate())
 
         primary: Any = Listening([])
-        _listener.set_primary(primary)
+        listener.set_primary(primary)
         added(Interrupted())
         before = signal.signal(signal.SIGUSR1, raise_time_up)
         try:

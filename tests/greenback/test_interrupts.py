@@ -12,7 +12,8 @@ import pytest
 import trio
 
 import greenback
-from greenback import _state, await_
+from greenback import await_
+from greenback._engine import state
 from tests import sampling
 from tests.interrupting import Interrupt, Interruption
 
@@ -169,7 +170,7 @@ async def interrupted_at(number: int, backend: Any, way: str) -> Any:
             assert errors == []
             assert "work" in program.left or way == "run_sync"
         assert not greenback.has_portal(tasks[0])
-        home = _state.this_home()
+        home = state.this_home()
         assert home.first_step is None
         assert not home.portals
         assert not home.resting

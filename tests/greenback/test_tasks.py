@@ -487,7 +487,7 @@ def run_program(program: str) -> str:
 
 REFUSED = """
 import asyncio, gc, sys, threading, weakref
-import greenback, greenback._c_tasks as c_tasks
+import greenback, greenback._tasks.c_tasks as c_tasks
 
 {sabotage}
 
@@ -680,14 +680,14 @@ asyncio.run(main())
         """It is made once per process, whichever of several threads needs it first."""
         program = """
 import asyncio, threading
-import greenback, greenback._c_tasks
+import greenback, greenback._tasks.c_tasks
 
 tests = []
-self_test = greenback._c_tasks.self_test
+self_test = greenback._tasks.c_tasks.self_test
 def counted(task_type):
     tests.append(threading.current_thread().name)
     return self_test(task_type)
-greenback._c_tasks.self_test = counted
+greenback._tasks.c_tasks.self_test = counted
 
 barrier = threading.Barrier(8)
 results = []
@@ -710,7 +710,7 @@ print(results == [5] * 8, tests)
         """A child that another thread forks meanwhile makes it for itself."""
         program = """
 import asyncio, os, threading, warnings
-import greenback, greenback._c_tasks as c_tasks
+import greenback, greenback._tasks.c_tasks as c_tasks
 
 warnings.simplefilter("ignore")  # from 3.12 on, of a fork beside threads
 async def main():
@@ -743,7 +743,7 @@ thread.join()
         """A signal handler that needs it, too, does not wait for what it has interrupted."""
         program = """
 import asyncio, os, signal, threading
-import greenback, greenback._c_tasks as c_tasks
+import greenback, greenback._tasks.c_tasks as c_tasks
 
 self_test = c_tasks.self_test
 handled = threading.Event()
@@ -803,7 +803,7 @@ print("nothing")
         """A reference that somebody else has for a moment does not spoil it for good."""
         program = """
 import asyncio, gc
-import greenback, greenback._c_tasks as c_tasks
+import greenback, greenback._tasks.c_tasks as c_tasks
 
 kept = []
 step = c_tasks._Loop.step
@@ -848,7 +848,7 @@ print(result, bool(kept))
         """Of two that replace the same coroutine, one does; the task owns one reference."""
         import _asyncio
 
-        from greenback._c_tasks import LayoutError, layout_of
+        from greenback._tasks.c_tasks import LayoutError, layout_of
 
         layout = layout_of(_asyncio.Task)
 
@@ -917,7 +917,7 @@ print(result, bool(kept))
         """The word that it finds is the one that the interpreter names to debuggers."""
         import _asyncio
 
-        from greenback._c_tasks import layout_of
+        from greenback._tasks.c_tasks import layout_of
 
         offsets = struct.unpack_from("=13Q", elf_section(b".AsyncioDebug"))
         assert layout_of(_asyncio.Task).offset == offsets[5]

@@ -10,7 +10,8 @@ import threading
 import pytest
 
 import greenback
-from greenback import _bridge, _tree
+from greenback._engine import bridge as _bridge
+from greenback._tree import scopes
 from greenback.instruments import Instrument, add_instrument, remove_instrument
 
 from ..interleaving import CAN_STOP, at_each_instruction
@@ -134,17 +135,17 @@ class TestMeetings:
 
         def prepare(turns):
             def enter():
-                places.append(_tree._instrument_of_run())
+                places.append(scopes._instrument_of_run())
 
             def look():
                 first, second = places
                 assert first is second
 
             places = []
-            monkeypatch.setattr(_tree, "_run_vars", {})
+            monkeypatch.setattr(scopes, "_run_vars", {})
             return enter, enter, look
 
-        at_each_instruction(prepare, _tree)
+        at_each_instruction(prepare, scopes)
 
 
 class TestTracing:

@@ -14,7 +14,7 @@ import trio
 
 import greenback
 import greenback_trace
-from greenback_trace._frames import can_look_at_others
+from greenback_trace.count.frames import can_look_at_others
 
 pytest.importorskip("opentelemetry.metrics", reason="tracing needs greenback[trace]")
 

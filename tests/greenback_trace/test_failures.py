@@ -427,7 +427,8 @@ class TestFile:
             warning, dropped = self.run(
                 python,
                 str(path),
-                "from greenback_trace import _file, _session\n"
+                "from greenback_trace.file import pipeline as _file\n"
+                "from greenback_trace import _session\n"
                 "_file._PATIENCE = _session._FLUSH_PATIENCE = 0.1\n"
                 "page(1_000)\n",  # more than a pipe holds
                 counted=1_100,
@@ -467,7 +468,7 @@ class TestFile:
             return greenback_trace.snapshot().dropped.get("span", {}).get("queue_full", 0)
 
         path = tmp_path / "trace.jsonl"
-        monkeypatch.setattr("greenback_trace._file._QUEUE", 1_000)
+        monkeypatch.setattr("greenback_trace.file.pipeline._QUEUE", 1_000)
         greenback_trace.enable(config=Config(file=str(path)))
         interval = sys.getswitchinterval()
         sys.setswitchinterval(60)  # the thread that writes has to wait

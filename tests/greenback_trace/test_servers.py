@@ -20,7 +20,7 @@ import pytest
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.common", reason="needs greenback[report]")
-from greenback_trace import _file
+from greenback_trace.file import pipeline
 
 if os.name == "nt":
     pytest.skip("these servers need fork() and signals", allow_module_level=True)
@@ -78,7 +78,7 @@ def post_fork(server, worker):
     program.set_up()
 """
 # What holds after 5 s also holds after less, which a test need not wait for.
-SOON = "from greenback_trace import _file; _file.FLUSH_INTERVAL = 0.05\n"
+SOON = "from greenback_trace.file import pipeline as _file; _file.FLUSH_INTERVAL = 0.05\n"
 
 
 class Server:
@@ -309,7 +309,7 @@ class TestSIGTERM:
 
     def test_interval(self) -> None:
         """No more than 5 s are lost, which the next two tests do not wait for."""
-        assert _file.FLUSH_INTERVAL == 5.0
+        assert pipeline.FLUSH_INTERVAL == 5.0
 
     def test_asyncio(self, serve: Any, tmp_path: Path) -> None:
         """What was bridged more than a flush interval ago is in the file, in whole lines."""

@@ -16,26 +16,24 @@ import pytest
 
 import greenback
 import greenback_trace
-from greenback import _bridge
-from greenback._state import NOWHERE
+from greenback._engine import bridge
+from greenback._engine.state import NOWHERE
 from greenback.instruments import Portal
-from greenback_trace import (
-    Config,
-    _budget,
-    _counts,
-    _log,
-    _metrics,
-    _session,
-    _totals,
-    format_task,
-)
-from greenback_trace import _now as now
-from greenback_trace._budget import Budget
-from greenback_trace._counts import Counts, Ticks
-from greenback_trace._metrics import Measurements
-from greenback_trace._totals import Observer, Totals
-from greenback_trace.misuse import _blocks, _detect, _watchdog, finalizer
-from greenback_trace.misuse._watchdog import Watchdog
+from greenback_trace import Config, _session, format_task
+from greenback_trace.count import counts as _counts
+from greenback_trace.count import totals as _totals
+from greenback_trace.count.counts import Counts, Ticks
+from greenback_trace.count.totals import Observer, Totals
+from greenback_trace.emit import budget as _budget
+from greenback_trace.emit import log, metrics
+from greenback_trace.emit.budget import Budget
+from greenback_trace.emit.metrics import Measurements
+from greenback_trace.live import describe as now
+from greenback_trace.misuse import detect
+from greenback_trace.misuse import watchdog as _watchdog
+from greenback_trace.misuse.detectors import finalizer
+from greenback_trace.misuse.evidence import blocks
+from greenback_trace.misuse.watchdog import Watchdog
 
 from ..interleaving import CAN_STOP, Turns, at_each_instruction
 from .counted import Count, assert_counted, everything, growing, in_threads, nop
@@ -97,7 +95,7 @@ class TestMeasurements:
 
     def test_those_left_out_never_become_fewer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whenever another thread asks for their number, it was told no more before."""
-        monkeypatch.setattr(_metrics, "random", lambda: 0.5)
+        monkeypatch.setattr(metrics, "random", lambda: 0.5)
 
         def prepare(turns: Turns) -> Meeting:
             def ask() -> None:
@@ -124,7 +122,7 @@ class TestMeasurements:
             totals.pass_on(measurements)
             return portals, ask, look
 
-        at_each_instruction(prepare, _metrics)
+        at_each_instruction(prepare, metrics)
 
     def test_those_left_out_are_never_too_many(self) -> None:
         """Whoever asks for their number while a thread draws how many it leaves out next."""
@@ -226,27 +224,27 @@ class TestLog:
             def events() -> None:
                 nonlocal now
                 for _ in range(3):
-                    said.append(_log._left_out("event", "site"))
+                    said.append(log._left_out("event", "site"))
                     now += 6  # the first of a pair is told, the second is left out
 
             said: List[Optional[int]] = []
             now = 100.0
-            _log.start_over()
-            monkeypatch.setattr(_log, "monotonic", lambda: now)
-            monkeypatch.setattr(_log, "threading", SimpleNamespace(RLock=turns.lock))
+            log.start_over()
+            monkeypatch.setattr(log, "monotonic", lambda: now)
+            monkeypatch.setattr(log, "threading", SimpleNamespace(RLock=turns.lock))
 
             def look() -> None:
                 nonlocal now
                 now += 100
-                said.append(_log._left_out("event", "site"))
+                said.append(log._left_out("event", "site"))
                 left_out = said.count(None)
                 assert left_out > 0
                 assert sum(each or 0 for each in said) == left_out
 
             return events, events, look
 
-        at_each_instruction(prepare, _log, _counts)
-        _log.start_over()
+        at_each_instruction(prepare, log, _counts)
+        log.start_over()
 
 
 @stopping
@@ -272,7 +270,7 @@ class TestSession:
             return session._look_for_sdk, source.on_read, look
 
         made: List[Measurements] = []
-        monkeypatch.setattr(_metrics, "Measurements", measure)
+        monkeypatch.setattr(metrics, "Measurements", measure)
         at_each_instruction(prepare, _session)
 
     def test_it_ends_at_any_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +296,7 @@ class TestSession:
             greenback_trace.enable(config=Config(), tracer_provider=provider)
 
             def look() -> None:
-                assert _bridge._hooks is None
+                assert bridge._hooks is None
 
             return provider.shutdown, greenback_trace.disable, look
 
@@ -329,7 +327,7 @@ class TestSession:
             session.totals._lock = turns.lock()
             return collect, greenback_trace.disable, provider.shutdown
 
-        at_each_instruction(prepare, _metrics)
+        at_each_instruction(prepare, metrics)
         assert failures == []
 
 
@@ -337,22 +335,22 @@ class TestSession:
 class TestDebugMode:
     def test_what_is_known_of_code_ends_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """No other code that gets its address is taken for it, whoever forgets what meanwhile."""
-        monkeypatch.setattr(_detect, "_CODES_KEPT", 4)
+        monkeypatch.setattr(detect, "_CODES_KEPT", 4)
 
         def prepare(turns: Turns) -> Meeting:
             def learn() -> None:
                 for _ in range(3):
                     code, caller = (compile("pass", "", "exec") for _ in range(2))
                     at: Any = SimpleNamespace(f_code=caller, f_lasti=0)
-                    _detect._remember(_detect._known, code, at)
+                    detect._remember(detect._known, code, at)
 
             def look() -> None:
-                known = _detect._known
+                known = detect._known
                 assert set(known.called_from.values()) <= set(known.codes)
 
             return learn, learn, look
 
-        at_each_instruction(prepare, _detect)
+        at_each_instruction(prepare, detect)
 
     def test_what_others_make_is_theirs(self) -> None:
         """Looking for what is being collected leaves alone what another thread is making."""
@@ -450,7 +448,7 @@ class TestFile:
     def test_a_full_batch_is_written(self) -> None:
         """Of two spans that end at once, one wakes the thread that writes, if there are enough."""
         pytest.importorskip("google.protobuf", reason="this test needs greenback[report]")
-        from greenback_trace import _file
+        from greenback_trace.file import pipeline
 
         def prepare(turns: Turns) -> Meeting:
             def end() -> None:
@@ -458,13 +456,13 @@ class TestFile:
 
             woken: List[bool] = []
             span: Any = None
-            queue = _file._Queue(lambda: woken.append(True))
-            for _ in range(_file._BATCH - 1):
+            queue = pipeline._Queue(lambda: woken.append(True))
+            for _ in range(pipeline._BATCH - 1):
                 queue.on_end(span)
             assert not woken
             return end, end, lambda: check(bool(woken))
 
-        at_each_instruction(prepare, _file)
+        at_each_instruction(prepare, pipeline)
 
 
 @pytest.mark.timeout(600)
@@ -513,8 +511,8 @@ class TestStress:
                 del Dropped.__del__
                 count.add("finalized")
 
-        monkeypatch.setattr(_detect, "_CODES_KEPT", 500)
-        monkeypatch.setattr(_blocks, "_CODES_KEPT", 5)
+        monkeypatch.setattr(detect, "_CODES_KEPT", 500)
+        monkeypatch.setattr(blocks, "_CODES_KEPT", 5)
         greenback_trace.enable(config=Config(mode="debug", spans="none", slow=60, sites=1))
         count = Count(work)
         with Reading():

@@ -8,8 +8,8 @@ import pytest
 
 import greenback
 from greenback.instruments import Bridge, Instrument
-from greenback_trace.misuse._detect import at_start
-from greenback_trace.misuse._finding import Finding
+from greenback_trace.misuse.detect import at_start
+from greenback_trace.misuse.finding import Finding
 
 from .garbage import IS_PYPY, until
 

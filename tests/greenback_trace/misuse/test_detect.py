@@ -7,8 +7,8 @@ import pytest
 
 import greenback
 from greenback._frames import frames_from
-from greenback_trace.misuse import _detect
-from greenback_trace.misuse._finding import SEVERITY
+from greenback_trace.misuse import detect
+from greenback_trace.misuse.finding import SEVERITY
 
 IS_PYPY = sys.implementation.name == "pypy"
 
@@ -16,8 +16,8 @@ IS_PYPY = sys.implementation.name == "pypy"
 class TestSupported:
     def test_is_complete(self) -> None:
         """What can be told on this interpreter is stated of every kind."""
-        assert set(_detect.SUPPORTED) == set(SEVERITY)
-        assert _detect.SUPPORTED["gc_callback"] == (not IS_PYPY)
+        assert set(detect.SUPPORTED) == set(SEVERITY)
+        assert detect.SUPPORTED["gc_callback"] == (not IS_PYPY)
 
 
 class TestAtStart:
@@ -126,7 +126,7 @@ class TestAtStart:
         self, backend: Any, looking: Any, bridge: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What is known of places is bounded, and forgetting it changes nothing."""
-        monkeypatch.setattr(_detect, "_CODES_KEPT", 3)
+        monkeypatch.setattr(detect, "_CODES_KEPT", 3)
 
         def run() -> None:
             for number in range(10):
@@ -135,7 +135,7 @@ class TestAtStart:
                 names[f"outer{number}"]()
 
         looking.none(backend, run)
-        assert len(_detect._known.codes) < 10
+        assert len(detect._known.codes) < 10
 
 
 class TestFramesFrom:

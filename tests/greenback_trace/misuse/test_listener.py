@@ -22,14 +22,14 @@ import structlog
 
 import greenback
 import greenback_trace
-from greenback._state import current_portal
+from greenback._engine.state import current_portal
 from greenback.instruments import Instrument, add_instrument, remove_instrument
 from greenback_trace import Config, MisuseError, MisuseWarning, allow
-from greenback_trace._sites import site_of
-from greenback_trace.misuse import _listener
-from greenback_trace.misuse._finding import Finding
-from greenback_trace.misuse._record import Misuses
-from greenback_trace.misuse.report import actions_of
+from greenback_trace.count.sites import site_of
+from greenback_trace.misuse import listener
+from greenback_trace.misuse.finding import Finding
+from greenback_trace.misuse.policy import actions_of
+from greenback_trace.misuse.record import Misuses
 
 from ...interrupting import Interrupt
 from .garbage import IS_PYPY, collect, until
@@ -747,7 +747,7 @@ class TestFailures:
         def fail(*args: Any) -> None:
             raise LookupError("of the detector")
 
-        monkeypatch.setattr(_listener, "at_start", fail)
+        monkeypatch.setattr(listener, "at_start", fail)
         enable("raise")
         with caplog.at_level(logging.ERROR, "greenback"):
             backend.run(advised, backend)
@@ -773,7 +773,7 @@ class TestFailures:
         def refuse(record: Any) -> bool:
             raise LookupError("of the filter")
 
-        monkeypatch.setattr(_listener, "at_start", fail)
+        monkeypatch.setattr(listener, "at_start", fail)
         logger = logging.getLogger("greenback")
         for refuses in (False, True):
             enable("raise")
@@ -903,8 +903,8 @@ class TestFromEnvironment:
         )
         done = python("-c", _HOLDING + loaded, GREENBACK_TRACE="1")
         assert done.returncode == 0, done.stderr
-        assert "greenback_trace.misuse.report" in done.stdout
-        for name in ("_listener", "_detect", "_locks", "_watchdog"):
+        assert "greenback_trace.misuse.policy" in done.stdout
+        for name in ("listener", "detect", "detectors.lock_held", "watchdog"):
             assert name not in done.stdout
 
 
@@ -971,7 +971,7 @@ class TestSlowSteps:
                     return runs
             raise AssertionError
 
-        monkeypatch.setattr(_listener, "at_start", look_long)
+        monkeypatch.setattr(listener, "at_start", look_long)
         runs = backend.run(main)
         assert runs > 50
         totals = greenback_trace.snapshot()

@@ -13,9 +13,9 @@ import greenlet
 import pytest
 
 import greenback
-from greenback._state import NOWHERE, portal_of
+from greenback._engine.state import NOWHERE, portal_of
 from greenback.instruments import Instrument, Portal, add_instrument, remove_instrument
-from greenback_trace.misuse._watchdog import Held, Watchdog
+from greenback_trace.misuse.watchdog import Held, Watchdog
 
 SLOW = 0.05
 pytestmark = pytest.mark.usefixtures("others_are_shown")
@@ -249,8 +249,8 @@ class TestThread:
 
 FORK = """
 import os, sys, time, warnings
-from greenback._state import NOWHERE, portal_of, Portal
-from greenback_trace.misuse._watchdog import Watchdog
+from greenback._engine.state import NOWHERE, portal_of, Portal
+from greenback_trace.misuse.watchdog import Watchdog
 warnings.simplefilter("ignore")
 
 def hold():
@@ -278,8 +278,8 @@ else:
 
 UNFINISHED = """
 import time
-from greenback._state import NOWHERE, portal_of, Portal
-from greenback_trace.misuse._watchdog import Watchdog
+from greenback._engine.state import NOWHERE, portal_of, Portal
+from greenback_trace.misuse.watchdog import Watchdog
 watchdog = Watchdog(0.001)
 watchdog.start_step(Portal("run", NOWHERE.library))
 time.sleep(0.1)

@@ -19,7 +19,7 @@ pytest.importorskip("rich", reason="the report needs greenback[report]")
 from click.testing import CliRunner, Result
 
 from greenback_trace.cli import main
-from greenback_trace.report._choice import to_nanoseconds
+from greenback_trace.report.show.choice import to_nanoseconds
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

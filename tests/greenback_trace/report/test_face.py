@@ -155,7 +155,7 @@ class TestModule:
         )
         added = done.stdout.split()
         assert "greenback_trace.report" in added
-        for name in ("rich", "click", "msgspec", "json", "greenback_trace.report._plan"):
+        for name in ("rich", "click", "msgspec", "json", "greenback_trace.report.planning.plan"):
             assert name not in added
 
     def test_exports(self) -> None:

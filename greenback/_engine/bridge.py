@@ -1,0 +1,866 @@
+"""The hot path: `await_`, the worker greenlets, and what forwards their traps to the event loop.
+
+A portal is a generator, `drive`, that the event loop runs as part of a task, and a *worker*: a
+greenlet in which the task's own code runs. A bridge steps its awaitable in place, in whatever
+greenlet it was called in; only when the awaitable yields a trap does it switch to the greenlet of
+`drive`, which yields the trap to the event loop and later switches back with the answer.
+
+Starting a greenlet costs ten times what a switch does (each maps a stack for Python frames), so
+workers are used again: a small pool per thread and nesting level. What that asks for is noted
+where it is done.
+
+This module stays simple enough to compile: no closures, no decorators on hot functions except
+`types.coroutine`, no dynamic attributes. The figures are from ``benchmarks/``.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import logging
+import os
+import sys
+import types
+from inspect import CORO_CREATED, GEN_CREATED, getcoroutinestate, getgeneratorstate
+from time import perf_counter_ns
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Awaitable,
+    Callable,
+    Dict,
+    Generator,
+    List,
+    Optional,
+    Tuple,
+    TypeVar,
+)
+
+import greenlet
+from greenlet import getcurrent
+
+from .._frames import set_engine, suspended_frames
+from .._tasks.libraries import Library, sniffio_thread
+from .._tasks.where import no_portal
+from .state import (
+    NOWHERE,
+    POOL_DEPTH,
+    POOL_LEVELS,
+    POOL_SIZE,
+    Home,
+    Portal,
+    Raised,
+    Worker,
+    current_in,
+    current_portal,
+    enter_loop,
+    is_here,
+    local,
+    portal_in,
+    this_home,
+)
+from .work import (
+    ERROR,
+    MOVED,
+    CoroutineType,
+    awaited,
+    handled_exception,
+    hide_this_frame,
+    is_killed_here,
+    is_unfinished,
+    leave_handler,
+    run_function,
+    run_while_handling,
+    set_traceback,
+    take_error,
+    traceback_of,
+    without_frames_of,
+    work,
+)
+
+if TYPE_CHECKING:
+    from .._listener.listener import Listener
+
+T = TypeVar("T")
+
+# greenlet 0.4, which PyPy has built in, knows nothing of contexts: they belong to the thread.
+_GREENLETS_HAVE_CONTEXT = hasattr(greenlet.greenlet, "gr_context")
+if not _GREENLETS_HAVE_CONTEXT:
+    from __pypy__ import (  # pyright: ignore[reportMissingImports]
+        get_contextvar_context,
+        set_contextvar_context,
+    )
+
+
+class Begun:
+    """What `begin` returns when there is something left to `drive`."""
+
+    __slots__ = ("portal", "trap")
+
+    def __init__(self, portal: Portal, trap: Any) -> None:
+        self.portal = portal
+        self.trap = trap
+
+
+#: What `begin` returns when the task has a portal.
+NO_NEED = object()
+
+
+# Who is told of portals and bridges, or None. Written by _listener/listener.py, from any thread: so
+# whoever calls it looks at this once.
+_hooks: Optional[Listener] = None
+
+
+def set_hooks(hooks: Optional[Listener]) -> None:
+    global _hooks
+    _hooks = hooks
+
+
+def await_(aw: Awaitable[T]) -> T:
+    """Wait for *aw* from sync code: ``await_(aw)`` does what ``await aw`` would do.
+
+    The current task must have a portal: see `ensure_portal`, `with_portal_run` and their
+    relatives. The event loop runs other tasks while *aw* waits; when it does not wait, nothing
+    else runs.
+
+    Args:
+        aw: Anything that can be awaited.
+
+    Returns:
+        What ``await aw`` would evaluate to.
+
+    Raises:
+        RuntimeError: The current task has no portal, or the portal was bestowed on it but the task
+            has not yielded to the event loop since; or another async library is running.
+        sniffio.AsyncLibraryNotFoundError: No async library is running.
+        TypeError: *aw* cannot be awaited.
+        BaseException: Whatever *aw* raises. In all the other cases, a coroutine that was passed is
+            closed, so that Python does not warn that it was never awaited; not so one that another
+            function awaits.
+    """
+    # The same hooks from its beginning to its end, whatever is added or removed in between.
+    hooks = _hooks
+    portal: Any = NOWHERE
+    bridge: Any = None
+    # A coroutine that is sent into ends with a StopIteration, whose making and catching costs as
+    # much as all the rest of a bridge. A for loop over a generator needs none.
+    box: List[T] = []
+    steps: Any = None
+    answer: Any = None
+    handled: Optional[BaseException] = None
+    left = 0
+    chain: Any = None
+    interruption: Optional[BaseException] = None
+    while True:
+        try:
+            try:
+                if steps is None:
+                    me: Any = getcurrent()
+                    if type(me) is Worker:
+                        portal = me.portal
+                    try:
+                        is_here = (
+                            portal.current_task() is portal.task
+                            and sniffio_thread.name == portal.mark
+                        )
+                    except RuntimeError:
+                        is_here = False  # somebody has taken the running loop away
+                    if not is_here:
+                        portal = find_portal()
+                        if type(portal) is not Portal:
+                            raise portal
+                    if hooks is not None and not portal.hushed:
+                        bridge = hooks.start_bridge(portal, aw, sys._getframe(1))
+                    if type(aw) is not CoroutineType or aw.cr_await is not None:
+                        aw = awaited(aw)
+                    chain = steps = _step(aw, box)
+                else:
+                    chain, interruption = _Interrupted(steps, interruption), None
+                for trap in chain:
+                    while True:
+                        if bridge is not None:
+                            if hooks.suspend_bridge is not None:  # type: ignore[union-attr]
+                                _announce_suspension(hooks.suspend_bridge, bridge, steps)  # type: ignore[union-attr]
+                            left = portal.left = perf_counter_ns()
+                        portal.awaits = steps
+                        portal.resume = me
+                        if _GREENLETS_HAVE_CONTEXT:
+                            answer = portal.greenlet.switch(trap)
+                        else:
+                            context = get_contextvar_context()
+                            answer = portal.greenlet.switch(trap)
+                            set_contextvar_context(context)
+                        trap = None
+                        if bridge is not None:
+                            hooks.resume_bridge(bridge, portal, left)  # type: ignore[union-attr]
+                            left = 0
+                        if answer is None:
+                            break  # the for loop sends the None
+                        if answer is ERROR:
+                            handled = handled_exception()
+                            trap = steps.throw(take_error(portal))
+                            handled = None
+                        else:
+                            trap = steps.send(answer)
+                            answer = None  # Trio's may hold an exception, and so what raised it
+            except StopIteration:
+                pass  # the last step was a send() or a throw(), and the awaitable has returned
+            if bridge is not None:
+                hooks.finish_bridge(bridge, None, 0)  # type: ignore[union-attr]
+            return box[0]
+        except BaseException as error:
+            if steps is not None and _is_left_waiting(steps, aw, error):
+                # A signal handler has raised it, in here: an `await` would throw it into what it
+                # waits for, which may catch it and go on.
+                interruption = error
+                trap = answer = None
+                left = 0
+                continue
+            try:
+                if steps is None:
+                    _discard(aw)  # it was refused
+                else:
+                    portal.awaits = None
+                _hide_steps(portal, error)
+                leave_handler(error, handled)
+            finally:  # also where a signal handler raises in these
+                if bridge is not None:
+                    hooks.finish_bridge(bridge, error, left)  # type: ignore[union-attr]
+            # The traceback has this frame: nothing in it may lead back to the exception, which the
+            # task keeps, or a future that has failed.
+            aw = portal = me = bridge = steps = chain = answer = handled = None  # type: ignore[assignment]
+            raise
+
+
+@types.coroutine
+def _step(aw: Any, box: List[Any]) -> Generator[Any, Any, None]:
+    box.append((yield from aw))
+
+
+def _is_left_waiting(steps: Any, aw: Any, error: BaseException) -> bool:
+    """Whether *error* was raised beside the awaitable, and not by it: that still waits."""
+    if issubclass(type(error), greenlet.GreenletExit):
+        return False  # this greenlet is being killed, and the awaitable closed
+    if steps.gi_frame is None or steps.gi_running:
+        return False
+    if getgeneratorstate(steps) == GEN_CREATED:
+        _discard(aw)
+        steps.close()
+        return False
+    return True
+
+
+class _Interrupted:
+    """The traps of *steps*, from where it stands, with *error* thrown in first."""
+
+    __slots__ = ("error", "steps")
+
+    def __init__(self, steps: Any, error: Optional[BaseException]) -> None:
+        self.steps = steps
+        self.error = error
+
+    def __iter__(self) -> _Interrupted:
+        return self
+
+    def __next__(self) -> Any:
+        error, self.error = self.error, None
+        if error is None:
+            return self.steps.send(None)
+        try:
+            hide_this_frame(error)  # that of `await_`, which it will pass once more
+            return self.steps.throw(error)
+        finally:
+            del error
+
+
+def _announce_suspension(
+    suspend_bridge: Callable[[Any], None], bridge: Any, steps: Generator[Any, Any, None]
+) -> None:
+    """Tell whoever listens that a bridge suspends, which may refuse it by raising."""
+    try:
+        suspend_bridge(bridge)
+        return
+    except BaseException as error:
+        refused = error
+    try:
+        steps.close()
+        raise refused
+    finally:
+        del refused
+
+
+_STEP_CODES = frozenset({_step.__code__, _Interrupted.__next__.__code__, awaited.__code__})
+
+
+def _hide_steps(portal: Portal, error: BaseException) -> None:
+    """Take the helpers of `await_` out of the traceback of what went through it."""
+    mine = traceback_of(error)
+    if mine is None:
+        return  # the interpreter had no memory for one
+    below = mine.tb_next
+    if is_killed_here(error):
+        portal.abandoned = True
+    while below is not None and below.tb_frame.f_code in _STEP_CODES:
+        below = below.tb_next
+    mine.tb_next = below
+
+
+def _discard(aw: Any) -> None:
+    """Close a coroutine that nobody will await, so that Python does not warn of it."""
+    if type(aw) is CoroutineType and getcoroutinestate(aw) != CORO_CREATED:
+        return  # another function awaits it, or it is over
+    if isinstance(aw, collections.abc.Coroutine) or (
+        # What the methods of an async generator return is not registered as a Coroutine.
+        hasattr(aw, "__await__") and hasattr(aw, "send") and hasattr(aw, "close")
+    ):
+        aw.close()
+
+
+def find_portal() -> Any:
+    """The current task's portal, found without the help of the greenlet; or what to raise."""
+    try:
+        library, task, portal = current_portal()
+    except RuntimeError as error:
+        return error.with_traceback(None)
+    if portal is None:
+        return no_portal(task, this_home().portals, suspended_frames)
+    if portal.greenlet is None or portal.greenlet is getcurrent():
+        return RuntimeError(
+            "you must yield to the event loop first: greenback.bestow_portal() was called on "
+            "the current task, and its portal can be used from the task's next step on; try "
+            f"'await {library.name}.sleep(0)'"
+        )
+    return portal
+
+
+def begin(
+    kind: str,
+    run: Optional[Callable[[Portal], Any]],
+    function: Callable[..., Any],
+    args: Tuple[Any, ...],
+    kwds: Dict[str, Any],
+) -> Any:
+    """Open a portal for a function in the current task, and run it until it waits or ends.
+
+    What `finish` gives if it has ended; a `Begun` if it waits, or may not begin here;
+    `NO_NEED` if the task has a portal, and the function has not been called.
+
+    Raises:
+        RuntimeError: As `greenback._tasks.libraries.current`.
+    """
+    # Written out, where `_begin_slowly` calls one function for each thing: that takes half as
+    # long again.
+    try:
+        home = local.home
+    except AttributeError:
+        home = this_home()
+    me = getcurrent()
+    library = home.library
+    if (
+        _hooks is not None
+        or not _GREENLETS_HAVE_CONTEXT
+        or me is not home.main
+        or not home.pool
+        or home.portals
+        or home.others
+        or home.first_step is not None
+        or library.holds_back_ctrl_c
+        or sniffio_thread.name != library.mark
+        or handled_exception() is not None
+    ):
+        return _begin_slowly(home, me, kind, run, function, args, kwds)
+    try:
+        task = library.current_task()
+    except RuntimeError:
+        task = None  # no loop is running now
+    worker = home.pool[-1]
+    portal = worker.spare
+    if task is None or portal.library is not library or not worker:
+        return _begin_slowly(home, me, kind, run, function, args, kwds)
+    home.pool.pop()
+    portal.home = home
+    portal.worker = worker
+    portal.kind = kind
+    portal.task = task
+    portal.run = run
+    portal.function = function
+    portal.args = args
+    portal.kwds = kwds
+    portal.greenlet = me
+    try:
+        home.first_step = portal
+        worker.gr_context = me.gr_context
+        trap = worker.switch(portal)
+        if portal.resume is not None:
+            register(portal, home)
+            return Begun(portal, trap)
+    except BaseException:
+        if not is_parked(portal):
+            portal.abandoned = True
+            finish(portal)
+        else:
+            register(portal, home)  # where `interrupted_here` finds it
+        raise
+    finally:
+        home.first_step = None
+    if portal.error is not None or not worker.poolable:
+        return finish(portal)
+    result = portal.result
+    portal.home = portal.worker = portal.task = portal.greenlet = portal.result = None
+    portal.function = portal.args = portal.kwds = None
+    worker.gr_context = None
+    home.pool.append(worker)
+    return result
+
+
+def _begin_slowly(
+    home: Home,
+    me: Any,
+    kind: str,
+    run: Optional[Callable[[Portal], Any]],
+    function: Callable[..., Any],
+    args: Tuple[Any, ...],
+    kwds: Dict[str, Any],
+) -> Any:
+    if type(me) is Worker and is_here(me.portal):
+        return NO_NEED
+    library, task = current_in(home)
+    if portal_in(home, task) is not None:
+        return NO_NEED
+    loop = library.loop()
+    if home.others or loop is not home.loop():
+        _look_at_loop(home, library, loop)
+    worker = _take_worker(home, me)
+    portal = worker.spare
+    if _hooks is not None or portal.library is not library:
+        # Instruments may keep a portal, or use it as a key: they get a new one each time.
+        portal = Portal(kind, library)
+        worker.portal = portal
+        if _hooks is None:
+            worker.spare = portal
+    portal.home = home
+    portal.worker = worker
+    portal.kind = kind
+    portal.task = task
+    portal.run = run
+    portal.function, portal.args, portal.kwds = function, args, kwds
+    portal.greenlet = me
+    handled = handled_exception()
+    if library.holds_back_ctrl_c or handled is not None:
+        _adapt_to_surroundings(portal, handled)
+    if library.holds_back_ctrl_c:
+        return Begun(portal, None)  # a first step may only be taken where Ctrl-C is held back
+    try:
+        trap = first_step(portal)
+        return finish(portal) if portal.resume is None else Begun(portal, trap)
+    except BaseException:
+        if portal.home is not None and not is_parked(portal):
+            portal.abandoned = True
+            finish(portal)
+        raise
+
+
+def _adapt_to_surroundings(portal: Portal, handled: Optional[BaseException]) -> None:
+    """Have the work of a portal see what it would see if it were called where the portal is."""
+    library = portal.library
+    run = run_function if portal.run is None else portal.run
+    if library.holds_back_ctrl_c and not library.is_protected_from_ctrl_c():
+        run = library.interruptible(run)
+    if handled is not None:
+        portal.handled, portal.inner = handled, run
+        run = run_while_handling
+    portal.run = run
+
+
+def open_portal(portal: Portal) -> None:
+    """Make *portal* the one of its task, whatever greenlet or thread asks."""
+    home = portal.home = this_home()
+    register(portal, home)
+    announce(portal)
+
+
+def announce(portal: Portal) -> None:
+    """Tell whoever listens that *portal* is open."""
+    hooks = _hooks
+    if hooks is not None:
+        hooks.open_portal(portal)
+
+
+def register(portal: Portal, home: Home) -> None:
+    """Enter *portal* in the table of its thread."""
+    library = portal.library
+    loop = library.loop_of(portal.task)
+    if home.others or loop is not home.loop():
+        _look_at_loop(home, library, loop)
+    home.portals[portal.task] = portal
+    portal.registered = True
+
+
+def close_portal(portal: Portal) -> None:
+    """Undo `open_portal`. Where the work goes on, it goes on without being able to bridge."""
+    portal.home.portals.pop(portal.task, None)
+    hooks = _hooks
+    if hooks is not None:
+        _close_announced(portal, hooks)
+    portal.registered = False  # last, so that whoever interrupts this can see it
+
+
+def _close_announced(portal: Portal, hooks: Listener) -> None:
+    """Tell whoever listens that *portal* is closed; they may keep it, so it is not used again."""
+    worker = portal.worker
+    if worker is not None and worker.spare is portal:
+        worker.spare = NOWHERE
+    hooks.close_portal(portal)
+
+
+def rest_portal(portal: Portal) -> None:
+    """Close a portal whose shim stays under its task, such that it can be opened again."""
+    close_portal(portal)
+    portal.home.resting[portal.task] = portal
+    if portal.worker is not None:
+        portal.worker.portal = NOWHERE
+
+
+def wake_portal(task: Any) -> bool:
+    """Open the portal that rests in *task* again, if there is one."""
+    resting = this_home().resting
+    if not resting or task not in resting:
+        return False
+    portal = resting.pop(task)
+    open_portal(portal)
+    if portal.worker is not None:
+        portal.worker.portal = portal
+    return True
+
+
+def _take_worker(home: Home, me: Any) -> Worker:
+    """An idle worker, or a new one, to be used from the greenlet *me*."""
+    if me is home.main:
+        level = 0
+    elif type(me) is Worker:
+        level = me.level + 1
+    else:
+        level = POOL_LEVELS  # somebody else's greenlet; how deep it is nobody knows
+    if level < POOL_LEVELS:
+        pool = home.pools[level]
+        while pool:
+            worker = pool.pop()
+            if not worker:
+                continue  # killed by what a greenlet of an earlier portal's work has raised
+            if level:
+                # Where an exception goes that kills the worker: to whom it works for.
+                worker.parent = me
+            return worker
+    worker = Worker(work)
+    worker.level = level
+    worker.poolable = level < POOL_LEVELS and not _stack_is_deeper_than(POOL_DEPTH)
+    worker.portal = worker.spare = NOWHERE
+    return worker
+
+
+def first_step(portal: Portal) -> Any:
+    """Run the portal's work until it waits for the first time or ends, and return its trap.
+
+    ``portal.resume`` is None afterwards if it has ended; `finish` is to be called then.
+    """
+    worker = portal.worker
+    home = portal.home
+    me = portal.greenlet
+    hooks = _hooks
+    # A portal whose work never waits is gone before anything else gets to run, but for what it
+    # calls itself: until it has waited it is not in the thread's table, but in this chain.
+    outer = portal.outer = home.first_step
+    try:
+        if worker is None:
+            # Of a task, and open since before its first step.
+            if hooks is not None:
+                hooks.enter_portal(portal)
+            me = portal.greenlet = getcurrent()
+            worker = portal.worker = _take_worker(home, me)
+            worker.portal = portal
+        elif hooks is not None:
+            hooks.open_portal(portal)
+        home.first_step = portal
+        if _GREENLETS_HAVE_CONTEXT:
+            worker.gr_context = me.gr_context
+        job = portal if worker else [portal]
+        if _hooks is None and _GREENLETS_HAVE_CONTEXT:
+            trap = worker.switch(job)
+        else:
+            trap = _observed_switch(portal, worker, job)
+        if portal.resume is not None:
+            _register_once(portal, home)
+        return trap
+    except BaseException:
+        if is_parked(portal):
+            _register_once(portal, home)
+        else:
+            portal.abandoned = True
+        raise
+    finally:
+        home.first_step = outer
+
+
+def _register_once(portal: Portal, home: Home) -> None:
+    if not portal.registered and home.resting.get(portal.task) is not portal:
+        register(portal, home)  # again, if that was interrupted
+
+
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+
+
+# What a signal handler raises in here, on the event loop's side of a portal, is thrown into its
+# work, as it would be into a coroutine that the loop steps: dropping the work would lose its
+# `finally` blocks.
+
+
+def is_parked(portal: Portal) -> bool:
+    """Whether the portal's work waits for an answer of the event loop's."""
+    return portal.resume is not None and bool(portal.resume)
+
+
+def takes(portal: Portal, error: BaseException) -> bool:
+    """Whether what was raised on the loop's side can still be thrown into the portal's work."""
+    if portal.home is None or issubclass(type(error), greenlet.error):
+        return False
+    if portal.error is not None and issubclass(type(error), (RecursionError, MemoryError)):
+        return False  # raised in doing so, and would be raised again
+    return is_parked(portal) or is_unfinished(portal.coroutine)
+
+
+def interrupted_here() -> Optional[Portal]:
+    """The portal that `begin` has opened in this greenlet and that nobody drives, if there is one.
+
+    To be asked where something was raised before `drive` could begin.
+    """
+    home = this_home()
+    me = getcurrent()
+    portal = home.first_step
+    if portal is not None and portal.greenlet is me:
+        home.first_step = portal.outer
+        if not is_parked(portal):
+            finish(portal)
+            return None
+        _register_once(portal, home)
+        return portal
+    try:
+        portal = home.portals.get(current_in(home)[1])
+    except RuntimeError:
+        return None
+    is_ours = portal is not None and portal.greenlet is me and is_parked(portal)
+    return portal if is_ours else None
+
+
+def close_interrupted(portal: Portal, coroutine: Any) -> None:
+    """Close the portal of a task into whose work nothing can be thrown any more, or not yet."""
+    if portal.home is not None:
+        finish(portal)
+    if type(coroutine) is CoroutineType and getcoroutinestate(coroutine) == CORO_CREATED:
+        coroutine.close()  # as if it had been raised before its first line
+
+
+def _interrupt(portal: Portal, error: BaseException) -> Any:
+    """Take a step with *error* thrown in, and return the trap that the work waits with then."""
+    home = portal.home
+    if home.portals.get(portal.task) is portal:
+        portal.registered = True  # entering it may have been interrupted
+    set_traceback(error, without_frames_of(_PACKAGE, traceback_of(error)))
+    portal.error = error
+    if not is_parked(portal):
+        # It has not begun to run what its task had begun, or was to.
+        portal.result = ERROR
+        portal.worker = portal.resume = None
+        portal.abandoned = False
+        return first_step(portal)
+    if home.first_step is portal:
+        home.first_step = portal.outer
+    _register_once(portal, home)
+    me = getcurrent()
+    if portal.greenlet is not me:
+        portal.greenlet = portal.worker.parent = me
+    return _observed_switch(portal, portal.resume, ERROR)
+
+
+def finish(portal: Portal) -> Any:
+    """Close the portal after its work has ended, and put the worker back.
+
+    Returns what the work returned, or `Raised` with what it raised.
+    """
+    home, worker, result = portal.home, portal.worker, portal.result
+    if portal.error is not None:
+        result = Raised(portal.error)
+        portal.error = None
+    if home.first_step is portal:  # an interruption has kept `first_step` from saying so
+        home.first_step = portal.outer
+    is_told = False
+    try:
+        if portal.registered:
+            close_portal(portal)
+        elif home.resting and home.resting.get(portal.task) is portal:
+            del home.resting[portal.task]
+        else:
+            hooks = _hooks
+            if hooks is not None:
+                _close_announced(portal, hooks)
+        is_told = True
+    finally:
+        if not is_told:  # it was interrupted
+            close_portal(portal)
+        is_over = portal.resume is None and not portal.abandoned
+        # Neither an idle worker nor its spare portal may keep anything of the work alive; nor the
+        # worker itself or its thread's Home, since the garbage collector does not look at a
+        # greenlet that is parked, and a thread may end with one.
+        portal.home = portal.worker = portal.task = portal.greenlet = portal.result = None
+        portal.function = portal.args = portal.kwds = portal.outer = portal.resume = None
+        portal.awaits = None
+        if worker is not None:
+            worker.portal = worker.spare
+            if is_over and worker.poolable:
+                pool = home.pools[worker.level]
+                if len(pool) < POOL_SIZE:
+                    if _GREENLETS_HAVE_CONTEXT:
+                        worker.gr_context = None
+                    if worker.parent is not home.main:
+                        worker.parent = home.main
+                    pool.append(worker)
+    return result
+
+
+@types.coroutine
+def drive(
+    portal: Portal, trap: Any = None, interruption: Optional[BaseException] = None
+) -> Generator[Any, Any, Any]:
+    """Run the portal's work, forwarding its traps to the event loop, and close the portal.
+
+    Returns what the work returned, or `Raised` with what it raised: raising it again is left to
+    the caller, whose frame the traceback is to show. Or `MOVED`, which leaves it to the caller to
+    drive on with ``portal.shown.trap``, from where the task now waits.
+
+    Args:
+        portal: The portal.
+        trap: What `first_step` has returned, if it has been called already.
+        interruption: What a signal handler has raised, to be thrown into the work first.
+    """
+    is_closing = False
+    while True:
+        try:
+            if interruption is not None:
+                trap, interruption = _interrupt(portal, interruption), None
+            elif portal.resume is None:
+                trap = first_step(portal)
+            worker, me, target = portal.worker, portal.greenlet, portal.resume
+            shown = portal.shown
+            if _GREENLETS_HAVE_CONTEXT:
+                context = me.gr_context
+            while target is not None:
+                # A task that yields None is not going to wait.
+                if (
+                    shown is not None
+                    and trap is not None
+                    and not is_closing
+                    and shown.must_move(portal.coroutine)
+                ):
+                    shown.trap = trap
+                    return MOVED
+                try:
+                    answer = yield trap
+                except BaseException as error:
+                    hide_this_frame(error)
+                    portal.error = error
+                    answer = ERROR
+                    is_closing = issubclass(type(error), GeneratorExit)
+                trap = None
+                # The step may run in another greenlet than the one before, ...
+                now = getcurrent()
+                if now is not me:
+                    me = portal.greenlet = worker.parent = now
+                if _GREENLETS_HAVE_CONTEXT:
+                    # ... and in another context, where somebody has replaced the task's. What its
+                    # code has entered by Context.run() is its own.
+                    if now.gr_context is not context:
+                        if worker.gr_context is context:
+                            worker.gr_context = now.gr_context
+                        context = now.gr_context
+                    if _hooks is None:
+                        trap = target.switch(answer)
+                    else:
+                        trap = _observed_switch(portal, target, answer)
+                else:
+                    trap = _observed_switch(portal, target, answer)
+                answer = None
+                target = portal.resume
+            if not is_closing:
+                # Not by way of a variable: a traceback may lead here, and that to the exception.
+                return finish(portal)
+            result = finish(portal)
+            break
+        except BaseException as error:
+            if not takes(portal, error):
+                # Closed before the work was over, or the worker is dead.
+                if portal.home is not None:
+                    finish(portal)
+                raise
+            interruption = error
+            trap = answer = None
+    if type(result) is Raised and not issubclass(type(result.error), GeneratorExit):
+        # Nobody gets to see what a generator returns that is being closed.
+        try:
+            raise result.error
+        except BaseException as error:
+            hide_this_frame(error)
+            raise
+        finally:
+            del result
+    return result
+
+
+set_engine(await_, drive)
+
+
+def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
+    """A step, when somebody listens or when greenlets do not know of contexts."""
+    if not _GREENLETS_HAVE_CONTEXT:
+        context = get_contextvar_context()
+    hooks = _hooks
+    if hooks is None:
+        trap = target.switch(answer)
+    else:
+        if hooks.start_step is not None:
+            hooks.start_step(portal)
+        home = portal.home
+        outer = home.stepping
+        home.stepping = portal
+        portal.entered = perf_counter_ns()
+        trap = target.switch(answer)
+        home.stepping = outer
+        hooks.finish_step(portal)
+    if not _GREENLETS_HAVE_CONTEXT:
+        set_contextvar_context(context)
+    return trap
+
+
+def _stack_is_deeper_than(frames: int) -> bool:
+    try:
+        sys._getframe(frames + 1)
+    except ValueError:
+        return False
+    return True
+
+
+def _look_at_loop(home: Home, library: Library, loop: Any) -> None:
+    for portal in enter_loop(home, library, loop):
+        _sweep(portal)
+
+
+def _sweep(portal: Portal) -> None:
+    task, home = portal.task, portal.home
+    try:
+        if not portal.library.is_done(task):
+            portal.library.coroutine_of(task).close()
+    except BaseException:  # it is nobody's here, and the other tasks are to be closed as well
+        logging.getLogger("greenback").exception(
+            "closing %r, which a closed event loop had left behind, failed", task
+        )
+    if portal.registered:
+        close_portal(portal)
+    else:
+        home.resting.pop(task, None)

@@ -1,0 +1,1 @@
+"""Telling instruments, and what becomes of a failure in one."""

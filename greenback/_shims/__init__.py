@@ -1,0 +1,1 @@
+"""What stands under a task in place of its coroutine."""

@@ -1,0 +1,441 @@
+"""What a task is given to run in place of its own coroutine: the shims of its portal."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import sys
+import types
+from functools import partial
+from operator import attrgetter
+from typing import Any, Callable, Generator, List, Optional
+
+from .._engine.bridge import close_interrupted, drive, is_parked, open_portal, takes
+from .._engine.state import Portal, Raised, current_portal, this_home
+from .._engine.work import (
+    context_of,
+    handled_exception,
+    hide_this_frame,
+    run_coroutine,
+    run_eagerly,
+    set_context,
+)
+from .._frames import HasShim, caller_of_bridge, is_own, suspended_frames
+from .lookalike import Shown, lookalike_of, steps_of
+
+
+def shim_from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
+    """What a new task is to run in place of its coroutine."""
+    portal.run = portal.run or run_coroutine
+    coroutine = unstarted.coroutine
+    looks_the_same = _lookalike(portal, coroutine, partial(_first_steps, portal, unstarted))
+    if looks_the_same is not None:
+        return looks_the_same
+    shim = portal.library.uninterruptible(_from_the_start)(portal, unstarted)
+    _take_name(shim, coroutine)
+    return TaskCoroutine(shim, portal, coroutine)
+
+
+def shim_from_now_on(portal: Portal) -> Any:
+    """What a task that is under way is to run in place of its coroutine, which the portal has."""
+    coroutine = portal.coroutine
+    shim: Any = None
+    try:
+        shim = _lookalike(portal, coroutine, partial(_next_steps, portal))
+        if shim is not None:
+            assert portal.shown is not None
+            portal.shown.must_move(coroutine)
+            shim.send(None)
+            return shim
+        shim = portal.library.uninterruptible(_from_now_on)(portal)
+        shim.send(None)
+        _take_name(shim, coroutine)
+        return TaskCoroutine(shim, portal, coroutine)
+    except BaseException:
+        if shim is not None:
+            shim.close()
+        raise
+
+
+def is_shim(coroutine: Any) -> bool:
+    """Whether it is what a task is given to run in place of its own coroutine."""
+    return type(coroutine) is TaskCoroutine or steps_of(coroutine) is not None
+
+
+def _lookalike(portal: Portal, coroutine: Any, start: Callable[[], Any]) -> Any:
+    """A coroutine object that tools take for *coroutine*; None if there is to be none.
+
+    Args:
+        portal: The portal that *coroutine* is the work of.
+        coroutine: The task's own.
+        start: Gives the iterator that makes the first steps.
+    """
+    if portal.library.name != "asyncio" or type(coroutine) is not types.CoroutineType:
+        return None
+    lookalike = lookalike_of(coroutine.cr_code)
+    if lookalike is None:
+        return None
+    shown = portal.shown = Shown(lookalike)
+    shim = lookalike.function(Steps(portal, shown, coroutine, start))
+    _take_name(shim, coroutine)
+    return shim
+
+
+def _take_name(shim: Any, coroutine: Any) -> None:
+    try:
+        shim.__name__, shim.__qualname__ = coroutine.__name__, coroutine.__qualname__
+    except AttributeError:
+        pass  # a coroutine of another make, without a name to take over
+
+
+class TaskCoroutine(HasShim):
+    """What a task is given to run: its shim, with the looks of the coroutine that it had.
+
+    For Trio; and for asyncio where no lookalike can be had (see lookalike.py). Whoever looks at
+    the task sees what it would see without a portal: asyncio's repr() and print_stack(), anyio,
+    Trio's iter_await_frames(). The methods are the shim's own, so that a step of Trio's costs what
+    it did; one of asyncio's gains a look-up and a call.
+    """
+
+    __slots__ = (
+        "__name__",
+        "__qualname__",
+        "__weakref__",
+        "close",
+        "coroutine",
+        "portal",
+        "send",
+        "throw",
+    )
+
+    def __init__(self, shim: Any, portal: Portal, coroutine: Any) -> None:
+        self.shim = shim
+        self.portal = portal
+        self.coroutine = coroutine
+        self.__name__, self.__qualname__ = shim.__name__, shim.__qualname__
+        self.send, self.throw, self.close = shim.send, shim.throw, shim.close
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.shim.__await__()  # type: ignore[no-any-return]
+
+    @property
+    def cr_running(self) -> bool:
+        return self.shim.cr_running  # type: ignore[no-any-return]
+
+    @property
+    def cr_suspended(self) -> bool:
+        return self.shim.cr_suspended  # type: ignore[no-any-return]
+
+    @property
+    def cr_origin(self) -> Any:
+        return self.shim.cr_origin
+
+    @property
+    def cr_code(self) -> Any:
+        frame = self.cr_frame
+        return getattr(self.coroutine, "cr_code", None) if frame is None else frame.f_code
+
+    @property
+    def cr_frame(self) -> Optional[types.FrameType]:
+        """Where the task's own code is.
+
+        For asyncio, which goes on with ``f_back``: what calls `await_`, if the task waits there.
+        For Trio, which goes on with ``cr_await``: the task's outermost function.
+        """
+        frame: Optional[types.FrameType] = self.shim.cr_frame
+        if frame is None:
+            return None
+        waiting = getattr(self.portal.resume, "gr_frame", None)
+        if waiting is not None and self.portal.library.name == "asyncio" and not self.cr_running:
+            if sys.implementation.name == "pypy":
+                return frame  # the frames of a waiting greenlet are a circle there
+            caller = caller_of_bridge(waiting)
+            if caller is not None:
+                return caller
+        return getattr(self.coroutine, "cr_frame", None) or frame
+
+    @property
+    def cr_await(self) -> Any:
+        """What Trio follows from ``cr_frame`` on."""
+        if self.cr_running or self.portal.library.name == "asyncio":
+            return None
+        frames = [
+            frame
+            for frame in suspended_frames(self.shim)
+            if frame is not None and not is_own(frame)
+        ]
+        return FramesBelow(frames[1:]) if len(frames) > 1 else None
+
+
+class Steps(HasShim):
+    """What a lookalike awaits: the steps of a portal, from one of the places it waits at.
+
+    The methods are those of the iterator that makes the steps, so that nothing in Python comes
+    between. In the same process, asyncio's call graph goes on here, through the portal.
+    """
+
+    __slots__ = ("__next__", "__weakref__", "coroutine", "portal", "shown", "start")
+
+    def __init__(
+        self, portal: Portal, shown: Shown, coroutine: Any, start: Callable[[], Any]
+    ) -> None:
+        self.portal = portal
+        self.shown = shown
+        self.coroutine = coroutine
+        self.start: Optional[Callable[[], Any]] = start
+        #: The iterator that makes the steps.
+        self.shim = None
+
+    def __await__(self) -> Steps:
+        start = self.start
+        iterator: Any
+        if start is not None:
+            self.start = None
+            iterator = start()
+        else:
+            shown = self.shown
+            trap, shown.trap = shown.trap, None
+            iterator = drive(self.portal, trap)
+        self.shim = iterator
+        self.__next__ = iterator.__next__
+        return self
+
+    def take(self, error: BaseException) -> bool:
+        """Take what a signal handler has raised outside of a drive, to throw it into the work."""
+        portal, iterator = self.portal, self.shim
+        if not takes(portal, error):
+            close_interrupted(portal, portal.coroutine)
+            return False
+        hide_this_frame(error)  # the lookalike's
+        if is_parked(portal) and inspect.getgeneratorstate(iterator) == inspect.GEN_SUSPENDED:
+            self.start = partial(_steps_after, iterator, error)
+        else:
+            self.start = partial(drive, portal, None, error)
+        return True
+
+    # asyncio sends nothing but None, for which the interpreter takes `__next__`.
+    send = property(attrgetter("shim.send"))
+    throw = property(attrgetter("shim.throw"))
+    close = property(attrgetter("shim.close"))
+
+    @property
+    def cr_frame(self) -> types.FrameType:
+        return self._below().cr_frame
+
+    @property
+    def cr_await(self) -> Optional[FramesBelow]:
+        """Raises AttributeError where the task's own coroutine is the innermost that can be seen:
+        that is how asyncio finds the end.
+        """
+        return self._below().cr_await
+
+    def _below(self) -> FramesBelow:
+        frames = [
+            frame for frame in suspended_frames(self) if frame is not None and not is_own(frame)
+        ]
+        if len(frames) < 2:
+            raise AttributeError("cr_await")
+        return FramesBelow(frames[1:])
+
+
+class FramesBelow:
+    """Frames in the place of what a coroutine awaits."""
+
+    __slots__ = ("frames",)
+
+    def __init__(self, frames: List[types.FrameType]) -> None:
+        self.frames = frames
+
+    @property
+    def cr_frame(self) -> types.FrameType:
+        return self.frames[0]
+
+    @property
+    def cr_await(self) -> Optional[FramesBelow]:
+        return FramesBelow(self.frames[1:]) if len(self.frames) > 1 else None
+
+
+# asyncio takes nothing else.
+collections.abc.Coroutine.register(TaskCoroutine)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Unstarted:
+    """A coroutine on its way into a shim that has not begun.
+
+    A task can be cancelled, or dropped, before its first step. Its coroutine has then been dealt
+    with, in Python's eyes, as soon as the shim has been: it is not to warn of its own.
+
+    It is made empty: one that is dropped at once, because making it was interrupted, would close
+    the coroutine of a task that goes on.
+    """
+
+    __slots__ = ("coroutine",)
+
+    def __init__(self) -> None:
+        self.coroutine: Any = None
+
+    def take(self) -> Any:
+        coroutine, self.coroutine = self.coroutine, None
+        return coroutine
+
+    def __del__(self) -> None:
+        coroutine = getattr(self, "coroutine", None)  # making it may have been interrupted
+        if coroutine is not None:
+            coroutine.close()
+
+
+# Two shims take the place of a task's coroutine and have the portal's worker run that. They are
+# coroutines, not generators, since Trio and anyio look at the attributes of what a task runs; and
+# anyio asks whether it has begun, so the shim of a task that has not begun has not either.
+
+
+async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
+    alone = interruption = None
+    while True:
+        try:
+            if interruption is None:
+                alone = _begin_task(portal, unstarted)
+            if alone is None:
+                drives = portal.library.uninterruptible(drive)
+                result: Any = await drives(portal, None, interruption)
+            break
+        except BaseException as raised:
+            if not takes(portal, raised):
+                close_interrupted(portal, portal.coroutine or unstarted.coroutine)
+                raise
+            interruption = raised
+    if alone is not None:
+        return await alone
+    if type(result) is not Raised:
+        return result
+    error = result.error
+    del portal, result, interruption
+    context = context_of(error)
+    try:
+        raise error
+    except BaseException:
+        # Entered with this frame in the traceback. From 3.11 on, raising again takes the
+        # traceback from the exception, so that this frame can be kept out of it.
+        set_context(error, context)
+        hide_this_frame(error)
+        raise
+    finally:
+        del error, context
+
+
+def _first_steps(portal: Portal, unstarted: Unstarted) -> Any:
+    """`_from_the_start`, for a lookalike."""
+    try:
+        alone = _begin_task(portal, unstarted)
+    except BaseException as error:
+        if not takes(portal, error):
+            close_interrupted(portal, portal.coroutine or unstarted.coroutine)
+        raise
+    if alone is None:
+        return drive(portal)
+    portal.shown = None
+    return alone.__await__()
+
+
+@types.coroutine
+def _steps_after(driver: Any, error: BaseException) -> Generator[Any, Any, Any]:
+    """Throw into a `drive` that waits, and go on with it."""
+    try:
+        trap = driver.throw(error)
+        while True:
+            try:
+                answer = yield trap
+            except BaseException as thrown:
+                trap = driver.throw(thrown)
+            else:
+                trap = driver.send(answer)
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        del error
+
+
+def _begin_task(portal: Portal, unstarted: Unstarted) -> Any:
+    """Open the portal of a task that begins; or give the coroutine, to be run without it."""
+    portal.coroutine = unstarted.coroutine
+    unstarted.coroutine = None
+    promised = this_home().promised
+    try:
+        _, portal.task, existing = current_portal()
+    except RuntimeError:
+        # Nothing is known to be running: of a task written in Python, from Python 3.14 on.
+        for task in [task for task, its_portal in promised.items() if its_portal is portal]:
+            del promised[task]
+        return portal.coroutine
+    promised.pop(portal.task, None)
+    if existing is not None:
+        existing.scopes += portal.scopes
+        return portal.coroutine
+    handled = handled_exception()
+    if handled is not None and type(portal.coroutine) is types.CoroutineType:
+        # An eager task: what created it is handling it.
+        assert portal.run is not None
+        portal.handled, portal.inner, portal.run = handled, portal.run, run_eagerly
+    open_portal(portal)
+    return None
+
+
+@types.coroutine
+def _first_answer() -> Generator[None, Any, Any]:
+    return (yield)
+
+
+async def _from_now_on(portal: Portal) -> Any:
+    """For a task that is under way.
+
+    The first step is made before it is put in place: a coroutine that has not begun takes no
+    other value than None, and such a task may be sent another.
+    """
+    interruption = None
+    is_in_place = False
+    while True:
+        # Nothing is between two `try` blocks: PyPy can be interrupted there.
+        try:
+            if not is_in_place:
+                portal.result = await _first_answer()
+                is_in_place = True
+            drives = portal.library.uninterruptible(drive)
+            result: Any = await drives(portal, None, interruption)
+            break
+        except BaseException as raised:
+            if not is_in_place:
+                if not portal.registered:
+                    raise  # it was not put in place, or its task has ended without it
+                is_in_place = True
+            elif not takes(portal, raised):
+                close_interrupted(portal, portal.coroutine)
+                raise
+            interruption = raised
+    if type(result) is not Raised:
+        return result
+    error = result.error
+    del portal, result, interruption
+    context = context_of(error)
+    try:
+        raise error
+    except BaseException:
+        set_context(error, context)
+        hide_this_frame(error)
+        raise
+    finally:
+        del error, context
+
+
+@types.coroutine
+def _next_steps(portal: Portal) -> Generator[Any, Any, Any]:
+    """`_from_now_on`, for a lookalike."""
+    interruption = None
+    try:
+        portal.result = yield
+    except BaseException as thrown:
+        if not portal.registered:
+            raise
+        interruption = thrown
+    driver: Any = drive(portal, None, interruption)
+    del interruption
+    return (yield from driver)

@@ -1,0 +1,1 @@
+"""Portals that child tasks inherit, and the task factory that gives them theirs."""

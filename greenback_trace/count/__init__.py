@@ -1,0 +1,1 @@
+"""What happened, exactly: sites, counts, totals, and a snapshot of these."""

@@ -1,0 +1,1 @@
+"""To OpenTelemetry and structlog: metrics, spans, events of the log."""

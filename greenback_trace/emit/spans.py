@@ -1,0 +1,606 @@
+"""Portals and bridges -> OpenTelemetry spans.
+
+A span takes 20 to 100 us, most of it in the SDK, so there are at most so many per second; totals
+count everything all the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextvars import ContextVar
+from time import perf_counter_ns, time_ns
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, Tracer
+
+from greenback._listener.failures import raise_if_from_signal_handler, tell_failure
+
+from ..count.counts import PortalTally, Running, Ticks
+from ..count.totals import Totals, full_name, is_cancellation, task_name
+from .attributes import first_attributes, portal_attributes
+from .budget import Budget
+from .sdk import (
+    Call,
+    inside,
+    is_collecting,
+    is_within,
+    no_call,
+    reference_to,
+    unwatch_collections,
+    watch_collections,
+)
+
+if TYPE_CHECKING:
+    from greenback.instruments import Portal
+
+_OWN_SPAN = otel_context.create_key("greenback-span")
+#: With this, an SDK asks for what it does to export not to be traced.
+_SUPPRESSED = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
+#: The kinds of portals whose spans are parents of the bridges in them: they end with one call.
+_ROOTS = ("run", "run_sync")
+
+
+class _Open:
+    """The span of a bridge that is under way.
+
+    One that has none for now, but should have, has what counts it as left out in its place.
+    """
+
+    __slots__ = ("before", "context", "owner", "process", "span")
+
+    def __init__(
+        self, owner: Spans, span: Span, before: Context, context: Context, process: object
+    ) -> None:
+        #: Who is to end it. None once that is done, and until all is here.
+        self.owner: Optional[Spans] = None
+        self.span = span
+        #: What was current before the bridge, and what is while it runs.
+        self.before = before
+        self.context = context
+        #: Whose it is: a forked child is not to end its parent's.
+        self.process = process
+        self.owner = owner
+
+    def __del__(self) -> None:
+        owner = getattr(self, "owner", None)
+        if owner is not None:  # a signal handler has cut its bridge off
+            owner.abandon(self)
+
+
+def own_span() -> Span:
+    """The current span of a pipeline of our own; `opentelemetry.trace.INVALID_SPAN` if none is."""
+    span = otel_context.get_value(_OWN_SPAN)
+    return span if isinstance(span, Span) else trace.INVALID_SPAN
+
+
+class Spans:
+    """A `greenback._listener.listener.Listener` around `Totals`, whose times so leave out what
+    spans cost.
+
+    Args:
+        totals: What counts.
+        which: ``"all"``, ``"suspended"`` or ``"portals"``.
+        rate: Spans per second at most; 0 for no limit.
+        slow_ns: A bridge that took longer gets its span from the second budget, if the first one
+            was used up.
+        is_private: The spans go to a pipeline of our own. The application's spans are then neither
+            parents nor children of ours.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_all_bridges",
+        "_budget",
+        "_dropped",
+        "_dropped_inside",
+        "_failing",
+        "_is_private",
+        "_on_sdk",
+        "_only_suspended",
+        "_portals",
+        "_process",
+        "_rate",
+        "_second_budget",
+        "_slow_ns",
+        "_totals",
+        "_tracer",
+        "_unsampled",
+        "_waits_for_sdk",
+        "_which",
+        "enter_portal",
+        "finish_step",
+        "resume_bridge",
+        "was_recorded",
+    )
+
+    def __init__(
+        self, totals: Totals, which: str, rate: float, slow_ns: int, is_private: bool
+    ) -> None:
+        self._totals = totals
+        self._which = which
+        self._only_suspended = which == "suspended"
+        self._rate = rate
+        self._slow_ns = slow_ns
+        self._is_private = is_private
+        #: None until it is known where the spans go.
+        self._tracer: Optional[Tracer] = None
+        #: The application has set no SDK, but may still do so.
+        self._waits_for_sdk = False
+        self._on_sdk: Optional[Callable[[], None]] = None
+        self._all_bridges = False
+        self.after_fork()
+        # Of these, only the totals want to know.
+        self.enter_portal = totals.enter_portal
+        self.resume_bridge = totals.resume_bridge
+        self.finish_step = totals.finish_step
+
+    def after_fork(self) -> None:
+        """Forget the spans of the parent, whose they are to end. Calls nothing of the SDK."""
+        self._process = object()
+        #: Held by whoever tells that spans have failed.
+        self._failing = threading.RLock()
+        # Added to and removed from by the thread of the portal.
+        self._portals: Dict[Portal, Span] = {}
+        self._budget = Budget(self._rate)
+        self._second_budget = Budget(self._rate)
+        self._dropped = Ticks()
+        self._dropped_inside = Ticks()
+        #: A context whose span is not sampled, so that nothing is done within it.
+        self._unsampled: Optional[Context] = None
+        self.was_recorded = False
+
+    def start(self, tracer: Tracer, on_sdk: Callable[[], None]) -> None:
+        """Make spans with *tracer* from now on.
+
+        If the application has no SDK yet, *on_sdk* is called when it has, before the first span.
+        """
+        self._waits_for_sdk = type(tracer) is trace.ProxyTracer and _no_sdk()
+        self._on_sdk = on_sdk
+        self._all_bridges = self._which == "all"
+        self._tracer = tracer
+        watch_collections(self)
+
+    def stop(self) -> None:
+        """Make no more. Those that are open are still ended."""
+        self._tracer = None
+        self._all_bridges = False
+        unwatch_collections(self)
+
+    def count_dropped(self) -> int:
+        """The spans that were left out because of the limit: a bridge's, once it has finished."""
+        return self._dropped.read()
+
+    def count_inside_sdk(self) -> int:
+        """The spans that were left out because the SDK was in the middle of something."""
+        return self._dropped_inside.read()
+
+    # What the runtime calls
+
+    suspend_bridge: Optional[Callable[[Any], None]] = None
+    start_step: Optional[Callable[[Portal], None]] = None
+
+    def open_portal(self, portal: Portal) -> None:
+        self._totals.open_portal(portal)
+        try:
+            if self._tracer is not None and not self._is_idle():
+                self._start_portal(portal)
+        except Exception as error:
+            self._failed(error)
+
+    def close_portal(self, portal: Portal) -> None:
+        tally = portal.note
+        self._totals.close_portal(portal)
+        if self._portals:
+            span = self._portals.pop(portal, None)
+            if span is not None and inside.call() is None:
+                try:
+                    self._end_portal(portal, tally, span)
+                except Exception as error:
+                    self._failed(error)
+
+    def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> Optional[Running]:
+        bridge = None
+        try:
+            bridge = self._totals.start_bridge(portal, awaitable, frame)
+            if bridge is None:
+                return None
+            bridge.opened = None
+            bridge.portal = portal
+            bridge.awaitable = awaitable
+            if self._all_bridges and not (self._waits_for_sdk and self._is_idle()):
+                current = _current_context()
+                if current is not self._unsampled:
+                    self._start(bridge, frame, current)
+            return bridge
+        except BaseException as error:
+            if bridge is None:
+                raise
+            bridge.portal, bridge.awaitable = portal, awaitable
+            self._failed_to_start(bridge, error)
+            return bridge
+
+    def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> None:
+        try:
+            if not bridge.runs:
+                # Once more, since a signal handler has kept the caller from noticing.
+                if type(bridge.opened) is _Open:
+                    self._finish(bridge, error, perf_counter_ns())
+                return
+            spent = self._totals.finish_bridge(bridge, error, left)
+            # The common cases first: nothing to end, nothing to report.
+            if (
+                spent < self._slow_ns
+                and error is None
+                and not (self._only_suspended and bridge.switches)
+            ):
+                opened = bridge.opened
+                if type(opened) is not _Open:
+                    bridge.awaitable = None
+                    if opened is not None:
+                        opened.add()
+                    return
+            # The next bridge would get it, and that may begin in what is called here.
+            bridge.tally.spares.clear()
+            self._finish(bridge, error, bridge.started + spent)
+        except BaseException as failure:
+            self._failed_to_finish(bridge, failure)
+
+    def note_misuse(
+        self, bridge: Optional[Running], portal: Portal, frame: Any, attributes: Dict[str, Any]
+    ) -> Optional[Tuple[str, str]]:
+        """Add an event to the bridge's span, or to the nearest one that there is.
+
+        Returns the ids of its trace and of itself in hexadecimal, if there is one.
+        """
+        span = self._nearest(bridge, portal)
+        if span is None:
+            return None
+        if self._may_call(frame):
+            call = Call()
+            inside.call = reference_to(call)
+            try:
+                span.add_event("greenback.misuse", attributes)
+            finally:
+                inside.call = no_call
+        context = span.get_span_context()
+        return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
+
+    def _nearest(self, bridge: Optional[Running], portal: Portal) -> Optional[Span]:
+        opened = None if bridge is None else bridge.opened
+        if type(opened) is _Open and opened.process is self._process:
+            span: Span = opened.span
+            return span
+        span = trace.get_current_span(self._own_view(_current_context()))
+        return span if span.is_recording() else self._portals.get(portal)
+
+    # What has failed
+
+    def _failed(self, error: Exception) -> None:
+        """Make no more spans, because *error* was raised in making one. Logged once."""
+        try:
+            raise_if_from_signal_handler(error)
+            with self._failing:
+                if self._tracer is None:
+                    return
+                self.stop()
+            tell_failure(
+                "greenback makes no more spans, because making one raised %s; it still counts",
+                error=error,
+            )
+        finally:
+            del error  # its traceback may have this frame
+
+    def _failed_to_start(self, bridge: Running, error: BaseException) -> None:
+        try:
+            if not issubclass(type(error), Exception):
+                raise error
+            self._failed(cast(Exception, error))
+        except BaseException:  # then nobody else will finish it
+            self.finish_bridge(bridge, error, 0)
+            raise
+        finally:
+            del error  # its traceback has this frame
+
+    def _failed_to_finish(self, bridge: Running, error: BaseException) -> None:
+        try:
+            if type(bridge.opened) is _Open:
+                # It was interrupted before that was done, or while: twice does no harm.
+                self._finish(bridge, error, perf_counter_ns())
+        except Exception as failure:
+            self._failed(failure)
+        try:
+            if not issubclass(type(error), Exception):
+                raise error
+            self._failed(cast(Exception, error))
+        finally:
+            del error  # its traceback has this frame
+
+    # A portal
+
+    def _start_portal(self, portal: Portal) -> None:
+        assert self._tracer is not None
+        current = self._own_view(_current_context())
+        if _is_unsampled(current):
+            return
+        if not self._may_call(sys._getframe(1)):
+            self._dropped_inside.add()
+            return
+        if not (self._budget.has_some(perf_counter_ns()) and self._budget.take()):
+            if self.was_recorded:  # otherwise, it would hardly have been this time
+                self._dropped.add()
+            return
+        attributes = {
+            "greenback.portal.kind": portal.kind,
+            "greenback.async_library": portal.library.name,
+        }
+        call = Call()
+        inside.call = reference_to(call)
+        try:
+            span = self._tracer.start_span(f"portal {portal.kind}", current, attributes=attributes)
+        finally:
+            inside.call = no_call
+        if span.is_recording():
+            self.was_recorded = True
+            self._portals[portal] = span
+        elif portal.note is not None:
+            portal.note.is_unsampled = portal.kind in _ROOTS
+
+    def _end_portal(self, portal: Portal, tally: Optional[PortalTally], span: Span) -> None:
+        call = Call()
+        inside.call = reference_to(call)
+        try:
+            name = task_name(portal.task)
+            if name is not None:
+                span.set_attribute("greenback.task.name", name)
+            if tally is not None:
+                span.set_attributes(portal_attributes(tally))
+            span.end()
+        finally:
+            inside.call = no_call
+
+    # A bridge that is traced from its beginning
+
+    def _start(self, bridge: Running, frame: Any, current: Context) -> None:
+        view = self._own_view(current)
+        if _is_unsampled(view):
+            self._unsampled = current
+            return
+        if bridge.tally.is_unsampled and not _has_span(view):
+            return
+        now = bridge.started
+        budget = self._budget
+        if now < budget.empty_until or not budget.has_some(now):
+            if self.was_recorded:  # otherwise, it would hardly have been this time
+                bridge.opened = self._dropped
+            return
+        if not self._may_call(frame):
+            bridge.opened = self._dropped_inside
+            return
+        if not budget.take():
+            if self.was_recorded:
+                bridge.opened = self._dropped
+            return
+        span = self._new_span(bridge, self._parent(bridge, view), None)
+        if not span.is_recording():
+            bridge.started = perf_counter_ns()
+            return
+        self.was_recorded = True
+        if self._is_private:
+            within = otel_context.set_value(_OWN_SPAN, span, current)
+        else:
+            within = trace.set_span_in_context(span, current)
+        # First, so that whatever happens next, the span is taken out again.
+        opened = bridge.opened = _Open(self, span, current, within, self._process)
+        otel_context.attach(within)
+        opened.context = _current_context()  # the same, unless a context of its own copies it
+        bridge.started = perf_counter_ns()
+
+    def _leave(self, opened: _Open) -> None:
+        """Make current what was so before, unless somebody else has changed it in between."""
+        current = _current_context()
+        if current is opened.context:
+            # Not detach(): its token is good only in the contextvars context in which it was made,
+            # and a task's can be replaced while it waits.
+            otel_context.attach(opened.before)
+            return
+        _take_out(opened)
+        if self._is_private:
+            if current.get(_OWN_SPAN) is opened.span:
+                outer = opened.before.get(_OWN_SPAN)
+                otel_context.attach(otel_context.set_value(_OWN_SPAN, outer, current))
+        elif trace.get_current_span(current) is opened.span:
+            outer = trace.get_current_span(opened.before)
+            otel_context.attach(trace.set_span_in_context(outer, current))
+
+    def abandon(self, opened: _Open) -> None:
+        """End the span of a bridge that was lost between its beginning and its caller."""
+        opened.owner = None
+        try:
+            self._leave(opened)
+            if opened.process is not self._process:
+                return
+            if not self._may_call(sys._getframe(1)):
+                self._dropped_inside.add()
+                return
+            call = Call()
+            inside.call = reference_to(call)
+            try:
+                opened.span.end()
+            finally:
+                inside.call = no_call
+        except Exception as error:
+            self._failed(error)
+
+    def _finish(self, bridge: Running, error: Optional[BaseException], now: int) -> None:
+        opened = bridge.opened
+        if type(opened) is _Open:
+            self._leave(opened)
+            opened.owner = bridge.opened = None
+            if opened.process is self._process:
+                self._end(opened.span, bridge, error, now, None)
+            return
+        bridge.opened = None
+        left_out = self._make_late(bridge, error, now, opened)
+        # Not when it began, since a counter cannot be taken back.
+        if left_out is not None:
+            left_out.add()
+
+    def _make_late(
+        self, bridge: Running, error: Optional[BaseException], now: int, left_out: Optional[Ticks]
+    ) -> Optional[Ticks]:
+        """Make the span of a bridge that has none yet, if it is worth one by now.
+
+        Returns what counts it as left out: *left_out* where that has not changed, None if it is not
+        left out at all.
+        """
+        if self._tracer is None or self._which == "portals" or self._is_idle():
+            return left_out
+        taken = now - bridge.started
+        failed = error is not None and not is_cancellation(error)
+        if self._which == "suspended" and bridge.switches:
+            budget = self._budget
+        elif failed or taken > self._slow_ns:
+            budget = self._second_budget
+        else:
+            return left_out
+        view = self._own_view(_current_context())
+        if _is_unsampled(view) or (bridge.tally.is_unsampled and not _has_span(view)):
+            return left_out
+        if not self._may_call(sys._getframe(3)):
+            return left_out or self._dropped_inside
+        if not (budget.has_some(now) and budget.take()):
+            return left_out or (self._dropped if self.was_recorded else None)
+        finished = time_ns()
+        span = self._new_span(bridge, self._parent(bridge, view), finished - taken)
+        if span.is_recording():
+            self.was_recorded = True
+            self._end(span, bridge, error, now, finished)
+        return None
+
+    # All of them
+
+    def _is_idle(self) -> bool:
+        """Whether there is no SDK yet."""
+        if not self._waits_for_sdk:
+            return False
+        if _no_sdk() or not self._may_call(sys._getframe(1)):
+            return True
+        self._waits_for_sdk = False
+        if self._on_sdk is not None:
+            self._on_sdk()
+        return False
+
+    def _may_call(self, frame: Any) -> bool:
+        """Whether the SDK can be called from here."""
+        # The locks of a pipeline of our own are taken in calls of our own alone.
+        if inside.call() is not None or is_collecting():
+            return False
+        return self._is_private or not is_within(frame)
+
+    def _new_span(self, bridge: Running, parent: Context, start_time: Optional[int]) -> Span:
+        assert self._tracer is not None
+        link = self._portals.get(bridge.portal)
+        call = Call()
+        inside.call = reference_to(call)
+        try:
+            return self._tracer.start_span(
+                f"await_ {bridge.node.root().site.qualname}",
+                parent,
+                attributes=first_attributes(bridge),
+                links=() if link is None else (trace.Link(link.get_span_context()),),
+                start_time=start_time,
+            )
+        finally:
+            inside.call = no_call
+
+    def _end(
+        self,
+        span: Span,
+        bridge: Running,
+        error: Optional[BaseException],
+        now: int,
+        finished: Optional[int],
+    ) -> None:
+        # The step that it finishes in may be slow by now, too.
+        entered = bridge.portal.entered
+        held = now - entered if entered >= bridge.tally.opened_at else 0
+        slow = max(bridge.slow_ns, held if held > self._slow_ns else 0)
+        call = Call()
+        inside.call = reference_to(call)
+        try:
+            attributes: Dict[str, Any] = {
+                "greenback.suspended": bridge.switches > 0,
+                "greenback.switches": bridge.switches,
+                "greenback.suspended_time": bridge.suspended_ns / 1e9,
+            }
+            if slow:
+                attributes["greenback.slow_step_time"] = slow / 1e9
+            span.set_attributes(attributes)
+            if error is not None and not is_cancellation(error):
+                span.set_attribute("error.type", full_name(type(error)))
+                span.set_status(trace.StatusCode.ERROR)
+            span.end(finished)
+        finally:
+            inside.call = no_call
+
+    def _own_view(self, current: Context) -> Context:
+        """The context as the spans of our pipeline see it."""
+        if not self._is_private:
+            return current
+        # The rest of the context is the application's, and would make its span the parent.
+        own: Any = current.get(_OWN_SPAN)
+        return Context() if own is None else trace.set_span_in_context(own, Context())
+
+    def _parent(self, bridge: Running, view: Context) -> Context:
+        """The context whose span becomes the parent."""
+        if bridge.tally.kind in _ROOTS:
+            span = self._portals.get(bridge.portal)
+            if span is not None and not _has_span(view):
+                return trace.set_span_in_context(span, view)
+        return view
+
+
+def _reader_of_context() -> Callable[[], Context]:
+    """What `opentelemetry.context.get_current` asks, two calls of Python functions further down."""
+    runtime = getattr(otel_context, "_RUNTIME_CONTEXT", None)
+    variable: Any = getattr(runtime, "_current_context", None)
+    if isinstance(variable, ContextVar) and isinstance(variable.get(None), Context):
+        return variable.get
+    return otel_context.get_current
+
+
+_current_context = _reader_of_context()
+
+
+def _take_out(opened: _Open) -> None:
+    """Take the span out of the context that it was made current by.
+
+    What the bridge has attached is detached some day, and makes that one current again: a coroutine
+    that enters a context manager is over long before another one leaves it.
+    """
+    context = opened.context
+    for key, value in context.copy().items():
+        if value is opened.span:
+            # To everybody else, a context does not change.
+            dict.__setitem__(context, key, opened.before.get(key))
+
+
+def _is_unsampled(view: Context) -> bool:
+    """Whether nothing is to be traced within a context: also what an SDK does to export."""
+    if view.get(_SUPPRESSED):
+        return True
+    context = trace.get_current_span(view).get_span_context()
+    return context.is_valid and not context.trace_flags.sampled
+
+
+def _has_span(view: Context) -> bool:
+    return trace.get_current_span(view).get_span_context().is_valid
+
+
+def _no_sdk() -> bool:
+    """Whether the global tracer provider is still the proxy that waits for one."""
+    return getattr(trace, "_TRACER_PROVIDER", trace) is None

@@ -1,0 +1,1 @@
+"""To a file: the embedded pipeline, and when it writes."""

@@ -1,0 +1,1 @@
+"""To who watches now: stacks, stalls, and the socket."""

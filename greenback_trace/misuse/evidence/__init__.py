@@ -1,0 +1,1 @@
+"""What frames, bytecode and sources say of how a function was called."""

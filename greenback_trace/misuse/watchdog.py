@@ -1,0 +1,233 @@
+"""Whose code holds the event loop: the stack of a step, taken while the step still runs.
+
+Where a slow step ended says little about where it spent its time. The idea is that of gevent's
+monitor thread: a thread beside looks at those that run. Here it looks at steps that have run for
+half as long as a slow one may, and again at intervals, and names what it has seen for the longest
+time.
+
+What holds the GIL all the time, one long call of C code, holds up the watchdog as well: such a
+step has no sample, or one of the code that runs when the call has returned. Without the GIL, there
+is no watchdog: see `can_look_at_others`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from _thread import allocate_lock, get_ident
+from time import perf_counter_ns
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+
+from greenback._frames import frames_of_step, is_own, outwards
+
+from ..count.frames import current_frames
+from ..count.sites import Sites
+
+if TYPE_CHECKING:
+    from greenback.instruments import Portal
+
+#: Frames that a stack has at most; those in the middle are left out.
+_STACK_LIMIT = 100
+#: Looks that find no step before the watchdog sleeps until the next one.
+_QUIET_LOOKS = 20
+
+
+class Held:
+    """The code that held the event loop.
+
+    Attributes:
+        function: ``module.qualname`` of the innermost function.
+        file: Its file.
+        line: The line that it was at.
+        stack: A line for each function, ``module.qualname (file:line)``, outermost first: what is
+            around the portal, then what runs in it.
+    """
+
+    __slots__ = ("file", "function", "line", "stack")
+
+    def __init__(self, function: str, file: str, line: int, stack: List[str]) -> None:
+        self.function = function
+        self.file = file
+        self.line = line
+        self.stack = stack
+
+
+class _Samples:
+    """What was seen of one step: for how long each innermost function and line, and how it began.
+
+    Written by the watchdog's thread, read by the step's when the step is over.
+    """
+
+    __slots__ = ("next_due", "seen")
+
+    def __init__(self, next_due: int) -> None:
+        self.next_due = next_due
+        self.seen: Dict[Tuple[CodeType, int], Tuple[int, Held]] = {}
+
+
+# A step that runs: its thread, when it began, and what was seen of it.
+_Step = List[Any]
+_THREAD, _STARTED, _SAMPLES = range(3)
+
+
+class Watchdog:
+    """Samples the stacks of slow steps, in a thread that starts with the first step.
+
+    Args:
+        slow_seconds: Steps that take longer are slow ones.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_idle",
+        "_interval",
+        "_running",
+        "_sites",
+        "_slow_ns",
+        "_starting",
+        "_stopped",
+        "_thread",
+        "_wake",
+    )
+
+    def __init__(self, slow_seconds: float) -> None:
+        self._slow_ns = int(slow_seconds * 1e9)
+        self._interval = max(self._slow_ns // 2, 1_000_000)
+        self._stopped = False
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Start anew in a child that was forked, where the thread is not. Takes no lock."""
+        #: Written by the threads of the steps, in single operations.
+        self._running: Dict[Portal, _Step] = {}
+        self._sites = Sites(1)
+        self._thread: Optional[threading.Thread] = None
+        #: Taken, once and for all, by whoever starts it.
+        self._starting = allocate_lock()
+        #: The thread waits until somebody releases this.
+        self._wake = allocate_lock()
+        self._wake.acquire()
+        #: It waits without a time-out, or is not there yet: the next step wakes it.
+        self._idle = True
+
+    def start_step(self, portal: Portal) -> None:
+        """A step begins in this thread. `benchmarks` has what this costs."""
+        self._running[portal] = [get_ident(), perf_counter_ns(), None]
+        if self._idle:
+            self._rouse()
+
+    def finish_step(self, portal: Portal) -> Optional[Held]:
+        """The step is over: what held the loop, if it was slow and was seen."""
+        step = self._running.pop(portal, None)
+        if step is None or step[_SAMPLES] is None:
+            return None
+        if perf_counter_ns() - step[_STARTED] < self._slow_ns:
+            return None
+        seen = list(step[_SAMPLES].seen.values())
+        return max(seen, key=lambda one: one[0])[1] if seen else None  # the first of equals
+
+    def excuse(self, portal: Portal, taken: int) -> None:
+        """So many nanoseconds of the step were ours."""
+        step = self._running.get(portal)
+        if step is not None:
+            step[_STARTED] += taken
+
+    def stop(self) -> None:
+        """End the thread. Steps that begin later are not sampled."""
+        self._stopped = True
+        self._idle = False
+        self._release()
+
+    def _rouse(self) -> None:
+        self._idle = False
+        if self._stopped:
+            return
+        if not self._starting.acquire(False):
+            self._release()  # which also does where another thread is about to start it
+            return
+        self._thread = threading.Thread(target=self._watch, name="greenback watchdog", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            pass  # the interpreter is shutting down, or there are too many threads
+
+    def _release(self) -> None:
+        try:
+            self._wake.release()
+        except RuntimeError:
+            pass  # another thread has woken it already
+
+    # What runs in the thread
+
+    def _watch(self) -> None:
+        wake = self._wake
+        quiet = 0
+        try:
+            while not self._stopped:
+                pause = self._look(perf_counter_ns())
+                if pause is None and quiet < _QUIET_LOOKS:
+                    # Another step is likely to come. One that had to wake this thread would lose
+                    # the GIL to it, and this would then find nothing that runs: each second step
+                    # took 20 us more.
+                    quiet += 1
+                    wake.acquire(True, self._interval / 1e9)
+                elif pause is None:
+                    quiet = 0
+                    self._idle = True
+                    if self._running:  # one has begun that saw no need to wake this thread
+                        self._idle = False
+                        continue
+                    wake.acquire()
+                else:
+                    quiet = 0
+                    wake.acquire(True, pause / 1e9)
+        except Exception:
+            logging.getLogger("greenback").exception("the watchdog of slow steps has stopped")
+
+    def _look(self, now: int) -> Optional[int]:
+        """Sample the steps that are due; the nanoseconds until the next is; None if none runs."""
+        next_due = None
+        # copy(), since list() of items is interrupted by finalizers before CPython 3.12.
+        for portal, step in self._running.copy().items():
+            samples = step[_SAMPLES]
+            due = step[_STARTED] + self._interval if samples is None else samples.next_due
+            if due <= now:
+                if samples is None:
+                    samples = step[_SAMPLES] = _Samples(due)
+                self._sample(portal, step, samples)
+                # At ever longer intervals: what runs for an hour is not looked at 72,000 times.
+                due = now + max(self._interval, (now - step[_STARTED]) // 10)
+                samples.next_due = due
+            next_due = due if next_due is None else min(next_due, due)
+        return None if next_due is None else max(next_due - now, 1_000_000)
+
+    def _sample(self, portal: Portal, step: _Step, samples: _Samples) -> None:
+        frame = current_frames().get(step[_THREAD])
+        if self._running.get(portal) is not step:
+            return  # it ended before the frame was taken
+        innermost = next((each for each in outwards(frame) if not is_own(each)), None)
+        if innermost is None:
+            return
+        line = innermost.f_lineno or 0
+        key = (innermost.f_code, line)
+        known = samples.seen.get(key)
+        if known is not None:
+            samples.seen[key] = (known[0] + self._interval, known[1])
+            return
+        frames = frames_of_step(portal, innermost)
+        stack = [_described(frame) for frame in frames if not is_own(frame)]
+        if len(stack) > _STACK_LIMIT:
+            left_out = len(stack) - _STACK_LIMIT
+            half = _STACK_LIMIT // 2
+            stack[half:-half] = [f"... {left_out} more ..."]
+        function = self._sites.calling(innermost).function
+        held = Held(function, innermost.f_code.co_filename, line, stack)
+        samples.seen[key] = (self._interval, held)
+
+
+def _described(frame: FrameType) -> str:
+    code = frame.f_code
+    name = getattr(code, "co_qualname", code.co_name)
+    module = frame.f_globals.get("__name__", "?")
+    return f"{module}.{name} ({code.co_filename}:{frame.f_lineno})"

@@ -1,0 +1,1 @@
+"""A trace -> the formats of other tools, and a page."""

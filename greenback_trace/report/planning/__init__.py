@@ -1,0 +1,1 @@
+"""A trace and the sources -> which functions to make ``async def``."""

@@ -1,0 +1,1 @@
+"""Traces, or a Prometheus server -> numbers."""

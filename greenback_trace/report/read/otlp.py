@@ -1,0 +1,81 @@
+"""A line of OTLP JSON -> its request, as far as a report is made from it."""
+
+# ruff: noqa: N815  (the names are those of OTLP)
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type, cast
+
+if TYPE_CHECKING:
+    from .structs import Request
+
+_fast: Optional[Callable[[bytes], Request]] = None
+_REFUSED: Tuple[Type[Exception], ...] = (ValueError, RecursionError)
+try:
+    from . import structs
+
+    _fast, _REFUSED = structs.decode, (*_REFUSED, structs.Error)
+except ImportError:  # PyPy, or it is not installed
+    pass
+
+
+class NotOTLPError(Exception):
+    """A line is no request of OTLP. The message says why."""
+
+
+def decode(line: bytes) -> Optional[Request]:
+    """What a line says; None if there is nothing in it.
+
+    Raises:
+        NotOTLPError: It is not JSON, or not a request.
+    """
+    if not line.strip():
+        return None
+    request = None
+    if _fast is not None:
+        try:
+            request = _fast(line)
+        except _REFUSED:
+            pass  # it is strict: about null, NaN, a byte order mark
+    if request is None:
+        request = _decode(line)
+    if (
+        request.resourceSpans is None
+        and request.resourceMetrics is None
+        and request.resourceLogs is None
+    ):
+        raise NotOTLPError("JSON, but not a request of OTLP")
+    return request
+
+
+class _Object:
+    """A JSON object with its fields as attributes: what is read of it is there, perhaps as None.
+
+    The defaults are those of the classes in `_structs`.
+    """
+
+    stringValue = intValue = doubleValue = boolValue = arrayValue = None
+    scope = resource = status = sum = gauge = histogram = asInt = asDouble = None
+    resourceSpans = resourceMetrics = resourceLogs = None
+    attributes = links = spans = scopeSpans = metrics = scopeMetrics = values = ()
+    dataPoints = bucketCounts = explicitBounds = ()
+    startTimeUnixNano = timeUnixNano = aggregationTemporality = code = 0
+    name = spanId = parentSpanId = ""
+
+    def __init__(self, fields: Dict[str, Any]) -> None:
+        if None in fields.values():  # a field that is null is as good as none
+            fields = {name: value for name, value in fields.items() if value is not None}
+        self.__dict__ = fields
+
+
+def _decode(line: bytes) -> Request:
+    try:
+        found = json.loads(line, object_hook=_Object)
+    except (ValueError, RecursionError) as error:
+        raise NotOTLPError(f"not JSON ({error})") from None
+    if not isinstance(found, _Object):
+        raise NotOTLPError("JSON, but not a request of OTLP")
+    for signal in ("resourceSpans", "resourceMetrics", "resourceLogs"):
+        if not isinstance(getattr(found, signal), (list, type(None))):
+            raise NotOTLPError("JSON, but not a request of OTLP")
+    return cast("Request", found)

@@ -1,0 +1,1 @@
+"""Numbers -> tables for a terminal, or JSON."""

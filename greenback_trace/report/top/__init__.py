@@ -1,0 +1,1 @@
+"""A program that runs -> what it does now."""

@@ -1,0 +1,829 @@
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import operator
+import weakref
+from typing import Any, Callable, Iterator, List
+
+import pytest
+import trio
+
+import greenback
+from greenback_trace.count.frames import can_look_at_others
+
+from ..garbage import IS_PYPY, collect
+
+KIND = "finalizer"
+refcounted = pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
+
+
+def finalized_class(bridge: Callable[[], None]) -> Any:
+    class Connection:
+        other: Any = None
+
+        def __del__(self) -> None:
+            bridge()
+
+    return Connection
+
+
+# Each drops the last reference of something that *make* makes.
+
+
+def by_del(make: Callable[[], Any]) -> None:
+    made = make()
+    del made
+
+
+def by_assignment(make: Callable[[], Any]) -> None:
+    made = make()
+    made = None  # noqa: F841
+
+
+def by_return(make: Callable[[], Any]) -> None:
+    def use() -> None:
+        made = make()
+        assert made is not None
+
+    use()
+
+
+def as_temporary(make: Callable[[], Any]) -> None:
+    make()
+
+
+def by_attribute(make: Callable[[], Any]) -> None:
+    holder = make()
+    holder.held = make()
+    holder.held = None
+    del holder
+
+
+def by_subscript(make: Callable[[], Any]) -> None:
+    table = {"made": make()}
+    del table["made"]
+
+
+def by_clear(make: Callable[[], Any]) -> None:
+    made = [make()]
+    made.clear()
+
+
+def by_pop(make: Callable[[], Any]) -> None:
+    [make()].pop()
+
+
+def by_loop(make: Callable[[], Any]) -> None:
+    for made in [make(), make()]:
+        assert made is not None
+    del made
+
+
+def by_argument(make: Callable[[], Any]) -> None:
+    def use(made: Any) -> None:
+        pass
+
+    use(make())
+
+
+def by_comprehension(make: Callable[[], Any]) -> None:
+    [None for made in [make()]]
+
+
+def by_exception(make: Callable[[], Any]) -> None:
+    try:
+        made = make()
+        assert made is not None
+        raise ValueError
+    except ValueError:
+        del made
+
+
+def by_generator(make: Callable[[], Any]) -> None:
+    def generator() -> Iterator[None]:
+        made = make()
+        assert made is not None
+        yield
+
+    for _ in generator():
+        pass
+
+
+def by_item(make: Callable[[], Any]) -> None:
+    [None, make()][0]
+
+
+def by_comparison(make: Callable[[], Any]) -> None:
+    [make()] == 1  # noqa: B015
+
+
+def by_condition(make: Callable[[], Any]) -> None:
+    if not [make()]:
+        raise AssertionError
+
+
+def by_format(make: Callable[[], Any]) -> None:
+    _ = f"{make()}{make()!r:>10}"
+
+
+def by_context(make: Callable[[], Any]) -> None:
+    with contextlib.nullcontext(make()), contextlib.nullcontext():
+        pass
+
+
+def by_unpacking(make: Callable[[], Any]) -> None:
+    _, second = [make(), 1]
+    _ = second
+
+
+DROPS: List[Any] = [
+    by_del,
+    by_assignment,
+    by_return,
+    as_temporary,
+    by_attribute,
+    by_subscript,
+    by_clear,
+    by_pop,
+    by_loop,
+    by_argument,
+    by_comprehension,
+    by_exception,
+    by_generator,
+    by_item,
+    by_comparison,
+    by_condition,
+    by_format,
+    by_context,
+    by_unpacking,
+]
+
+
+class TestDel:
+    @refcounted
+    @pytest.mark.parametrize("drop", DROPS)
+    def test_by_reference_count(self, backend: Any, looking: Any, bridge: Any, drop: Any) -> None:
+        """A bridge in a __del__ is found, wherever the last reference goes."""
+        found = looking.in_portal(backend, lambda: drop(finalized_class(bridge)))
+        assert found
+        for each in found:
+            assert (each.kind, each.inconclusive) == (KIND, False), each.evidence
+            assert each.frame.f_code.co_name == "__del__"
+            assert "Connection" in each.subject
+
+    def test_by_collector_called(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A bridge in the __del__ of what gc.collect() finds is found."""
+
+        def cycle() -> None:
+            made = finalized_class(bridge)()
+            made.other = made
+            del made
+            collect()
+
+        assert looking.only(backend, cycle, KIND).frame.f_code.co_name == "__del__"
+
+    def test_by_collector_anywhere(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A bridge in a __del__ that the collector runs at an arbitrary moment is found."""
+
+        def cycle() -> None:
+            kept: List[Any] = []
+            made = finalized_class(bridge)()
+            made.other = made
+            del made
+            for _ in range(1_000_000):
+                if looking.bridges:
+                    break
+                # PyPy counts how much there is, CPython how many there are.
+                kept.append([None] * 10_000 if IS_PYPY else {"other": kept})
+                if len(kept) > 1_000:
+                    kept.clear()
+
+        if IS_PYPY:
+            looking.only(backend, cycle, KIND)
+            return
+        before = gc.get_threshold()
+        # Zero: a build without the GIL would wait for more garbage than there is.
+        gc.set_threshold(50, 0, 0)
+        try:
+            looking.only(backend, cycle, KIND)
+        finally:
+            gc.set_threshold(*before)
+
+    @pytest.mark.skipif(IS_PYPY, reason="PyPy's collector keeps no such lists")
+    @pytest.mark.skipif(not can_look_at_others(), reason="without the GIL, it keeps none either")
+    def test_by_collector_in_opaque_call(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """The collector's own finalizers are certain, even in a call that cannot be seen into."""
+
+        def cycle() -> None:
+            made = finalized_class(bridge)()
+            made.other = made
+            del made
+            [gc.collect][len(opaque())]()
+
+        def opaque() -> List[int]:
+            return []
+
+        looking.only(backend, cycle, KIND)
+
+    @refcounted
+    def test_inherited(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A __del__ that a base class has, or that calls the one of its base class, is one."""
+        base = finalized_class(bridge)
+
+        class Inherits(base):
+            pass
+
+        class Extends(base):
+            def __del__(self) -> None:
+                super().__del__()
+
+        found = looking.only(backend, lambda: by_del(Inherits), KIND)
+        assert "Inherits" in found.subject
+        found = looking.only(backend, lambda: by_del(Extends), KIND)
+        assert found.frame.f_code is Extends.__del__.__code__
+
+    @refcounted
+    def test_deep(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """It is found many functions above the bridge."""
+
+        def deeper(levels: int) -> None:
+            if levels:
+                deeper(levels - 1)
+            else:
+                bridge()
+
+        looking.only(backend, lambda: by_del(finalized_class(lambda: deeper(50))), KIND)
+
+    @refcounted
+    def test_other_name(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A finalizer need not be called __del__."""
+
+        class Connection:
+            def close(self) -> None:
+                bridge()
+
+            __del__ = close
+
+        looking.only(backend, lambda: by_del(Connection), KIND)
+        looking.only(backend, lambda: by_clear(Connection), KIND)
+
+    @refcounted
+    def test_decorated(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A decorated finalizer is one."""
+
+        def decorator(function: Any) -> Any:
+            @functools.wraps(function)
+            def wrapper(*args: Any) -> Any:
+                return function(*args)
+
+            return wrapper
+
+        class Connection:
+            @decorator
+            def __del__(self) -> None:
+                bridge()
+
+        looking.only(backend, lambda: by_del(Connection), KIND)
+
+    @refcounted
+    def test_in_greenlet_of_the_program(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """It is found through greenlets that the task's code has started itself."""
+        greenlet = pytest.importorskip("greenlet")
+
+        class Connection:
+            def __del__(self) -> None:
+                greenlet.greenlet(bridge).switch()
+
+        looking.only(backend, lambda: by_del(Connection), KIND)
+
+    @refcounted
+    def test_innermost_once(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """Of bridges inside bridges, each misuse is named once, and the innermost one."""
+        inner = finalized_class(bridge)
+
+        async def nested() -> None:
+            by_del(inner)
+
+        outer = finalized_class(lambda: greenback.await_(nested()))
+        found = looking.in_portal(backend, lambda: by_del(outer))
+        assert [each.frame.f_code for each in found] == [
+            outer.__del__.__code__,
+            inner.__del__.__code__,
+        ]
+
+        async def harmless() -> None:
+            bridge()
+
+        outer = finalized_class(lambda: greenback.await_(harmless()))
+        looking.in_portal(backend, lambda: by_del(outer))
+
+
+def finalizer_of(made: Any) -> Any:
+    return made.__del__
+
+
+class Explicit:
+    """Calls of a `__del__` by the program. Each is followed by the object's real end."""
+
+    @staticmethod
+    def plainly(made: Any) -> None:
+        made.__del__()
+
+    @staticmethod
+    def by_class(made: Any) -> None:
+        type(made).__del__(made)
+
+    @staticmethod
+    def by_other_name(made: Any) -> None:
+        close = made.__del__
+        close()
+
+    @staticmethod
+    def from_list(made: Any) -> None:
+        actions = [made.__del__]
+        actions[0]()
+
+    @staticmethod
+    def through_partial(made: Any) -> None:
+        close = functools.partial(type(made).__del__, made)
+        close()
+
+    @staticmethod
+    def passed_on(made: Any) -> None:
+        def call(function: Any) -> None:
+            function()
+
+        call(made.__del__)
+
+    @staticmethod
+    def passed_to_c(made: Any) -> None:
+        sorted([made], key=type(made).__del__)
+
+    @staticmethod
+    def of_opaque_object(made: Any) -> None:
+        def get() -> Any:
+            return made
+
+        get().__del__()
+
+
+class TestExplicitCall:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            Explicit.plainly,
+            Explicit.by_class,
+            Explicit.by_other_name,
+            Explicit.from_list,
+            Explicit.through_partial,
+            Explicit.passed_on,
+            Explicit.passed_to_c,
+            Explicit.of_opaque_object,
+        ],
+        ids=lambda call: call.__name__,
+    )
+    def test_is_not_misuse(self, backend: Any, looking: Any, bridge: Any, call: Any) -> None:
+        """Calling a __del__ oneself is fine, however it is done."""
+        made = finalized_class(bridge)()
+        looking.none(backend, lambda: call(made))
+        type(made).__del__ = lambda self: None
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda made: finalizer_of(made)(),
+            lambda made: operator.methodcaller("__del__")(made),
+            lambda made: list(map(type(made).__del__, [made])),
+        ],
+        ids=["call-of-a-call", "methodcaller", "map"],
+    )
+    def test_opaque_is_inconclusive(
+        self, backend: Any, looking: Any, bridge: Any, call: Any
+    ) -> None:
+        """A call that cannot be told from an implicit one says so."""
+        made = finalized_class(bridge)()
+        found = looking.in_portal(backend, lambda: call(made))
+        assert [(each.kind, each.inconclusive) for each in found] == [(KIND, True)]
+        type(made).__del__ = lambda self: None
+
+    def test_mere_name(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A function that is merely called __del__ is none."""
+
+        class Namesake:
+            pass
+
+        def __del__(self: Any) -> None:
+            bridge()
+
+        other = __del__
+        looking.none(backend, lambda: __del__(Namesake()))
+        looking.none(backend, lambda: other(Namesake()))
+
+    def test_as_exit(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A with block that ends in the function which is the finalizer too is no misuse."""
+
+        class Connection:
+            def close(self, *error: Any) -> None:
+                bridge()
+
+            __del__ = close
+            __exit__ = close
+
+            def __enter__(self) -> None:
+                pass
+
+        made = Connection()
+
+        def use() -> None:
+            with made:
+                pass
+
+        looking.none(backend, use)
+        Connection.__del__ = lambda self: None  # type: ignore[misc]
+
+    @pytest.mark.parametrize("source", ["with made: pass", "with get(): pass"])
+    def test_as_enter(self, backend: Any, looking: Any, bridge: Any, source: str) -> None:
+        """Nor is one that begins in it, whether or not its source is known."""
+
+        class Connection:
+            def begin(self) -> None:
+                bridge()
+
+            __del__ = begin
+            __enter__ = begin
+
+            def __exit__(self, *error: object) -> None:
+                pass
+
+        made = Connection()
+
+        def get() -> Connection:
+            return made
+
+        def use() -> None:
+            with made:
+                pass
+
+        def use_what_is_returned() -> None:
+            with get():
+                pass
+
+        for function in (
+            use,
+            use_what_is_returned,
+            lambda: exec(source, {"made": made, "get": get}),
+        ):
+            looking.none(backend, function)
+        Connection.__del__ = lambda self: None
+
+
+class TestFinalize:
+    @refcounted
+    def test_callback(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A bridge in a callback of weakref.finalize is found."""
+
+        class Thing:
+            pass
+
+        def make() -> Any:
+            thing = Thing()
+            weakref.finalize(thing, bridge)
+            return thing
+
+        found = looking.only(backend, lambda: by_del(make), KIND)
+        assert "weakref.finalize" in found.subject
+        assert "bridge" in found.subject
+
+    def test_by_collector(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """So it is where the collector frees the object."""
+
+        class Thing:
+            def __init__(self) -> None:
+                self.other = self
+
+        def cycle() -> None:
+            weakref.finalize(Thing(), bridge)
+            collect()
+
+        looking.only(backend, cycle, KIND)
+
+    def test_called(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A finalizer that the program calls is not misuse."""
+
+        class Thing:
+            pass
+
+        thing = Thing()
+        finalizer = weakref.finalize(thing, bridge)
+        looking.none(backend, finalizer)
+        finalizer = weakref.finalize(thing, bridge)
+        looking.none(backend, lambda: finalizer())
+
+    @pytest.mark.skipif(IS_PYPY, reason="atexit is written in Python there")
+    def test_at_exit(self, python: Any) -> None:
+        """A callback that atexit runs is found."""
+        done = python("-c", AT_EXIT)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "finalizer False\n"
+
+
+AT_EXIT = """
+import asyncio, atexit, weakref
+import greenback
+from greenback_trace.misuse.detect import at_start
+
+class Thing:
+    pass
+
+thing = Thing()
+weakref.finalize(thing, lambda: greenback.await_(asyncio.sleep(0)))
+
+class Looking(greenback.instruments.Instrument):
+    def bridge_started(self, bridge):
+        found = at_start(bridge.frame)
+        print(found.kind, found.inconclusive)
+
+greenback.instruments.add_instrument(Looking())
+asyncio.run(greenback.with_portal_run_sync(atexit._run_exitfuncs))
+"""
+
+
+def throw_exit(generator: Any) -> None:
+    with pytest.raises(GeneratorExit):
+        generator.throw(GeneratorExit())
+
+
+def long_loop(generator: Any) -> None:
+    lines = ["    number = 1"] * 300
+    exec("\n".join(["for each in generator:", *lines]), {"generator": generator})
+
+
+class TestGenerator:
+    def generator(self, bridge: Callable[[], None]) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            bridge()
+
+    def caught(self, bridge: Callable[[], None]) -> Iterator[None]:
+        try:
+            yield
+        except GeneratorExit:
+            pass
+        bridge()
+
+    async def coroutine(self, bridge: Callable[[], None], waits: Any) -> None:
+        try:
+            await waits
+        finally:
+            bridge()
+
+    @refcounted
+    @pytest.mark.parametrize(
+        ("which", "drop"),
+        [
+            *(
+                ("generator", drop)
+                for drop in (by_del, by_assignment, by_return, by_subscript, by_clear)
+            ),
+            # In a call, and no longer handling GeneratorExit, it would be like any other.
+            *(("caught", drop) for drop in (by_del, by_assignment, by_subscript)),
+        ],
+    )
+    def test_dropped(self, backend: Any, looking: Any, bridge: Any, which: str, drop: Any) -> None:
+        """The finally block of a generator that is dropped is a finalizer."""
+
+        def make() -> Any:
+            generator = getattr(self, which)(bridge)
+            next(generator)
+            return generator
+
+        found = looking.only(backend, lambda: drop(make), KIND)
+        assert which in found.subject
+        assert "generator" in found.subject
+
+    def test_collected(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """So it is where the collector finds the generator."""
+
+        def cycle() -> None:
+            holder: List[Any] = []
+            generator = self.generator(bridge)
+            next(generator)
+            holder += [generator, holder]
+
+            def keep(generator: Any) -> Iterator[None]:
+                yield from generator
+
+            del generator, holder
+            collect()
+
+        looking.only(backend, cycle, KIND)
+
+    @refcounted
+    def test_loop_left(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """A loop over a generator that is left early drops it."""
+
+        def leave() -> None:
+            for _ in self.generator(bridge):
+                break
+
+        looking.only(backend, leave, KIND)
+
+    @refcounted
+    def test_delegating(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """So does dropping a generator that delegates to it."""
+
+        def delegating() -> Iterator[None]:
+            yield from self.generator(bridge)
+
+        def make() -> Any:
+            generator = delegating()
+            next(generator)
+            return generator
+
+        looking.only(backend, lambda: by_del(make), KIND)
+
+    @refcounted
+    def test_coroutine(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """The finally block of a coroutine that is dropped is a finalizer."""
+
+        class Waits:
+            def __await__(self) -> Iterator[None]:
+                yield
+
+        def make() -> Any:
+            coroutine = self.coroutine(bridge, Waits())
+            coroutine.send(None)
+            return coroutine
+
+        assert "coroutine" in looking.only(backend, lambda: by_del(make), KIND).subject
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda generator: generator.close(),
+            lambda generator: [close() for close in [generator.close]],
+            throw_exit,
+            lambda generator: [*generator],
+            lambda generator: list(generator),
+            lambda generator: next(generator, None),
+            lambda generator: [each or 1 for each in generator],
+            lambda generator: all(each or 1 for each in generator),
+            lambda generator: tuple(each for each in generator),
+            lambda generator: {*generator},
+            long_loop,
+            lambda generator: contextlib.closing(generator).__exit__(None, None, None),
+        ],
+        ids=[
+            "close",
+            "bound-close",
+            "throw",
+            "star",
+            "list",
+            "next",
+            "comprehension",
+            "all",
+            "tuple",
+            "set",
+            "long-loop",
+            "closing",
+        ],
+    )
+    def test_used(self, backend: Any, looking: Any, bridge: Any, use: Any) -> None:
+        """A generator that the program closes, or uses up, is no misuse."""
+
+        def run() -> None:
+            generator = self.generator(bridge)
+            next(generator)
+            use(generator)
+
+        looking.none(backend, run)
+
+    def test_cancelled_below_others(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """What is cancelled deep in a chain of coroutines cleans up; nothing is collected."""
+
+        async def task(cancel: Callable[[], None]) -> None:
+            await greenback.ensure_portal()
+            await outer(cancel)
+
+        async def outer(cancel: Callable[[], None]) -> None:
+            await inner(cancel)
+
+        async def inner(cancel: Callable[[], None]) -> None:
+            cancel()
+            try:
+                await backend.sleep(60)
+            finally:
+                clean_up()
+
+        def clean_up() -> None:
+            with contextlib.suppress(trio.Cancelled):
+                bridge()
+
+        looking.none(backend, lambda: greenback.await_(backend.cancelled_in(task)))
+
+    def test_thrown_into_below_others(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """What is thrown into a generator through one that yields from it collects nothing."""
+
+        def inner() -> Iterator[None]:
+            try:
+                yield
+            finally:
+                bridge()
+
+        def outer() -> Iterator[None]:
+            yield from inner()
+
+        def work() -> None:
+            generator: Any = outer()
+            next(generator)
+            with pytest.raises(LookupError):
+                generator.throw(LookupError())
+
+        looking.none(backend, work)
+
+    def test_raises_exit_itself(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """Neither is one that handles a GeneratorExit which the program has raised."""
+
+        def stop() -> None:
+            raise GeneratorExit
+
+        def generator() -> Iterator[None]:
+            try:
+                stop()
+            except GeneratorExit:
+                bridge()
+            yield
+
+        async def coroutine() -> None:
+            try:
+                raise GeneratorExit from ValueError()
+            finally:
+                bridge()
+
+        async def use() -> None:
+            with pytest.raises(GeneratorExit):
+                await greenback.with_portal_run_tree(coroutine)
+
+        looking.none(backend, lambda: generator().send(None))
+        looking.none(backend, lambda: greenback.await_(use()))
+
+    @refcounted
+    def test_raises_another_exit(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """One that raises another GeneratorExit while it is collected still is."""
+
+        def generator() -> Iterator[None]:
+            try:
+                yield
+            except GeneratorExit:
+                try:
+                    raise GeneratorExit
+                finally:
+                    bridge()
+
+        def make() -> Any:
+            made = generator()
+            next(made)
+            return made
+
+        looking.only(backend, lambda: by_clear(make), KIND)
+
+    def test_context_manager(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """The end of a context manager that is a generator is no misuse."""
+
+        @contextlib.contextmanager
+        def manager() -> Iterator[None]:
+            try:
+                yield
+            finally:
+                bridge()
+
+        def use() -> None:
+            with manager():
+                pass
+            with pytest.raises(ValueError, match="x"), manager():
+                raise ValueError("x")
+
+        looking.none(backend, use)
+
+    def test_asynchronous_generator_closed(self, backend: Any, looking: Any, bridge: Any) -> None:
+        """Neither is an asynchronous generator that is closed with aclose()."""
+
+        def helper() -> None:
+            bridge()
+
+        async def generator() -> Any:
+            try:
+                yield
+            finally:
+                helper()
+
+        async def use() -> None:
+            made = generator()
+            async for _ in made:
+                break
+            await made.aclose()
+
+        looking.none(backend, lambda: greenback.await_(use()))

@@ -1,0 +1,945 @@
+"""Files of OTLP JSON lines -> what was counted."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk", reason="a trace needs greenback[report]")
+
+from greenback_trace.count.caller import Caller
+from greenback_trace.report.read import inputs, otlp
+from greenback_trace.report.read import load as _load
+from greenback_trace.report.read.load import NothingToReportError, Selection, Trace, load
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+#: What SHOP bridges, in all: three items by two bridges and a refusal in each of 15 orders, and
+#: three bridges on each of two days.
+BRIDGES = 15 * 7 + 2 * 3
+Change = Callable[[Dict[str, Any]], None]
+#: The trace of a smaller SHOP, by the greenback that did not tell the version yet.
+VERSION_1 = Path(__file__).with_name("traces") / "version1.jsonl"
+
+
+@pytest.fixture(params=["msgspec", "json"], autouse=True)
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is read alike by the fast parser and by the one that is always there."""
+    if request.param == "json":
+        monkeypatch.setattr(otlp, "_fast", None)
+    else:
+        pytest.importorskip("msgspec", reason="the fast parser is not installed")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "trace.jsonl"
+
+
+def bridges(*paths: Any, **selection: Any) -> float:
+    return load(list(map(str, paths)), selection=Selection(**selection)).total.bridges
+
+
+def requests(path: Path, signal: str = "") -> List[Dict[str, Any]]:
+    return [
+        request
+        for request in map(json.loads, path.read_text().splitlines())
+        if not signal or signal in request
+    ]
+
+
+def write(path: Path, content: List[Dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(request) + "\n" for request in content))
+    return path
+
+
+def metrics(request: Dict[str, Any]) -> List[Dict[str, Any]]:
+    return [
+        metric
+        for resource in request.get("resourceMetrics", ())
+        for scope in resource["scopeMetrics"]
+        for metric in scope["metrics"]
+    ]
+
+
+def spans(request: Dict[str, Any]) -> List[Dict[str, Any]]:
+    return [
+        span
+        for resource in request.get("resourceSpans", ())
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+
+
+def points(request: Dict[str, Any], names: str = "greenback.") -> List[Dict[str, Any]]:
+    return [
+        point
+        for metric in metrics(request)
+        if metric["name"].startswith(names)
+        for point in (metric.get("sum") or metric.get("gauge") or metric["histogram"])["dataPoints"]
+    ]
+
+
+def numbers(trace: Trace) -> Any:
+    """All that is counted, by site."""
+    return {
+        (site.function, site.file, site.line): (
+            site.ok,
+            site.errors,
+            site.cancelled,
+            site.suspended,
+            {chain: each.bridges for chain, each in site.chains.items()},
+            site.observed.spans,
+            site.observed.awaitables,
+            site.observed.error_types,
+            site.observed.tasks,
+            site.observed.portals,
+        )
+        for site in trace.sites
+    }
+
+
+class TestTrace:
+    def test_sites(self, shop: Path) -> None:
+        """Each site has its exact numbers, and those of each sync chain."""
+        trace = load([str(shop)])
+        assert trace.total.bridges == BRIDGES
+        assert trace.broken == []
+        sites = {site.function.replace("__main__.", ""): site for site in trace.sites}
+        counted = {
+            name: (site.ok, site.errors, site.cancelled, site.suspended)
+            for name, site in sites.items()
+        }
+        assert counted == {
+            "Prices.__getitem__": (45, 0, 0, 45),
+            "Prices.known": (45, 0, 0, 0),
+            "stock": (0, 15, 0, 0),
+            "total": (2, 0, 0, 0),
+            "wait": (0, 0, 2, 2),
+            "day": (2, 0, 0, 2),
+        }
+        [(chain, of_chain)] = sites["Prices.known"].chains.items()
+        names = [each.function.replace("__main__.", "") for each in chain]
+        assert names == ["bill", "line", "Prices.known"]
+        assert of_chain.bridges == 45
+        assert list(sites["day"].chains) == [()]
+        assert sites["total"].time >= sites["total"].holding_time >= 0.06
+        assert 0 < sites["wait"].suspended_time <= sites["wait"].time
+
+    def test_spans(self, shop: Path) -> None:
+        """What is awaited, by which tasks, with which errors: from spans."""
+        trace = load([str(shop)])
+        sites = {site.function.replace("__main__.", ""): site.observed for site in trace.sites}
+        assert sites["Prices.known"].spans == 45
+        assert sites["Prices.known"].awaitables == {"known": 45}
+        assert sites["Prices.known"].tasks == {"order *": 45}
+        assert sites["Prices.known"].portals == 15
+        assert sites["stock"].error_types == {"LookupError": 15}
+        assert sites["wait"].tasks == {"waiter": 2}
+        shortest, longest = (sites["total"].durations.quantile(share) for share in (0.01, 1))
+        assert shortest is not None
+        assert longest is not None
+        assert 0.028 < shortest <= longest < 10
+
+    def test_portals(self, shop: Path) -> None:
+        """Portals are counted by kind, with their lifetimes and their slow steps."""
+        portals = load([str(shop)]).portals
+        assert {kind: (each.opened, each.active) for kind, each in portals.items()} == {
+            "task": (17, 0),
+            "run_sync": (4, 0),
+        }
+        assert portals["run_sync"].lifetimes.count == 4
+        assert 2 <= portals["run_sync"].slow_steps <= 4
+        assert portals["task"].spans == 17
+
+    def test_the_rest(self, shop: Path) -> None:
+        """Steps, slow steps, misuse and the times that the trace is about."""
+        trace = load([str(shop)])
+        assert trace.step_durations.count == trace.steps > 0
+        assert trace.bridge_durations.count == BRIDGES
+        assert sum(trace.slow_steps.values()) >= 2
+        assert trace.misuses[("async_caller", "__main__.day")] == 2
+        assert trace.begin is not None
+        assert trace.end is not None
+        assert 0 < trace.end - trace.begin < 60e9
+        assert not trace.is_sampled
+
+    def test_left_out(self, sampled: Path) -> None:
+        """What tracing has left out is said, and numbers are exact nevertheless."""
+        trace = load([str(sampled)])
+        assert trace.dropped[("span", "rate_limit")] > 0
+        assert trace.spans < BRIDGES
+        assert trace.total.bridges == BRIDGES
+
+    def test_each_span(self, shop: Path) -> None:
+        """Whoever wants the spans themselves gets them as they are, with their resource."""
+        got: List[Any] = []
+        load([str(shop)], on_span=lambda span, about: got.append((span, about)))
+        written = [
+            span
+            for request in requests(shop, "resourceSpans")
+            for resource in request["resourceSpans"]
+            for scope in resource["scopeSpans"]
+            for span in scope["spans"]
+        ]
+        assert len(got) == len(written)
+        for (span, about), whole in zip(got, written):
+            assert about["service.name"] == "shop"
+            assert list(span.attributes) == [each["key"] for each in whole["attributes"]]
+            assert (span.id, span.name) == (whole["spanId"], whole["name"])
+            assert span.begin == int(whole["startTimeUnixNano"])
+            assert span.end == int(whole["endTimeUnixNano"])
+            assert span.parent == whole.get("parentSpanId", "")
+            assert span.failed == (whole["status"].get("code") == 2)
+            assert [span.portal] == [link["spanId"] for link in whole.get("links", ())] or [""]
+
+    def test_several(self, shop: Path, till: Path) -> None:
+        """Several files are added up, and one that is named twice is read once."""
+        assert bridges(shop, till) == 2 * BRIDGES
+        assert bridges(shop, shop, shop.parent / "." / shop.name) == BRIDGES
+
+    def test_patterns(self, shop: Path, till: Path, tmp_path: Path) -> None:
+        """A pattern stands for the files that it matches, in any depth with two stars."""
+        below = tmp_path / "a" / "b"
+        below.mkdir(parents=True)
+        (below / "one.jsonl").write_bytes(shop.read_bytes())
+        (tmp_path / "a" / "two.jsonl").write_bytes(till.read_bytes())
+        assert bridges(tmp_path / "a" / "*.jsonl") == BRIDGES
+        assert bridges(tmp_path / "**" / "*.jsonl") == 2 * BRIDGES
+
+    def test_name_like_a_pattern(self, shop: Path, tmp_path: Path) -> None:
+        """A file whose name looks like a pattern is that file."""
+        odd = tmp_path / "trace[1].jsonl"
+        odd.write_bytes(shop.read_bytes())
+        assert bridges(odd) == BRIDGES
+
+    def test_directory(self, shop: Path, till: Path, tmp_path: Path) -> None:
+        """A directory stands for the traces in it and below it; other files are left out."""
+        below = tmp_path / "below"
+        below.mkdir()
+        (tmp_path / "one.jsonl").write_bytes(shop.read_bytes())
+        (below / "two.json.gz").write_bytes(gzip.compress(till.read_bytes()))
+        (tmp_path / "notes.txt").write_text("not a trace")
+        trace = load([str(tmp_path)])
+        assert trace.total.bridges == 2 * BRIDGES
+        assert trace.broken_lines == 0
+
+    @pytest.mark.parametrize("name", ["trace.jsonl.gz", "trace"])
+    def test_gzip(self, shop: Path, tmp_path: Path, name: str) -> None:
+        """A compressed file is read, also of several parts, and whatever it is called."""
+        half = len(shop.read_bytes()) // 2
+        file = tmp_path / name
+        content = shop.read_bytes()
+        file.write_bytes(gzip.compress(content[:half]) + gzip.compress(content[half:]))
+        assert bridges(file) == BRIDGES
+
+    def test_truncated_gzip(self, shop: Path, till: Path, tmp_path: Path) -> None:
+        """Of a compressed file that ends too early, what is there is read."""
+        file = tmp_path / "trace.jsonl.gz"
+        whole = gzip.compress(shop.read_bytes())
+        # A flushed block, as whoever writes all the time leaves it.
+        file.write_bytes(whole + gzip.compress(till.read_bytes())[:-200])
+        trace = load([str(file)])
+        assert trace.total.bridges >= BRIDGES
+        assert trace.broken_lines == 1
+        assert trace.broken[0].startswith(f"{file}:")
+        assert "the compressed data end or are damaged here" in trace.broken[0]
+
+    @pytest.mark.parametrize("is_compressed", [False, True])
+    def test_standard_input(self, shop: Path, is_compressed: bool) -> None:
+        """A hyphen stands for standard input, which can be a pipe."""
+        program = (
+            "from greenback_trace.report.read.load import load; print(load(['-']).total.bridges)"
+        )
+        content = shop.read_bytes()
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            input=gzip.compress(content) if is_compressed else content,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            check=True,
+            timeout=60,
+        )
+        assert float(done.stdout) == BRIDGES
+
+    def test_progress(self, shop: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever shows progress is told how much of the whole is read."""
+        monkeypatch.setattr(inputs, "_TELL_EVERY", 10_000)
+        source = inputs.Input([str(shop)])
+        told: List[int] = []
+        load([str(shop)], progress=told.append)
+        assert source.size == shop.stat().st_size
+        assert told == sorted(told)
+        assert len(told) > 2
+        assert source.size * 0.5 < told[-1] <= source.size
+
+
+class TestFleet:
+    def test_services(self, shop: Path, till: Path) -> None:
+        """Processes are counted by service, and one service can be selected."""
+        trace = load([str(shop), str(till)])
+        assert trace.processes == 2
+        assert trace.services == {"shop": 1, "till": 1}
+        of_till = load([str(shop), str(till)], selection=Selection(service="till"))
+        assert of_till.services == {"till": 1}
+        assert numbers(of_till) == numbers(load([str(till)]))
+
+    def test_collector(self, shop: Path, till: Path, path: Path) -> None:
+        """A Collector joins what several processes sent in one line, and adds to resources."""
+        content: List[Dict[str, Any]] = []
+        for signal in ("resourceSpans", "resourceMetrics"):
+            resources = [
+                resource
+                for file in (shop, till)
+                for request in requests(file, signal)
+                for resource in request[signal]
+            ]
+            for resource in resources:
+                resource["resource"]["attributes"].append(
+                    {"key": f"k8s.{signal}", "value": {"stringValue": "added"}}
+                )
+                resource["schemaUrl"] = ""
+            content.append({signal: resources})
+        trace = load([str(write(path, content))])
+        assert trace.processes == 2
+        assert numbers(trace) == numbers(load([str(shop), str(till)]))
+
+    def test_numbers_as_strings_or_not(self, shop: Path, path: Path) -> None:
+        """Numbers of 64 bits may be written as numbers, and zeros not at all."""
+
+        def plainly(value: Any) -> Any:
+            if isinstance(value, list):
+                return [plainly(each) for each in value]
+            if isinstance(value, str):
+                return int(value) if value.isdigit() else value
+            if not isinstance(value, dict):
+                return value
+            return {
+                name: each if name in ("stringValue", "spanId", "traceId") else plainly(each)
+                for name, each in value.items()
+            }
+
+        trace = load([str(write(path, plainly(requests(shop))))])
+        assert numbers(trace) == numbers(load([str(shop)]))
+
+    def test_any_order(self, shop: Path, till: Path, path: Path) -> None:
+        """The last point counts, wherever it is in the files."""
+        content = requests(till) + requests(shop)
+        assert numbers(load([str(write(path, content[::-1]))])) == numbers(
+            load([str(shop), str(till)])
+        )
+
+    def test_twice(self, shop: Path, path: Path) -> None:
+        """Metrics that were delivered twice are counted once."""
+        content = requests(shop, "resourceMetrics")
+        assert bridges(write(path, content + content)) == BRIDGES
+
+    def test_restart(self, shop: Path, path: Path) -> None:
+        """A process that began to count again under the same name is counted as two."""
+        again = requests(shop, "resourceMetrics")
+        for request in again:
+            for point in points(request):
+                for field in ("startTimeUnixNano", "timeUnixNano"):
+                    point[field] = str(int(point[field]) + 10**12)
+        content = requests(shop, "resourceMetrics") + again
+        assert bridges(write(path, content)) == 2 * BRIDGES
+        assert bridges(write(path, content[::-1])) == 2 * BRIDGES
+
+    def test_deltas(self, shop: Path, path: Path) -> None:
+        """Points that say what was added since the last one are added up, also of histograms."""
+        [first, *_] = requests(shop, "resourceMetrics")
+        once = load([str(write(path, [first]))])
+        for metric in metrics(first):
+            if "gauge" not in metric:
+                (metric.get("sum") or metric["histogram"])["aggregationTemporality"] = 1
+        twice = load([str(write(path, [first, first]))])
+        assert twice.total.bridges == 2 * once.total.bridges > 0
+        assert twice.total.time == pytest.approx(2 * once.total.time)
+        assert twice.bridge_durations.count == 2 * once.bridge_durations.count
+
+    def test_functions_only(self, shop: Path, path: Path) -> None:
+        """Metrics of an application's own SDK count per function; spans tell where that is."""
+        content = requests(shop)
+        for request in content:
+            for resource in request.get("resourceMetrics", ()):
+                for scope in resource["scopeMetrics"]:
+                    scope["metrics"] = [
+                        metric for metric in scope["metrics"] if ".chain." not in metric["name"]
+                    ]
+        exact = {site.function: site for site in load([str(shop)]).sites}
+        trace = load([str(write(path, content))])
+        assert trace.total.bridges == BRIDGES
+        for site in trace.sites:
+            assert not site.chains
+            assert (site.file, site.line) == (exact[site.function].file, exact[site.function].line)
+            assert site.observed == exact[site.function].observed or site.observed.spans
+
+    def test_spans_only(self, shop: Path, till: Path, path: Path) -> None:
+        """Of a process without metrics, spans are counted, and it is said."""
+        write(path, requests(shop, "resourceSpans"))
+        trace = load([str(path), str(till)])
+        assert trace.is_sampled
+        assert trace.total.bridges == 2 * BRIDGES
+        assert trace.portals["task"].opened == 34
+        assert trace.portals["task"].lifetimes.count == 34
+        exact = {site.function: site for site in load([str(till)]).sites}
+        for site in trace.sites:
+            assert site.errors == 2 * exact[site.function].errors
+            assert site.suspended == 2 * exact[site.function].suspended
+            assert {chain: each.bridges for chain, each in site.chains.items()} == {
+                chain: 2 * each.bridges for chain, each in exact[site.function].chains.items()
+            }
+
+    def test_no_bridge_yet(self, shop: Path, path: Path) -> None:
+        """Portals that metrics and spans tell of are counted once, also without any bridge."""
+        content = requests(shop)
+        for request in content:
+            for resource in request.get("resourceMetrics", []) + request.get("resourceSpans", []):
+                for scope in resource.get("scopeMetrics", []) + resource.get("scopeSpans", []):
+                    for part in {"metrics", "spans"} & set(scope):
+                        scope[part] = [
+                            each
+                            for each in scope[part]
+                            if each["name"].startswith(("greenback.portal", "portal "))
+                        ]
+        trace = load([str(write(path, content))])
+        assert trace.sites == []
+        assert trace.portals["task"].opened == trace.portals["task"].lifetimes.count == 17
+
+    def test_other_scopes(self, shop: Path, path: Path) -> None:
+        """What the application itself has measured is left out."""
+        content = requests(shop)
+        for request in requests(shop):
+            for resource in request.get("resourceMetrics", []) + request.get("resourceSpans", []):
+                for scope in resource.get("scopeMetrics", []) + resource.get("scopeSpans", []):
+                    scope["scope"]["name"] = "shop"
+            content.append(request)
+        assert numbers(load([str(write(path, content))])) == numbers(load([str(shop)]))
+
+
+class TestWindow:
+    @pytest.fixture
+    def days(self, shop: Path, path: Path) -> Path:
+        """The metrics of SHOP, and what had been counted of each when it had run for one ns."""
+        content = requests(shop, "resourceMetrics")[-1:]
+        early = json.loads(json.dumps(content[0]))
+        for point in points(early):
+            point["timeUnixNano"] = str(int(point["startTimeUnixNano"]) + 1)
+            # Of what is there 15 times, 5; of what is there twice, none.
+            if "asInt" in point:
+                point["asInt"] = str(int(point["asInt"]) // 3)
+            if "bucketCounts" in point:
+                point["bucketCounts"] = [str(int(each) // 3) for each in point["bucketCounts"]]
+            if "__main__.stock" in json.dumps(point) and "asInt" in point:
+                point["asInt"] = "15"
+        return write(path, [*content, early])
+
+    def between(self, days: Path) -> int:
+        return int(points(requests(days)[1])[0]["timeUnixNano"])
+
+    def test_counters(self, days: Path) -> None:
+        """Of a counter, what it has grown by in the window counts."""
+        between = self.between(days)
+        assert bridges(days) == BRIDGES
+        assert bridges(days, until=between) == 15 + 15 + 15
+        assert bridges(days, since=between) == BRIDGES - 45
+        assert bridges(days, since=between, until=between + 10**15) == BRIDGES - 45
+        trace = load([str(days)], selection=Selection(since=between))
+        assert trace.portals["task"].opened == 17 - 17 // 3
+        assert 0 < trace.bridge_durations.count < BRIDGES
+
+    def test_sites(self, days: Path) -> None:
+        """A site without a bridge in the window is not there; a trace says what it covers."""
+        between = self.between(days)
+        trace = load([str(days)], selection=Selection(since=between))
+        assert {site.function for site in trace.sites} == {
+            site.function for site in load([str(days)]).sites
+        } - {"__main__.stock"}
+        assert trace.begin == between
+        assert trace.end == load([str(days)]).end
+
+    def test_spans(self, shop: Path, path: Path) -> None:
+        """Of spans, those that ended in the window count."""
+        write(path, requests(shop, "resourceSpans"))
+        ends = sorted(
+            int(span["endTimeUnixNano"])
+            for request in requests(path)
+            for resource in request["resourceSpans"]
+            for scope in resource["scopeSpans"]
+            for span in scope["spans"]
+        )
+        middle = ends[len(ends) // 2]
+        until = load([str(path)], selection=Selection(until=middle)).spans
+        since = load([str(path)], selection=Selection(since=middle)).spans
+        assert until == len(ends) // 2 + 1
+        assert until + since == len(ends)
+
+    @pytest.mark.parametrize("window", [Selection(until=1), Selection(since=10**19)])
+    def test_nothing(self, shop: Path, window: Selection) -> None:
+        """A window without anything in it is an error that names the options."""
+        with pytest.raises(NothingToReportError, match="Change --since or --until"):
+            load([str(shop)], selection=window)
+
+
+def as_version_1(request: Dict[str, Any]) -> Dict[str, Any]:
+    """A line as it was before the version was told, and before functions were."""
+    for part in (*request.get("resourceMetrics", ()), *request.get("resourceSpans", ())):
+        resource = part["resource"]
+        resource["attributes"] = [
+            each for each in resource["attributes"] if each["key"] != "greenback.trace.version"
+        ]
+        for scope in part.get("scopeMetrics", ()):
+            scope["metrics"] = [
+                metric
+                for metric in scope["metrics"]
+                if metric["name"] != "greenback.chain.functions"
+            ]
+    return request
+
+
+class TestVersions:
+    def test_1(self) -> None:
+        """A file of version 1 has all its numbers, and its chains without the modules."""
+        trace = load([str(VERSION_1)])
+        assert trace.broken == []
+        found = {
+            (site.function, tuple(chain)): (each.ok, each.errors, each.suspended)
+            for site in trace.sites
+            for chain, each in site.chains.items()
+        }
+        file = "/srv/shop/shop.py"
+        bill = Caller("", "__main__.bill", file, 29)
+        items = Caller("", "__main__.bill.<locals>.<listcomp>", file, 29)
+        line = Caller("", "__main__.line", file, 24)
+        price = Caller("", "__main__.Prices.__getitem__", file, 20)
+        assert found == {
+            ("__main__.Prices.__getitem__", (bill, items, line, price)): (6, 0, 6),
+            ("__main__.stock", (Caller("", "__main__.stock", file, 34),)): (0, 2, 0),
+            ("__main__.order", ()): (2, 0, 2),
+        }
+
+    def test_2_has_no_text_taken_apart(self, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file of version 2 tells the parts of each function in a chain."""
+        monkeypatch.delattr(_load, "caller_of")
+        trace = load([str(shop)])
+        callers = {caller for site in trace.sites for chain in site.chains for caller in chain}
+        assert {(each.module, each.qualname) for each in callers} == {
+            ("__main__", name)
+            for name in ("bill", "line", "Prices.__getitem__", "Prices.known", "stock", "total")
+            + ("wait",)
+        }
+        assert all(each.file.endswith("shop.py") and each.line for each in callers)
+
+    def test_killed_before_its_first_metrics(
+        self, run_main: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The spans of a process that was killed have no text taken apart, either."""
+        program = """
+            import asyncio
+            import os
+            import greenback
+
+            def work():
+                for _ in range(1000):
+                    greenback.await_(asyncio.sleep(0))
+                while True:
+                    with open(os.environ["GREENBACK_TRACE_FILE"]) as file:
+                        if "resourceSpans" in file.read():
+                            os._exit(0)
+
+            asyncio.run(greenback.with_portal_run_sync(work))
+        """
+        trace_file = run_main({"main.py": program})
+        monkeypatch.delattr(_load, "caller_of")
+        trace = load([str(trace_file)])
+        assert trace.is_sampled
+        (site,) = trace.sites
+        ((caller,),) = site.chains
+        assert (caller.module, caller.qualname) == ("__main__", "work")
+
+    def test_text_that_misleads(self, shop: Path, path: Path) -> None:
+        """A file whose name looks like the end of a text is told apart from the function."""
+        name = "shop (1:2).py"
+        text = shop.read_text().replace(str(shop.with_name("shop.py")), name)
+        assert name in text
+        path.write_text(text)
+        callers = {
+            caller for site in load([str(path)]).sites for chain in site.chains for caller in chain
+        }
+        assert {each.file for each in callers} == {name}
+        assert {each.module for each in callers} == {"__main__"}
+
+    @pytest.mark.parametrize("is_first", [False, True])
+    def test_both(self, shop: Path, till: Path, path: Path, is_first: bool) -> None:
+        """The same chain in files of both versions is one."""
+        write(path, [as_version_1(request) for request in requests(till)])
+        files = [path, shop] if is_first else [shop, path]
+        assert numbers(load(list(map(str, files)))) == numbers(load([str(shop), str(till)]))
+
+    @pytest.mark.parametrize("signal", ["resourceMetrics", "resourceSpans"])
+    def test_newer(self, shop: Path, path: Path, signal: str) -> None:
+        """A newer version than is known is an error that names the file, and says what to do."""
+        newer = requests(shop, signal)
+        for request in newer:
+            for each in request[signal][0]["resource"]["attributes"]:
+                if each["key"] == "greenback.trace.version":
+                    each["value"] = {"intValue": "3"}
+        write(path, newer)
+        with pytest.raises(NothingToReportError) as caught:
+            load([str(shop), str(path)])
+        assert str(caught.value) == (
+            f"{path}: a trace of version 3, and this greenback reads those up to version 2. "
+            "Upgrade it: pip install --upgrade greenback"
+        )
+
+
+BROKEN = [
+    ('{"resourceMetrics": [{"reso', "not JSON"),
+    ("[]", "not a request of OTLP"),
+    ('{"level": "info"}', "not a request of OTLP"),
+    ('{"resourceMetrics": [3]}', "not a request of OTLP"),
+    ('{"resourceMetrics": {"a": 1}}', "not a request of OTLP"),
+    ('{"resourceSpans": [{"scopeSpans": [{"scope": {"name": "greenback"}, "spans": [{}]}]}]}', ""),
+    ("\x00\x00\x01\x02", "not JSON"),
+    ("[" * 100_000, "not JSON"),
+    ('{"resourceSpans": [], "more": ' + "[" * 100_000, "not JSON"),
+]
+
+
+def attribute(name: str, value: Any) -> Change:
+    """Give an attribute of spans another value."""
+
+    def change(line: Dict[str, Any]) -> None:
+        for span in spans(line):
+            for each in span["attributes"]:
+                if each["key"] == name:
+                    each["value"] = value
+
+    return change
+
+
+def field(name: str, value: Any) -> Change:
+    """Give a field of spans another value."""
+    return lambda line: [span.update({name: value}) for span in spans(line)] and None
+
+
+def count(**fields: Any) -> Change:
+    """Give the points of bridges another value."""
+
+    def change(line: Dict[str, Any]) -> None:
+        for point in points(line, "greenback.chain.bridges"):
+            point.pop("asInt", None)
+            point.update(fields)
+
+    return change
+
+
+def version(value: Any) -> Change:
+    """Give the version another value."""
+
+    def change(line: Dict[str, Any]) -> None:
+        for part in (*line.get("resourceMetrics", ()), *line.get("resourceSpans", ())):
+            for each in part["resource"]["attributes"]:
+                if each["key"] == "greenback.trace.version":
+                    each["value"] = value
+
+    return change
+
+
+def function(name: str, value: Any) -> Change:
+    """Give an attribute of the functions in chains another value; None for no attribute."""
+
+    def change(line: Dict[str, Any]) -> None:
+        for point in points(line, "greenback.chain.functions"):
+            point["attributes"] = [
+                dict(each, value=value) if each["key"] == name else each
+                for each in point["attributes"]
+                if each["key"] != name or value is not None
+            ]
+
+    return change
+
+
+def nested(value: Any) -> Any:
+    return {"arrayValue": {"values": [value]}}
+
+
+MISFITS: Dict[str, Tuple[Change, str]] = {
+    "a count of 10**400": (count(asInt=10**400), "greenback.chain.bridges is out of range"),
+    "a negative count": (count(asInt="-1"), "greenback.chain.bridges is out of range: '-1'"),
+    "a count NaN": (count(asDouble=float("nan")), "is out of range: nan"),
+    "a count of 1e300": (count(asDouble=1e300), "is out of range: 1e+300"),
+    "a count abc": (count(asInt="abc"), "is no whole number: 'abc'"),
+    "a start of infinity": (field("startTimeUnixNano", float("inf")), "no whole number: inf"),
+    "a start of 10**30": (field("startTimeUnixNano", 10**30), "startTimeUnixNano is out of range"),
+    "a start below 0": (field("startTimeUnixNano", "-1"), "is out of range: '-1'"),
+    "an end of 10**30": (field("endTimeUnixNano", str(10**30)), "endTimeUnixNano is out of range"),
+    "an id that is a number": (field("spanId", 3), "the name or an id of a span is no text"),
+    "a name with half a pair": (field("name", "\ud800"), "half of a surrogate pair: '\\ud800'"),
+    "attributes that are none": (field("attributes", 3), "not a request of OTLP"),
+    "a line of infinity": (
+        attribute("code.line.number", {"intValue": float("inf")}),
+        "code.line.number is no whole number: inf",
+    ),
+    "a line that is a text": (
+        attribute("code.line.number", {"stringValue": "3"}),
+        "code.line.number is no number",
+    ),
+    "a function that is a number": (
+        attribute("code.function.name", {"intValue": "7"}),
+        "code.function.name is no text",
+    ),
+    "a file that is an array": (attribute("code.file.path", nested({})), "is no text"),
+    "a file with a NUL": (attribute("code.file.path", {"stringValue": "a\0"}), "has a NUL"),
+    "a chain of arrays": (
+        attribute("greenback.sync_chain", nested(nested({}))),
+        "greenback.sync_chain has something else than texts",
+    ),
+    "a chain that is a text": (
+        attribute("greenback.sync_chain", {"stringValue": "abc"}),
+        "greenback.sync_chain is no array",
+    ),
+    "a chain with no end": (
+        attribute(
+            "greenback.sync_chain", {"arrayValue": {"values": [{"stringValue": "f"}] * 5000}}
+        ),
+        "greenback.sync_chain has more than 128 functions",
+    ),
+    "a task with half a pair": (
+        attribute("greenback.task.name", {"stringValue": "\ud800"}),
+        "greenback.task.name has half of a surrogate pair",
+    ),
+    "slow steps below 0": (
+        attribute("greenback.portal.slow_steps", {"intValue": "-5"}),
+        "greenback.portal.slow_steps is out of range: '-5'",
+    ),
+    "a time that is a text": (
+        attribute("greenback.suspended_time", {"stringValue": "x"}),
+        "greenback.suspended_time is no number",
+    ),
+    "a time that is NaN": (
+        attribute("greenback.suspended_time", {"doubleValue": "NaN"}),
+        "greenback.suspended_time is out of range",
+    ),
+    "a number that is half a pair": (
+        attribute("greenback.portal.suspended_time", {"doubleValue": "\ud800"}),
+        "greenback.portal.suspended_time is no number: '\\ud800'",
+    ),
+    "a version 0": (
+        version({"intValue": "0"}),
+        "greenback.trace.version is out of range: '0'",
+    ),
+    "a version that is a text": (
+        version({"stringValue": "2"}),
+        "greenback.trace.version is no number",
+    ),
+    "a function without a name": (
+        function("greenback.function.qualname", None),
+        "greenback.chain.functions has a function without a name",
+    ),
+    "a name of a function that is a number": (
+        function("greenback.function.qualname", {"intValue": "7"}),
+        "greenback.function.qualname is no text",
+    ),
+    "a module with half a pair": (
+        function("greenback.function.module", {"stringValue": "\ud800"}),
+        "greenback.function.module has half of a surrogate pair",
+    ),
+    "a file of a function with a NUL": (
+        function("code.file.path", {"stringValue": "a\0"}),
+        "code.file.path has a NUL",
+    ),
+    "a line of a function below 0": (
+        function("code.line.number", {"intValue": "-1"}),
+        "code.line.number is out of range: '-1'",
+    ),
+    "a flag that is a number": (
+        attribute("greenback.suspended", {"intValue": "1"}),
+        "greenback.suspended is neither true nor false",
+    ),
+}
+
+
+class TestBroken:
+    @pytest.mark.parametrize(("line", "why"), BROKEN, ids=range(len(BROKEN)))
+    def test_named(self, shop: Path, path: Path, line: str, why: str) -> None:
+        """A broken line is named with its place and what is wrong; the rest is counted."""
+        before, *after = shop.read_bytes().splitlines(keepends=True)
+        path.write_bytes(before + line.encode() + b"\n" + b"".join(after))
+        trace = load([str(path)])
+        assert trace.broken_lines == 1
+        assert trace.broken[0].startswith(f"{path}:2: ")
+        assert why in trace.broken[0]
+        assert numbers(trace) == numbers(load([str(shop)]))
+
+    @pytest.mark.parametrize(("change", "why"), MISFITS.values(), ids=MISFITS)
+    def test_misfit(self, shop: Path, path: Path, change: Change, why: str) -> None:
+        """A value that has another type or range than it should breaks its line, and no other."""
+        extra = copy.deepcopy(requests(shop))
+        for line in extra:
+            change(line)
+        changed = [line for line, before in zip(extra, requests(shop)) if line != before]
+        assert changed
+        # First, so that none of it can have been counted before.
+        trace = load([str(write(path, [*changed, *requests(shop)]))])
+        assert trace.broken_lines == len(changed)
+        assert trace.broken[0].startswith(f"{path}:1: ")
+        assert why in trace.broken[0]
+        assert numbers(trace) == numbers(load([str(shop)]))
+
+    def test_deep_array(self, shop: Path, path: Path) -> None:
+        """Arrays that are nested deeper than anybody needs break a line."""
+        text = json.dumps(requests(shop, "resourceSpans")[-1])
+        deep = '{"arrayValue": {"values": [' * 50 + "{}" + "]}}" * 50
+        field = '"attributes": ['
+        odd = text.replace(field, field + '{"key": "odd", "value": ' + deep + "}, ", 1)
+        path.write_bytes(odd.encode() + b"\n" + shop.read_bytes())
+        trace = load([str(path)])
+        assert trace.broken_lines == 1
+        assert "nested deeper than 8" in trace.broken[0]
+        assert numbers(trace) == numbers(load([str(shop)]))
+
+    def test_wrong_number(self, shop: Path, path: Path) -> None:
+        """A line with a number that is none is left out as a whole."""
+        extra = requests(shop, "resourceMetrics")[-1]
+        for point in points(extra):
+            point["timeUnixNano"] = str(int(point["timeUnixNano"]) + 1)
+            point["startTimeUnixNano"] = "1"
+        points(extra)[-1]["timeUnixNano"] = "yesterday"
+        trace = load([str(write(path, [*requests(shop), extra]))])
+        assert trace.broken_lines == 1
+        assert numbers(trace) == numbers(load([str(shop)]))
+
+    def test_last_line(self, shop: Path, path: Path) -> None:
+        """A last line that is still being written is a broken one."""
+        path.write_bytes(shop.read_bytes() + b'{"resourceMetrics":[{"resource":{"attr')
+        trace = load([str(path)])
+        assert trace.broken_lines == 1
+        assert trace.total.bridges == BRIDGES
+
+    def test_too_long(self, shop: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A line without an end does not fill the memory: it is named, and skipped."""
+        monkeypatch.setattr(inputs, "_LONGEST", 1 << 20)
+        path.write_bytes(b"[" * (5 << 20) + b"\n" + shop.read_bytes() + b"[" * (3 << 20))
+        trace = load([str(path)])
+        assert trace.broken == [
+            f"{path}:1: longer than 1 MiB",
+            f"{path}:{len(shop.read_bytes().splitlines()) + 2}: longer than 1 MiB",
+        ]
+        assert trace.total.bridges == BRIDGES
+
+    def test_many(self, shop: Path, path: Path) -> None:
+        """All broken lines are counted, and the first thousand are named."""
+        path.write_bytes(b"nonsense\n" * 1500 + shop.read_bytes())
+        trace = load([str(path)])
+        assert trace.broken_lines == 1500
+        assert len(trace.broken) == 1000
+        assert trace.total.bridges == BRIDGES
+
+    @pytest.mark.parametrize("odd", ['"NaN"', "NaN", "null", "1"])
+    def test_odd_numbers(self, shop: Path, path: Path, odd: str) -> None:
+        """A value that JSON has no number for does not break a line."""
+        text = json.dumps(requests(shop, "resourceMetrics")[-1])
+        attribute = '{"key": "odd", "value": {"doubleValue": ' + odd + "}}, "
+        field = '"attributes": ['
+        path.write_text(text.replace(field, field + attribute, 1))
+        trace = load([str(path)])
+        assert trace.broken == []
+        assert trace.total.bridges == BRIDGES
+
+    def test_empty_lines_and_byte_order_mark(self, shop: Path, path: Path) -> None:
+        """Empty lines, and what an editor has put before the first line, are no errors."""
+        path.write_bytes(b"\xef\xbb\xbf" + shop.read_bytes().replace(b"\n", b"\r\n\r\n"))
+        trace = load([str(path)])
+        assert trace.broken == []
+        assert trace.total.bridges == BRIDGES
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_special_files_in_a_directory(shop: Path, tmp_path: Path, kind: str) -> None:
+    """Of a directory or a pattern, only regular files are opened; the others are named."""
+    (tmp_path / "a.jsonl").write_bytes(shop.read_bytes())
+    special = tmp_path / "b.jsonl"
+    if kind == "pipe":
+        os.mkfifo(special)
+    else:
+        special.symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "*.jsonl"):
+        trace = load([str(path)])
+        assert trace.total.bridges == BRIDGES
+        assert trace.broken == [
+            f"{special}:1: not a regular file, which is read only if it is named itself"
+        ]
+
+
+class TestNothing:
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            ("", "empty"),
+            ("\n\n", "empty"),
+            ("nonsense\n", "no line is OTLP JSON"),
+            ('{"resourceSpans": []}\n', "no metrics and no spans of greenback in 1 line"),
+            ('{"resourceLogs": []}\n' * 2, "no metrics and no spans of greenback in 2 lines"),
+        ],
+    )
+    def test_content(self, path: Path, content: str, says: str) -> None:
+        """Files without anything of greenback are an error that says how to get some."""
+        path.write_text(content)
+        with pytest.raises(NothingToReportError) as caught:
+            load([str(path)])
+        assert str(caught.value).startswith(f"{path}: {says}")
+        assert "GREENBACK_TRACE=1 GREENBACK_TRACE_FILE=trace.jsonl" in str(caught.value)
+
+    def test_missing(self, shop: Path, path: Path) -> None:
+        """A file that is not there is an error, even if others are."""
+        with pytest.raises(NothingToReportError) as caught:
+            load([str(shop), str(path)])
+        assert str(caught.value).startswith(f"{path} cannot be read: No such file")
+        assert "GREENBACK_TRACE_FILE" in str(caught.value)
+
+    def test_pattern(self, tmp_path: Path) -> None:
+        """A pattern that matches nothing is an error."""
+        with pytest.raises(NothingToReportError, match="no file has such a name"):
+            load([str(tmp_path / "*.jsonl")])
+
+    def test_directory(self, tmp_path: Path) -> None:
+        """A directory without a trace is an error that says what a trace is called."""
+        (tmp_path / "notes.txt").write_text("not a trace")
+        with pytest.raises(NothingToReportError, match=r"\.jsonl"):
+            load([str(tmp_path)])
+
+    def test_service(self, shop: Path, till: Path) -> None:
+        """A service that is not there is an error that says which ones are."""
+        with pytest.raises(NothingToReportError, match="nothing of greenback from web") as caught:
+            load([str(shop), str(till)], selection=Selection(service="web"))
+        assert "but from shop, till" in str(caught.value)
+
+
+class TestMemory:
+    def test_does_not_grow(self, shop: Path, path: Path) -> None:
+        """More lines of the same process are read in the same memory."""
+
+        tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
+
+        def peak(times: int) -> int:
+            with path.open("wb") as file:
+                for _ in range(times):
+                    file.write(shop.read_bytes())
+            tracemalloc.start()
+            try:
+                load([str(path)])
+                return int(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+
+        load([str(shop)])  # what is imported and cached now is not counted
+        assert peak(32) < 1.1 * peak(8)
