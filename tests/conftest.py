@@ -114,11 +114,10 @@ class Backend:
         else:
             await asyncio.sleep(0)
 
-    async def sleep(self, seconds: float) -> None:
-        if self.is_trio:
-            await trio.sleep(seconds)
-        else:
-            await asyncio.sleep(seconds)
+    @property
+    def sleep(self) -> Callable[[float], Awaitable[Any]]:
+        """The library's own function, so that what awaits it is told so."""
+        return trio.sleep if self.is_trio else asyncio.sleep
 
     def current_task(self) -> Any:
         return trio.lowlevel.current_task() if self.is_trio else asyncio.current_task()
@@ -140,6 +139,23 @@ class Backend:
                     nursery.start_soon(async_fn)
         else:
             await asyncio.gather(*(async_fn() for async_fn in async_fns))
+
+    async def cancelled_in(self, async_fn: Callable[[Callable[[], None]], Awaitable[Any]]) -> None:
+        """Run *async_fn* and cancel it when it calls what it is passed."""
+        if self.is_trio:
+            with trio.CancelScope() as scope:
+                await async_fn(scope.cancel)
+            assert scope.cancelled_caught
+            return
+
+        async def cancellable() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            await async_fn(task.cancel)  # type: ignore[arg-type]
+
+        task = asyncio.ensure_future(cancellable())
+        await asyncio.wait([task])
+        assert task.cancelled()
 
 
 @pytest.fixture(params=BACKENDS)

@@ -2,59 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Dict, Iterator
+from typing import Any, Callable, Dict, Iterator
 
 import pytest
-import trio
 
 import greenback
 import greenback_trace
 from greenback_trace.count.frames import can_look_at_others
+from tests.conftest import Backend
 
 pytest.importorskip("opentelemetry.metrics", reason="tracing needs greenback[trace]")
 
 
-class AsyncioBackend:
-    name = "asyncio"
-    sleep = staticmethod(asyncio.sleep)
-
-    def run(self, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        return asyncio.run(async_fn(*args))  # type: ignore[arg-type]
-
-    async def cancelled_in(self, async_fn: Callable[[Callable[[], None]], Awaitable[Any]]) -> None:
-        """Run *async_fn* and cancel it when it calls what it is passed."""
-
-        async def cancellable() -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            await async_fn(task.cancel)  # type: ignore[arg-type]
-
-        task = asyncio.ensure_future(cancellable())
-        await asyncio.wait([task])
-        assert task.cancelled()
-
-
-class TrioBackend:
-    name = "trio"
-    sleep = staticmethod(trio.sleep)
-
-    def run(self, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        return trio.run(async_fn, *args)
-
-    async def cancelled_in(self, async_fn: Callable[[Callable[[], None]], Awaitable[Any]]) -> None:
-        with trio.CancelScope() as scope:
-            await async_fn(scope.cancel)
-        assert scope.cancelled_caught
-
-
-@pytest.fixture(params=[AsyncioBackend(), TrioBackend()], ids=lambda backend: backend.name)
-def backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """The two async libraries. What traces tell of uvloop is what they tell of asyncio."""
+    return Backend(request.param)
 
 
 @pytest.fixture(autouse=True)

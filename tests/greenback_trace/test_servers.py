@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from socket import create_connection
-from time import sleep
 from typing import Any, Callable, Dict, Iterator, Tuple
 
 import pytest
@@ -21,6 +20,7 @@ import pytest
 pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.common", reason="needs greenback[report]")
 from greenback_trace.file import pipeline
+from tests.waiting import wait_until
 
 if os.name == "nt":
     pytest.skip("these servers need fork() and signals", allow_module_level=True)
@@ -297,8 +297,7 @@ class TestSIGTERM:
 
     def wait_until_written(self, path: Path, count: int) -> None:
         """The server goes on meanwhile, and the last line may not be whole yet."""
-        while parse(path.read_text().rpartition("\n")[0])[0] != count:
-            sleep(0.01)
+        wait_until(lambda: parse(path.read_text().rpartition("\n")[0])[0] == count)
 
     def uvicorn(self, serve: Any, tmp_path: Path, program: str) -> Any:
         pytest.importorskip("uvicorn")

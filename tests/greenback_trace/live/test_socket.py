@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Type
 
@@ -23,6 +22,7 @@ from greenback_trace import Config
 from greenback_trace.live import describe as _now
 from greenback_trace.live import socket as _socket
 from greenback_trace.live.socket import Server
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -157,13 +157,6 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def look(path: Path) -> Any:

@@ -23,7 +23,7 @@ pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenbac
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from tests.greenback_trace.conftest import AsyncioBackend, TrioBackend
+from tests.conftest import Backend
 
 NAME = "greenback stalls"
 #: Seconds that nothing here takes.
@@ -201,7 +201,7 @@ class TestToldOf:
             while not found[-1]["code.function.name"].endswith("hold"):
                 found.append(told.next())
 
-        other: Any = TrioBackend() if backend.name == "asyncio" else AsyncioBackend()
+        other = Backend("trio" if backend.name == "asyncio" else "asyncio")
         enable()
         backend.run(greenback.with_portal_run_sync, hold)
         assert found[-1]["library"] == backend.name

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional
 
 import greenlet
 import pytest
@@ -16,6 +16,7 @@ import greenback
 from greenback._engine.state import NOWHERE, portal_of
 from greenback.instruments import Instrument, Portal, add_instrument, remove_instrument
 from greenback_trace.misuse.watchdog import Held, Watchdog
+from tests.waiting import wait_until
 
 SLOW = 0.05
 pytestmark = pytest.mark.usefixtures("others_are_shown")
@@ -180,13 +181,6 @@ class TestFinishStep:
         assert watchdog.finish_step(portal) is None
         assert watchdog.finish_step(portal) is None
         watchdog.stop()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 class TestThread:

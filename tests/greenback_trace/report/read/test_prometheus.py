@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +26,7 @@ from click.testing import CliRunner, Result
 from greenback_trace.cli import main
 from greenback_trace.report.read.load import NothingToReportError
 from greenback_trace.report.read.prometheus import ask_prometheus
+from tests.waiting import wait_until
 
 PROMETHEUS = shutil.which("prometheus")
 REPOSITORY = Path(__file__).resolve().parents[4]
@@ -240,10 +240,7 @@ def collected(target: str) -> str:
 
 def wait_for_instances(url: str) -> None:
     """Wait until all are up. On a busy machine, one may be too late for a scrape, and be down."""
-    end = time.monotonic() + DEADLINE
-    while not is_complete(url):
-        assert time.monotonic() < end, "Prometheus has not scraped the processes"
-        time.sleep(0.05)
+    wait_until(lambda: is_complete(url), DEADLINE)
 
 
 def is_complete(url: str) -> bool:

@@ -27,6 +27,7 @@ from greenback_trace.report.read.inputs import NothingToReportError
 from greenback_trace.report.read.otlp import decode
 from greenback_trace.report.top import live as _live
 from greenback_trace.report.top.live import LiveFile, LiveSocket, Now, SiteNow, follow
+from tests.waiting import wait_until
 
 # For each line that it reads, a loop of its own: what is traced is written when one is closed.
 # "park" is a loop with a task that waits until the next line comes; until then sync code holds it.
@@ -144,13 +145,6 @@ def served(tmp_path: Path, path: Path) -> Iterator[Service]:
     service.end()
 
 
-def wait_until(is_so: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 class Clock:
     now = 0.0
 
@@ -173,17 +167,17 @@ def site(now: Now, function: str) -> SiteNow:
 class TestLiveFile:
     def test_totals(self, service: Service, live: LiveFile) -> None:
         """The numbers are those of all the program has done, and grow with it."""
-        for times in (1, 2, 3):
+        for number in (1, 2, 3):
             service.answer()
             assert live.read()
             now = live.now()
             assert (site(now, "__main__.ask").bridges, site(now, "__main__.ask").suspended) == (
-                5 * times,
-                5 * times,
+                5 * number,
+                5 * number,
             )
-            assert site(now, "__main__.hold").errors == times
-            assert now.portals == {"run_sync": (0, times)}
-            assert now.slow_steps["__main__.hold"][0] == times
+            assert site(now, "__main__.hold").errors == number
+            assert now.portals == {"run_sync": (0, number)}
+            assert now.slow_steps["__main__.hold"][0] == number
             assert (now.processes, now.under_way) == (1, 0)
 
     def test_nothing_new(self, service: Service, live: LiveFile) -> None:
