@@ -1,0 +1,296 @@
+"""What an exception has left dies with it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from typing import Any, List
+
+import pytest
+import trio
+
+import greenback
+from greenback import await_
+
+from .programs import PYPY, Plain
+
+
+class Thing:
+    """Something that can be seen to die."""
+
+
+@pytest.fixture
+def no_gc() -> Any:
+    """Garbage is freed by its reference count or not at all; where there are none, collected."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Failures:
+    """Coroutines whose frames do not refer to what they raise: that would be a cycle in itself."""
+
+    def __init__(self, backend: Any) -> None:
+        self.checkpoint = backend.checkpoint
+
+    async def at_once(self) -> None:
+        raise Plain
+
+    async def later(self) -> None:
+        await self.checkpoint()
+        raise Plain
+
+    async def while_handling(self) -> None:
+        try:
+            await self.checkpoint()
+            raise LookupError
+        except LookupError:
+            await self.checkpoint()
+            raise Plain
+
+
+def is_dead(reference: Any) -> bool:
+    if PYPY:  # no reference counts
+        for _ in range(3):
+            if reference() is None:
+                break
+            gc.collect()
+    return reference() is None
+
+
+@pytest.mark.usefixtures("no_gc")
+class TestNoCycles:
+    """An object in a frame that an exception has left dies with the exception."""
+
+    @pytest.mark.parametrize(
+        "how", ["sync", "at_once", "later", "while_handling", "not_awaitable", "handled"]
+    )
+    def test_failures(self, backend: Any, portal: Any, how: str) -> None:
+        """Nothing keeps a frame alive after its exception was handled, wherever that was."""
+        references: List[Any] = []
+
+        def fails() -> None:
+            thing = Thing()
+            references.append(weakref.ref(thing))
+            if how == "sync":
+                raise Plain
+            if how == "not_awaitable":
+                await_(42)  # type: ignore[arg-type]
+            await_(getattr(Failures(backend), "later" if how == "handled" else how)())
+
+        def inside() -> None:
+            try:
+                fails()
+            except (Plain, TypeError):
+                pass
+            assert is_dead(references.pop())
+            fails()
+
+        async def main() -> None:
+            if how == "handled":
+                try:
+                    raise KeyError
+                except KeyError:
+                    try:
+                        await portal(inside)
+                    except Plain:
+                        pass
+            else:
+                try:
+                    await portal(inside)
+                except (Plain, TypeError):
+                    pass
+            assert is_dead(references.pop())
+
+        backend.run(main)
+
+    @pytest.mark.parametrize("waits", [False, True])
+    @pytest.mark.parametrize("kind", ["ensure", "run", "run_sync", "inherited", "bestowed"])
+    def test_failed_tasks(self, asyncio_backend: Any, kind: str, waits: bool) -> None:
+        """A task that has failed dies, with its frames and its exception, when it is dropped."""
+        references: List[Any] = []
+
+        def fails() -> None:
+            thing = Thing()
+            references.append(weakref.ref(thing))
+            failures = Failures(asyncio_backend)
+            await_(failures.later() if waits else failures.at_once())
+
+        async def body() -> None:
+            if kind == "ensure":
+                await greenback.ensure_portal()
+                fails()
+            elif kind in ("inherited", "bestowed"):
+                await asyncio.sleep(0)
+                fails()
+            elif kind == "run":
+
+                async def inside() -> None:
+                    fails()
+
+                await greenback.with_portal_run(inside)
+            else:
+                await greenback.with_portal_run_sync(fails)
+
+        async def main() -> None:
+            if kind == "inherited":
+                with greenback.portals_for_children():
+                    task = asyncio.get_running_loop().create_task(body())
+            else:
+                task = asyncio.get_running_loop().create_task(body())
+            if kind == "bestowed":
+                greenback.bestow_portal(task)
+            await asyncio.wait([task])
+            assert type(task.exception()) is Plain
+            references.append(weakref.ref(task))
+            del task
+            await asyncio.sleep(0)
+            assert [is_dead(reference) for reference in references] == [True, True]
+
+        asyncio_backend.run(main)
+
+    @pytest.mark.parametrize("done", [False, True])
+    def test_failed_future(self, asyncio_backend: Any, portal: Any, done: bool) -> None:
+        """A future that failed, and is a local variable where it is bridged to, dies."""
+        references: List[Any] = []
+
+        def fails() -> None:
+            loop = asyncio.get_running_loop()
+            future = loop.create_future()
+            references.append(weakref.ref(future))
+            if done:
+                future.set_exception(Plain())
+            else:
+                loop.call_soon(set_exception, references[-1])
+            try:
+                await_(future)
+            finally:
+                # As await leaves it: an exception that a future holds, and whose traceback has
+                # the frame that holds the future, is a cycle of the caller's own making.
+                del future
+
+        def set_exception(reference: Any) -> None:
+            reference().set_exception(Plain())
+
+        async def main() -> None:
+            try:
+                await portal(fails)
+            except Plain:
+                pass
+            await asyncio.sleep(0)
+            assert is_dead(references.pop())
+
+        asyncio_backend.run(main)
+
+    def test_cancelled(self, asyncio_backend: Any, portal: Any) -> None:
+        """A task that was cancelled in a bridge dies, and what was in its frames."""
+        references: List[Any] = []
+
+        def waits() -> None:
+            thing = Thing()
+            references.append(weakref.ref(thing))
+            await_(asyncio.sleep(3600))
+
+        async def main() -> None:
+            task = asyncio.get_running_loop().create_task(portal(waits))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert len(references) == 1
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            references.append(weakref.ref(task))
+            del task
+            await asyncio.sleep(0)
+            assert [is_dead(reference) for reference in references] == [True, True]
+
+        asyncio_backend.run(main)
+
+    def test_cancelled_on_trio(self, portal: Any) -> None:
+        """What a cancel scope has unwound through a bridge dies."""
+        references: List[Any] = []
+        scope = trio.CancelScope()
+
+        def waits() -> None:
+            thing = Thing()
+            references.append(weakref.ref(thing))
+            scope.cancel()
+            await_(trio.sleep(3600))
+
+        async def main() -> None:
+            with scope:
+                await portal(waits)
+            assert scope.cancelled_caught
+            await trio.lowlevel.checkpoint()
+            assert is_dead(references.pop())
+
+        trio.run(main)
+
+    @pytest.mark.parametrize("handled", [False, True])
+    def test_no_portal(self, backend: Any, handled: bool) -> None:
+        """The error that there is no portal keeps neither its callers nor the coroutine."""
+        references: List[Any] = []
+
+        def fails() -> None:
+            thing = Thing()
+            coroutine = backend.checkpoint()
+            references.extend((weakref.ref(thing), weakref.ref(coroutine)))
+            await_(coroutine)
+
+        def check() -> None:
+            if handled:
+                try:
+                    raise KeyError
+                except KeyError:
+                    with_error_handled()
+            else:
+                with_error_handled()
+            assert [is_dead(reference) for reference in references] == [True, True]
+            references.clear()
+
+        def with_error_handled() -> None:
+            try:
+                fails()
+            except RuntimeError:
+                pass
+
+        async def main() -> None:
+            check()
+            greenback.bestow_portal(backend.current_task())
+            check()  # not resumed yet
+            await backend.checkpoint()
+
+        check()  # no library
+        backend.run(main)
+
+    def test_value(self, backend: Any, portal: Any) -> None:
+        """What a bridge and a portal returned dies when the caller drops it."""
+
+        async def give() -> Thing:
+            await backend.checkpoint()
+            return Thing()
+
+        async def main() -> None:
+            def use() -> Thing:
+                reference = weakref.ref(await_(give()))
+                assert is_dead(reference)
+                return Thing()
+
+            reference = weakref.ref(await portal(use))
+            assert is_dead(reference)
+
+        backend.run(main)
+
+    def test_finished_coroutine(self, backend: Any, portal: Any) -> None:
+        """A coroutine that a bridge has run dies as soon as the bridge is over."""
+
+        def use() -> None:
+            coroutine = backend.checkpoint()
+            reference = weakref.ref(coroutine)
+            await_(coroutine)
+            del coroutine
+            assert is_dead(reference)
+
+        backend.run(portal, use)

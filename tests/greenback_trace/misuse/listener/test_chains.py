@@ -1,0 +1,136 @@
+"""What is known of a sync chain."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any, Dict, List
+
+import pytest
+
+import greenback
+import greenback_trace
+from greenback_trace import MisuseWarning
+
+from ..garbage import IS_PYPY
+from .misusing import enable, no_warnings
+
+pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
+
+
+class TestChains:
+    """What is known of a sync chain is not trusted with what may be different the next time."""
+
+    def test_called_from_inside_a_lock(self, backend: Any) -> None:
+        """A chain that was fine is looked at again from an async function that holds a lock."""
+        enable()
+        lock = threading.Lock()
+
+        def inner() -> None:
+            greenback.await_(backend.sleep(0))
+
+        def outer() -> None:
+            inner()
+
+        async def without() -> None:
+            outer()
+
+        async def within() -> None:
+            with lock:
+                outer()
+
+        async def main() -> None:
+            await greenback.ensure_portal()
+            for _ in range(3):
+                await without()
+            await within()
+            await without()
+
+        with pytest.warns(MisuseWarning, match="acquired at"):
+            backend.run(main)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.kind, misuse.count) == ("lock_held", 1)
+
+    def test_acquired_meanwhile(self, backend: Any) -> None:
+        """A lock that was taken by calling acquire() is found in a chain that is known."""
+        enable()
+        lock = threading.Lock()
+
+        def ask() -> None:
+            greenback.await_(backend.sleep(0))
+
+        def work() -> None:
+            for _ in range(3):
+                ask()
+            lock.acquire()
+            for _ in range(2):
+                ask()
+            lock.release()
+            ask()
+
+        with no_warnings():
+            backend.run(greenback.with_portal_run_sync, work)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.kind, misuse.count) == ("lock_held", 2)
+
+    @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
+    def test_more_than_are_told_apart(self, backend: Any) -> None:
+        """Where there are more callers than are kept, each of them is looked at."""
+        enable(sites=1)  # which makes 20 callers
+        is_on = True
+
+        class Dropped:
+            def __del__(self) -> None:
+                if is_on:  # else, in whatever test the collector finds it
+                    greenback.await_(backend.sleep(0))
+
+        caller = "def caller(thing):\n    thing.__del__()\n"
+        callers: List[Dict[str, Any]] = [{} for _ in range(40)]
+        for names in callers:
+            exec(caller, names)
+        kept = Dropped()
+
+        def work() -> None:
+            for _ in range(2):
+                for names in callers:
+                    names["caller"](kept)
+            things = [Dropped()]
+            assert not greenback_trace.snapshot().misuses
+            things.clear()
+
+        try:
+            with no_warnings():
+                backend.run(greenback.with_portal_run_sync, work)
+        finally:
+            is_on = False
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.kind, misuse.count) == ("finalizer", 1)
+
+    @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
+    @pytest.mark.parametrize("suspends", [False, True])
+    def test_keep_nothing_alive(self, backend: Any, suspends: bool) -> None:
+        """What the functions of a chain refer to goes when they return."""
+        enable()
+
+        async def nothing() -> None:
+            pass
+
+        class Thing:
+            pass
+
+        def inner() -> None:
+            greenback.await_(backend.sleep(0) if suspends else nothing())
+
+        def outer() -> Any:
+            thing = Thing()
+            inner()
+            return weakref.ref(thing)
+
+        async def main() -> List[Any]:
+            await greenback.ensure_portal()
+            found = []
+            for _ in range(3):  # no comprehension: that may be the outermost function itself
+                found.append(outer()())
+            return found
+
+        assert backend.run(main) == [None, None, None]

@@ -1,0 +1,155 @@
+"""What fails in debug mode, and odd exceptions of the program."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Callable, Iterator
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+
+import greenback
+import greenback_trace
+from greenback_trace import Config
+from greenback_trace.misuse import listener
+
+from .misusing import advised, enable
+
+pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
+
+
+class TestFailures:
+    def test_a_detector_that_fails(
+        self, backend: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The program does not feel that a detector fails; the log says so once."""
+
+        def fail(*args: Any) -> None:
+            raise LookupError("of the detector")
+
+        monkeypatch.setattr(listener, "at_start", fail)
+        enable("raise")
+        with caplog.at_level(logging.ERROR, "greenback"):
+            backend.run(advised, backend)
+            backend.run(advised, backend)
+        assert [site.ok for site in greenback_trace.snapshot().sites] == [2]
+        (record,) = caplog.records
+        assert "of the detector" in record.getMessage()
+
+    def test_telling_of_it_fails(
+        self, backend: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Nor does it feel that its own log cannot be told of that."""
+
+        class Unspeakable(Exception):
+            __context__ = __traceback__ = property(lambda self: 1 / 0)
+
+            def __repr__(self) -> str:
+                raise LookupError("of the exception")
+
+        def fail(*args: Any) -> None:
+            raise Unspeakable
+
+        def refuse(record: Any) -> bool:
+            raise LookupError("of the filter")
+
+        monkeypatch.setattr(listener, "at_start", fail)
+        logger = logging.getLogger("greenback")
+        for refuses in (False, True):
+            enable("raise")
+            if refuses:
+                logger.addFilter(refuse)
+            try:
+                backend.run(advised, backend)
+            finally:
+                logger.removeFilter(refuse)
+            greenback_trace.disable()
+            assert [site.ok for site in greenback_trace.snapshot().sites] == [1]
+        assert "Logging error" not in capsys.readouterr().err
+
+
+class Odd(Exception):
+    """Shadows what an exception has; nothing of it is to be asked for anything."""
+
+    __context__ = property(lambda self: 1 / 0)
+    if sys.implementation.name == "cpython":  # PyPy itself asks for it when it raises one
+        __traceback__ = property(lambda self: 1 / 0)
+    __cause__ = property(lambda self: 1 / 0)
+    __class__ = property(lambda self: 1 / 0)
+    exceptions = property(lambda self: 1 / 0)
+
+    def with_traceback(self, traceback: Any) -> Any:
+        raise LookupError
+
+    def __getattr__(self, name: str) -> Any:
+        raise LookupError
+
+    def __eq__(self, other: object) -> bool:
+        raise LookupError
+
+    __hash__ = __repr__ = __str__ = __bool__ = __eq__  # type: ignore[assignment]
+
+
+class TestOddExceptions:
+    """What the program raises reaches it as itself, whatever its class is like."""
+
+    @pytest.mark.parametrize("with_spans", [False, True])
+    def test_raised_and_handled(
+        self, backend: Any, with_spans: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Bridges that raise it, and those in its handler, are as without debug mode."""
+        mine = Odd()
+
+        async def fail() -> None:
+            raise mine
+
+        def work() -> None:
+            try:
+                greenback.await_(fail())
+            except Odd:
+                greenback.await_(backend.sleep(0))
+                raise
+
+        async def in_task() -> None:
+            await greenback.ensure_portal()
+            work()
+
+        async def is_raised(async_fn: Callable[..., Any], *args: Any) -> bool:
+            try:
+                await async_fn(*args)
+            except Odd as error:
+                return error is mine
+            return False
+
+        provider = TracerProvider(shutdown_on_exit=False) if with_spans else None
+        config = Config(mode="debug", misuse="raise,async_caller=off", spans="all")
+        greenback_trace.enable(config=config, tracer_provider=provider)
+        for portal in (
+            (greenback.with_portal_run_sync, work),
+            (greenback.with_portal_run, in_task),
+            (in_task,),
+        ):
+            assert backend.run(is_raised, *portal)
+        assert not caplog.records
+        assert {site.errors for site in greenback_trace.snapshot().sites} == {0, 3}
+
+    def test_closing_a_generator(self, backend: Any) -> None:
+        """A generator that is closed while such an exception is handled bridges in peace."""
+
+        def generator() -> Iterator[None]:
+            try:
+                yield
+            finally:
+                greenback.await_(backend.sleep(0))
+
+        def work() -> None:
+            items = generator()
+            next(items)
+            try:
+                raise Odd
+            except Odd:
+                items.close()
+
+        enable("raise")
+        backend.run(greenback.with_portal_run_sync, work)
