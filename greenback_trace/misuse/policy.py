@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Type
 
 from greenback._frames import frames_down_to, is_bridge, is_own
 
+from ..count.names import task_name
 from ..count.sites import OTHER, Site, site_of
-from ..count.totals import task_name
 from ..emit.sdk import is_collecting
 from ..live.stacks import line_of
 from .explained import explained_at

@@ -56,8 +56,8 @@ from sniffio import thread_local as sniffio_thread
 from greenback._frames import frame_around_portal, frames_from
 
 from ...count.frames import can_look_at_others, current_frames
+from ...count.names import task_name
 from ...count.sites import ASYNC, RUNTIME
-from ...count.totals import task_name
 from ..evidence.blocks import Call, With, call_at, inside, with_blocks
 from ..evidence.calls import instruction
 from ..evidence.prompt import inside_prompt
