@@ -17,9 +17,10 @@ from .detect import are_known, at_start
 from .detectors import lock_held
 from .evidence.blocks import are_without, with_blocks
 from .finding import Finding
-from .policy import OFF, Misuse, MisuseError
+from .policy import OFF, MisuseError
 from .record import Misuses
 from .watchdog import Watchdog
+from .wording import Misuse
 
 if TYPE_CHECKING:
     from greenback._listener.listener import Listener
