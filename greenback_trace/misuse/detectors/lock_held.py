@@ -1,8 +1,8 @@
 """Which `threading` lock a task holds while a bridge of it suspends.
 
 A ``with`` that the task's frames are inside of holds its lock: `evidence.locks.claims` has noted
-which one that is, or its expression is evaluated again. Apart from these, the task holds what it
-has acquired by ``acquire()``, and by a ``with`` in a suspended generator, if its claim is confirmed.
+which one that is, or its expression is evaluated again. Apart from these, the task holds the locks
+of its confirmed claims: those of ``acquire()``, and of a ``with`` in a suspended generator.
 """
 
 from __future__ import annotations

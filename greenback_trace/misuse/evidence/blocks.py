@@ -16,8 +16,8 @@ from greenlet import getcurrent
 from greenback._frames import is_worker
 
 from ...count.sites import ASYNC, RUNTIME
-from .calls import instruction as current_instruction
-from .calls import instructions_of
+from .instructions import instruction as current_instruction
+from .instructions import instructions_of
 
 #: What begins a ``with`` block: it looks up `__enter__` and calls it. From CPython 3.14 on it only
 #: looks up a special method, which may be another one, and a CALL follows.

@@ -7,7 +7,7 @@ from types import FrameType
 from ...count.frames import locals_of
 from ...count.sites import _guess_qualname
 from ...count.totals import full_name
-from .calls import PARTIAL_CALL
+from .values import PARTIAL_CALL
 
 
 def name_of_code(frame: FrameType) -> str:

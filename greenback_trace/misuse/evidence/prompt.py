@@ -18,7 +18,7 @@ from typing import List, Optional
 from greenback._frames import frames_from
 
 from ..detectors import trace_function
-from .calls import arguments_of, class_attribute, leads_to
+from .values import arguments_of, class_attribute, leads_to
 
 #: Where debuggers run what their users ask for: module, class, method. Subclasses may have their
 #: own method.

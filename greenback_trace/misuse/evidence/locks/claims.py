@@ -29,7 +29,7 @@ from sniffio import thread_local as sniffio_thread
 
 from ....count.frames import can_look_at_others, current_frames
 from ..blocks import Call, With, call_at
-from ..calls import instruction
+from ..instructions import instruction
 
 #: Methods that take a lock.
 NAMES: FrozenSet[str] = frozenset({"acquire", "acquire_lock", "__enter__"})
