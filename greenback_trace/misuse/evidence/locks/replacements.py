@@ -54,6 +54,61 @@ _is_installed = False
 _replaced: List[Tuple[Any, str, Any, Any]] = []
 
 
+def install() -> None:
+    """Have locks that are made from now on, and every Condition and semaphore, note who wants them.
+
+    What something else, like gevent, has replaced already is left alone.
+    """
+    global _is_installed
+    if _is_installed:
+        return
+    _is_installed = True
+    # Names of one thing stay names of one thing.
+    for place, name, kind in (
+        (threading, "Lock", Lock),
+        (threading, "RLock", RLock),
+        (_thread, "allocate_lock", Lock),
+        (_thread, "allocate", Lock),
+        (_thread, "LockType", Lock),
+        (_thread, "lock", Lock),
+        (_thread, "RLock", RLock),
+    ):
+        genuine = vars(place).get(name)
+        former = next((each[3] for each in _replaced if each[2] is genuine), None)
+        if former is not None:
+            _replace(place, name, former)
+        elif genuine is kind._genuine or (genuine and type(genuine()) is kind._genuine):
+            _replace(place, name, _in_place_of(genuine, kind))
+    semaphore: Any = threading.Semaphore
+    if semaphore.__module__ == "threading":
+        for name in ("acquire", "__enter__"):
+            _replace(semaphore, name, _SemaphoreMethod(vars(semaphore)[name]))
+    condition: Any = threading.Condition
+    if condition.__module__ == "threading" and "acquire" not in vars(condition):
+        _replace(condition, "__enter__", _ConditionEnter(condition.__enter__))
+        _replace(condition, "__exit__", _ConditionExit(condition.__exit__))
+        condition.acquire = _ConditionAcquire()
+
+
+def uninstall() -> None:
+    """Undo `install`. Locks that were made in between go on as mere locks."""
+    global _is_installed
+    _is_installed = False
+    while _replaced:
+        place, name, genuine, replacement = _replaced.pop()
+        if vars(place).get(name) is replacement:
+            setattr(place, name, genuine)
+    condition: Any = threading.Condition
+    if type(vars(condition).get("acquire")) is _ConditionAcquire:
+        del condition.acquire
+    forget()  # nobody sees who takes these locks from now on
+
+
+def _replace(place: Any, name: str, replacement: Any) -> None:
+    _replaced.append((place, name, vars(place)[name], replacement))
+    setattr(place, name, replacement)
+
+
 class _Enter:
     """``__enter__`` of our locks: gives that of the C lock, after noting who wants it."""
 
@@ -352,58 +407,3 @@ class _SemaphoreMethod:
                     book = names["_greenback_book"] = Book(Permits(semaphore), "")
                 intend(book, book.lock.name, sys._getframe(1))
         return self._genuine.__get__(semaphore, owner)
-
-
-def install() -> None:
-    """Have locks that are made from now on, and every Condition and semaphore, note who wants them.
-
-    What something else, like gevent, has replaced already is left alone.
-    """
-    global _is_installed
-    if _is_installed:
-        return
-    _is_installed = True
-    # Names of one thing stay names of one thing.
-    for place, name, kind in (
-        (threading, "Lock", Lock),
-        (threading, "RLock", RLock),
-        (_thread, "allocate_lock", Lock),
-        (_thread, "allocate", Lock),
-        (_thread, "LockType", Lock),
-        (_thread, "lock", Lock),
-        (_thread, "RLock", RLock),
-    ):
-        genuine = vars(place).get(name)
-        former = next((each[3] for each in _replaced if each[2] is genuine), None)
-        if former is not None:
-            _replace(place, name, former)
-        elif genuine is kind._genuine or (genuine and type(genuine()) is kind._genuine):
-            _replace(place, name, _in_place_of(genuine, kind))
-    semaphore: Any = threading.Semaphore
-    if semaphore.__module__ == "threading":
-        for name in ("acquire", "__enter__"):
-            _replace(semaphore, name, _SemaphoreMethod(vars(semaphore)[name]))
-    condition: Any = threading.Condition
-    if condition.__module__ == "threading" and "acquire" not in vars(condition):
-        _replace(condition, "__enter__", _ConditionEnter(condition.__enter__))
-        _replace(condition, "__exit__", _ConditionExit(condition.__exit__))
-        condition.acquire = _ConditionAcquire()
-
-
-def uninstall() -> None:
-    """Undo `install`. Locks that were made in between go on as mere locks."""
-    global _is_installed
-    _is_installed = False
-    while _replaced:
-        place, name, genuine, replacement = _replaced.pop()
-        if vars(place).get(name) is replacement:
-            setattr(place, name, genuine)
-    condition: Any = threading.Condition
-    if type(vars(condition).get("acquire")) is _ConditionAcquire:
-        del condition.acquire
-    forget()  # nobody sees who takes these locks from now on
-
-
-def _replace(place: Any, name: str, replacement: Any) -> None:
-    _replaced.append((place, name, vars(place)[name], replacement))
-    setattr(place, name, replacement)
