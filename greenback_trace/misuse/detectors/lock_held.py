@@ -1,8 +1,8 @@
-"""Which `threading` lock a task holds while a bridge of it suspends.
+"""Bridges that suspend while their task holds a lock of `threading`.
 
-A ``with`` that the task's frames are inside of holds its lock: `evidence.locks.claims` has noted
-which one that is, or its expression is evaluated again. Apart from these, the task holds the locks
-of its confirmed claims: those of ``acquire()``, and of a ``with`` in a suspended generator.
+The task holds a lock if one of its frames is inside a ``with`` of it. The lock was noted when the
+block was entered, or the expression is evaluated again. The task also holds the locks of its
+confirmed claims: of ``acquire()``, and of a ``with`` in a suspended generator.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _KIND = "lock_held"
 
 
 def held(frame: FrameType, task: object) -> Optional[Finding]:
-    """The lock that *task* holds, innermost first; None if it holds none, or nothing is sure.
+    """The lock that *task* holds; None if it holds none, or if that is uncertain.
 
     Args:
-        frame: The innermost one of the portal. Those from there on are looked at, and the async
-            functions around the portal.
-        task: The task whose bridge is about to suspend: the one that runs.
+        frame: The innermost frame of the portal. The detector looks at it and its callers, and at
+            the async functions around the portal.
+        task: The running task, whose bridge is about to suspend.
     """
     found = _held(frame, task, None)
     if found is not None:
         asked = inside_prompt(frame)
-        if asked is not None:  # what the program and the debugger hold meanwhile is of no interest
+        if asked is not None:  # locks that the program or the debugger holds meanwhile do not count
             return _held(frame, task, asked)
     return found
 
@@ -43,7 +43,7 @@ def held(frame: FrameType, task: object) -> Optional[Finding]:
 def _held(
     frame: FrameType, task: object, among: Optional[Sequence[FrameType]]
 ) -> Optional[Finding]:
-    """The same; only what was acquired in one of the frames *among*, unless that is None."""
+    """The same, but only locks acquired in one of the frames *among*, unless that is None."""
     for outer in with_blocks(frame):
         if among is not None and outer not in among:
             continue
@@ -60,12 +60,12 @@ def _held(
 
 
 def _around_portal() -> List[FrameType]:
-    """The frames of the task's async functions outside of the portal, innermost first."""
+    """The frames of the task's async functions around the portal, innermost first."""
     frames: List[FrameType] = []
     frame = frame_around_portal()
     while frame is not None:
         code = frame.f_code
-        # The first function that is neither is the event loop's.
+        # The first function that is neither async nor greenback's belongs to the event loop.
         if code.co_flags & ASYNC:
             frames.append(frame)
         elif not code.co_filename.startswith(RUNTIME):
@@ -94,7 +94,7 @@ def _by_with(frame: FrameType, block: With) -> Optional[Finding]:
 
 
 def _evaluated_again(frame: FrameType, block: With) -> str:
-    """The type of the lock that the expression of a ``with`` refers to, if that is held."""
+    """The type of the lock that the expression of a ``with`` refers to, if it is held; or empty."""
     found = lock_of(frame, block.expression)
     if found is None or issubclass(type(found.lock), threading.Semaphore):
         return ""

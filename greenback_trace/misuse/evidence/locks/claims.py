@@ -1,17 +1,18 @@
-"""Who wanted a lock, and who of these has it.
+"""Who wanted a lock, and which of them has it.
 
-Each lock has a book, and each call of ``acquire`` is a claim in it. An intent is not a lock. What
-is noted is confirmed at the suspension, by the C lock being locked, and
+Each lock has a book. Each ``acquire()`` and ``with`` is noted in it, before it takes the lock, as a
+claim. A claim alone proves nothing. It is confirmed when a bridge suspends, if the C lock is locked
+and
 
-- for ``with``: by the frame that wanted it being inside that block still, which its bytecode tells;
-- for ``acquire()``, and for a ``with`` in a generator, whose frame is nowhere while the generator
-  is suspended: by nobody having wanted it since, but for those who still wait for it. Where that
-  leaves a doubt (another thread has tried, and no longer waits), nothing is reported.
+- for ``with``: the frame that wanted the lock is still inside that block, by its bytecode;
+- for ``acquire()``, and for a ``with`` in a generator, whose frame is in no stack while the
+  generator is suspended: nobody has wanted the lock since, except those who still wait for it.
+  Where that leaves a doubt (another thread has tried, and no longer waits), nothing is reported.
 
-How many have a semaphore is told by how far its value is below the highest that was seen. It is
-held by those who wanted it if they are as many. Not every ``acquire()`` of a semaphore is followed
-by a ``release()`` of the same task: it may be a signal, or the place of something that another task
-takes away. So it counts only in a function that releases it as well.
+A semaphore's value tells how many permits are taken: it is that much below the highest value seen.
+Those who wanted the semaphore hold it if they are as many. Not every ``acquire()`` of a semaphore
+is followed by a ``release()`` in the same task: the semaphore may be a signal, or count items that
+another task takes away. So an ``acquire()`` counts only in a function that also releases it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ..instructions import instruction
 
 #: Methods that take a lock.
 NAMES: FrozenSet[str] = frozenset({"acquire", "acquire_lock", "__enter__"})
-#: Takes the lock of a Condition back after wait().
+#: Takes back the lock of a Condition after wait().
 _TAKES_BACK: CodeType = threading.Condition._acquire_restore.__code__  # type: ignore[attr-defined]
 LockType: Any = type(_thread.allocate_lock())
 RLockType: Any = _thread.RLock
@@ -42,17 +43,17 @@ CONDITION = "threading.Condition"
 _THREADING_FILE = threading.__file__
 _CONTEXTLIB_FILE = contextlib.__file__
 _INSPECT_FILE = inspect.__file__
-#: What is noted is looked through whenever it has grown to this, for locks that are free by now.
+#: At this many notes, those of locks that are free by now are dropped.
 _NOTES_KEPT = 64
-#: Those who want one lock at the same time, as far as they are told apart.
+#: At this many claims on one lock at the same time, all are dropped.
 _CLAIMS_KEPT = 32
-#: Of generators, asynchronous ones included: they can be suspended inside a ``with``, and be
-#: nowhere in the stack.
+#: The code flags of generators and asynchronous generators. These can be suspended inside a
+#: ``with``, and then are in no stack.
 _GENERATOR = 0x20 | 0x200
 
 
 class Claim:
-    """Somebody wanted a lock, and called its ``acquire``."""
+    """One call that is about to take a lock: of its ``acquire`` or ``__enter__``."""
 
     __slots__ = ("call", "depth", "frame", "name", "task", "thread", "was_free")
 
@@ -61,12 +62,12 @@ class Claim:
     ) -> None:
         self.name = name
         self.call = call
-        #: Its id: to keep a frame would keep all that its variables refer to.
+        #: The id of the frame: to keep the frame would keep all that its variables refer to.
         self.frame = frame
         self.thread = _thread.get_ident()
         self.task: Callable[[], Any] = _nobody if task is None else weakref.ref(task)
         self.was_free = was_free
-        #: How often the thread had a reentrant lock before.
+        #: How often the thread held a reentrant lock before this claim.
         self.depth = depth
 
 
@@ -74,43 +75,43 @@ def _nobody() -> None:
     return None
 
 
-#: A claim on a semaphore that is only counted.
+#: A claim on a semaphore that counts, and is never reported.
 SOMEBODY = Claim("", Call(_nobody.__code__, 0, 0, 0, True, True, True), 0, None, False, 0)
 
 
 class Book:
-    """A C lock, and who has wanted it since it was last seen free.
+    """A C lock, and the claims on it since it was last seen free.
 
-    Written by whoever wants the lock, without a lock of its own: a list is changed by single
-    operations, and what two threads confuse is not reported.
+    Every thread that wants the lock writes to it, without a lock of its own: a list is changed by
+    single operations, and claims that two threads have confused are not reported.
     """
 
     __slots__ = ("claims", "is_kept", "is_reentrant", "lock", "made")
 
     def __init__(self, lock: Any, made: str) -> None:
         self.lock = lock
-        #: Where, as ``file:line``; empty if that is not known.
+        #: Where the lock was made, as ``file:line``; empty if that is not known.
         self.made = made
         self.is_reentrant = type(lock) is RLockType
-        #: Somebody has kept a method that takes it, and may call it at any time unseen.
+        #: The program has kept a method that takes the lock, and may call it unseen at any time.
         self.is_kept = False
         self.claims: List[Claim] = []
 
 
 class Permits:
-    """What stands for the C lock in the book of a semaphore."""
+    """Stands for the C lock in the book of a semaphore."""
 
     __slots__ = ("_most", "_semaphore", "name")
 
     def __init__(self, semaphore: Any) -> None:
         is_bounded = issubclass(type(semaphore), threading.BoundedSemaphore)
         self.name = "threading.BoundedSemaphore" if is_bounded else "threading.Semaphore"
-        # A semaphore has its book, and must not be kept alive by it.
+        # The semaphore refers to its book, which must not keep it alive.
         self._semaphore = weakref.ref(semaphore)
         self._most = 0
 
     def taken(self) -> int:
-        """How many permits are taken, of those that were ever seen."""
+        """How many of the permits ever seen are taken."""
         semaphore = self._semaphore()
         value = self._most if semaphore is None else semaphore._value
         if value > self._most:
@@ -122,28 +123,29 @@ class Permits:
 
 
 class _Local(threading.local):
-    """The books in which this thread has made a claim, by their id."""
+    """The books in which this thread has made a claim, by id."""
 
     def __init__(self) -> None:
         self.books: Dict[int, Book] = {}
 
 
 _local = _Local()
-#: The lock of each ``with`` that was entered: by the id of the frame and the offset in its code.
-#: Written by all threads, in single operations; entries of frames that are gone mean nothing.
+#: The lock of each ``with`` that was entered, its type, and the code of the frame: by the id of the
+#: frame and the offset in its code. All threads write to it, in single operations. Entries of
+#: frames that are gone mean nothing.
 _entered: Dict[Tuple[int, int], Tuple[Book, str, CodeType]] = {}
 
 
 def intend(book: Book, name: str, frame: FrameType) -> None:
-    """Note that *frame* looks up what takes the lock.
+    """Note that *frame* looks up a method that takes the lock.
 
     Runs anywhere, finalizers and signal handlers included, before anything is taken. It catches
-    nothing, since what is raised in here may have been raised asynchronously.
+    nothing: an exception that is raised in here may have arrived asynchronously.
     """
     code = frame.f_code
     if code.co_filename == _THREADING_FILE:
         if code is _TAKES_BACK and not book.is_reentrant:
-            # Unless it is this thread's, somebody has released it, or will.
+            # A claim of another thread is over: that thread has released the lock, or will.
             mine = _thread.get_ident()
             book.claims = [claim for claim in book.claims if claim.thread == mine]
         return
@@ -161,12 +163,13 @@ def intend(book: Book, name: str, frame: FrameType) -> None:
 
 
 def call_from(frame: FrameType, is_plain: bool, is_paired: bool) -> Call:
-    """The call that a frame is in the middle of."""
+    """The call that a frame is executing."""
     code, offset = frame.f_code, frame.f_lasti
     return Call(code, offset, offset, frame.f_lineno or 0, False, is_plain, is_paired)
 
 
 def note(book: Book, name: str, frame: FrameType, call: Call) -> None:
+    """Note that *frame* makes a call that takes the lock, whose type is *name*."""
     code = frame.f_code
     lock = book.lock
     depth = 0
@@ -187,7 +190,7 @@ def note(book: Book, name: str, frame: FrameType, call: Call) -> None:
             _forget_free()
         _entered[id(frame), call.offset] = (book, name, code)
         if was_free and not code.co_flags & _GENERATOR and type(lock) is not Permits:
-            return  # nobody's claim is left, and this one is confirmed by the frame
+            return  # no claim is left, and the frame confirms this one
     if book.is_kept:
         return
     if type(lock) is Permits and not _may_hold(call):
@@ -204,9 +207,9 @@ def note(book: Book, name: str, frame: FrameType, call: Call) -> None:
 
 
 def _outside_exit_stack(frame: FrameType) -> Optional[FrameType]:
-    """What has called ``ExitStack.enter_context()``, if that is what looks up `__enter__`."""
+    """The frame that called ``ExitStack.enter_context()``, if that looks up `__enter__`."""
     outer: Optional[FrameType] = frame
-    # From 3.15 on, it has `inspect` look it up.
+    # From 3.15 on, `contextlib` leaves the look-up to `inspect`.
     while outer is not None and outer.f_code.co_filename == _INSPECT_FILE:
         outer = outer.f_back
     if outer is None or outer.f_code.co_filename != _CONTEXTLIB_FILE:
@@ -223,7 +226,7 @@ def _forget_free() -> None:
 
 
 def _current_task() -> Any:
-    """The task that runs in this thread, found without raising anything."""
+    """The task that runs in this thread. Finding it raises nothing."""
     if sniffio_thread.name == "trio":
         run = sys.modules.get("trio._core._run")
         return getattr(getattr(run, "GLOBAL_RUN_CONTEXT", None), "task", None)
@@ -234,12 +237,12 @@ def _current_task() -> Any:
 
 
 def is_locked(book: Book) -> bool:
-    """Whether this thread can have it."""
+    """Whether the lock is taken: a reentrant one by this thread, another one by anybody."""
     return bool(book.lock._is_owned() if book.is_reentrant else book.lock.locked())
 
 
 def _is_taken(book: Book) -> bool:
-    """Whether anybody has it."""
+    """Whether anybody has taken the lock."""
     return " count=0 " not in repr(book.lock) if book.is_reentrant else bool(book.lock.locked())
 
 
@@ -247,7 +250,7 @@ _LOCKS_COUNT = hasattr(RLockType, "_recursion_count")
 
 
 def _depth(lock: Any) -> int:
-    """How often this thread has a reentrant lock."""
+    """How often this thread holds a reentrant lock."""
     if _LOCKS_COUNT:
         return lock._recursion_count()  # type: ignore[no-any-return]
     return int(repr(lock).partition(" count=")[2].split()[0]) if lock._is_owned() else 0
@@ -257,12 +260,12 @@ def _depth(lock: Any) -> int:
 
 
 def are_noted() -> bool:
-    """Whether this thread may hold a lock that it has acquired by calling ``acquire()``."""
+    """Whether this thread may hold a lock that it took by calling ``acquire()``."""
     return bool(_local.books)
 
 
 def entered(frame: FrameType, block: With) -> Optional[Tuple[Book, str]]:
-    """The lock of a ``with`` that *frame* is inside of, and its type, if its entering was noted."""
+    """The book and the type of the lock of a ``with`` that *frame* is inside of, if noted."""
     noted = _entered.get((id(frame), block.offset))
     if noted is None or noted[2] is not frame.f_code:
         return None
@@ -270,9 +273,12 @@ def entered(frame: FrameType, block: With) -> Optional[Tuple[Book, str]]:
 
 
 def confirmed(task: object) -> Iterator[Tuple[Book, Claim]]:
-    """The locks that *task*, which runs in this thread, holds for sure, with its claims to them.
+    """The locks that *task* certainly holds, each with the claim by which it does.
 
-    Those that it holds by a ``with`` of a frame are not among them: see `entered`.
+    Locks held by a ``with`` of a frame in the stack are not among them: see `entered`.
+
+    Args:
+        task: The task that runs in this thread.
     """
     books = _local.books
     for key, book in books.copy().items():
@@ -288,20 +294,20 @@ def confirmed(task: object) -> Iterator[Tuple[Book, Claim]]:
 def _has_it(book: Book, claim: Claim) -> bool:
     call = claim.call
     if call.is_with and not call.code.co_flags & _GENERATOR:
-        return False  # confirmed by the frame, or not at all
+        return False  # only the frame can confirm it
     if type(book.lock) is Permits:
         return _may_hold(call) and book.lock.taken() == len(book.claims)
     if book.is_reentrant:
         return claim.thread == _thread.get_ident() and _depth(book.lock) > claim.depth
     if not claim.was_free and not call.is_plain:
-        return False  # it may have timed out
+        return False  # the call may have timed out
     frames: Optional[Dict[int, FrameType]] = None
     claims = book.claims
     for index, other in enumerate(claims):
         if other is claim or other.was_free:
             continue
         if other.thread == claim.thread:
-            # It has had its answer before anything else ran in this thread: a no, or the lock.
+            # That call ended before anything else ran in this thread: without the lock, or with it.
             if other.call.is_plain and index > claims.index(claim):
                 return False
             continue
@@ -315,13 +321,13 @@ def _has_it(book: Book, claim: Claim) -> bool:
 
 
 def _may_hold(call: Call) -> bool:
-    """Whether a call can have taken a semaphore that is then held, as far as that is told here."""
+    """Whether the claim of a call on a semaphore can be confirmed at all."""
     is_confirmed_by_frame = call.is_with and not call.code.co_flags & _GENERATOR
     return call.is_plain and call.is_paired and not is_confirmed_by_frame
 
 
 def _waits(claim: Claim, innermost: Optional[FrameType]) -> bool:
-    """Whether a thread is where it was when it wanted the lock."""
+    """Whether the thread of a claim is still in the call that wants the lock."""
     return (
         innermost is not None
         and id(innermost) == claim.frame
@@ -331,7 +337,7 @@ def _waits(claim: Claim, innermost: Optional[FrameType]) -> bool:
 
 
 def forget() -> None:
-    """Forget all claims: from now on, nobody sees who takes a lock."""
+    """Forget all claims. No new ones are made."""
     global _local
     _entered.clear()
     _local = _Local()

@@ -1,7 +1,7 @@
-"""The lock that an expression refers to, and what is known of who has it.
+"""The lock that an expression refers to, and what is known of its holder.
 
-Only a name with attributes and constant subscripts is evaluated, without running code of the
-program's, for which `pure_eval` is needed.
+An expression is a name with attributes and constant subscripts. `pure_eval` evaluates it without
+running code of the program.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ else:
 class Found(NamedTuple):
     """A lock that an expression refers to."""
 
-    #: Its type.
+    #: Its type, as reports name it.
     name: str
     #: The C lock, or a semaphore.
     lock: Any
-    #: Who has wanted it, if debug mode has noted that.
+    #: The claims on it, if debug mode has noted any.
     book: Optional[Book]
 
 
 def lock_of(frame: FrameType, expression: str) -> Optional[Found]:
-    """The lock that an expression refers to in a frame; None if it cannot be told.
+    """The lock that an expression refers to in a frame; None if it is none or cannot be told.
 
-    Nothing of the program's is run.
+    No code of the program is run.
 
     Args:
-        frame: A frame, which may be another thread's.
-        expression: A name with attributes and constant subscripts; or empty.
+        frame: A frame, of this thread or another one.
+        expression: A name with attributes and constant subscripts, or an empty string.
     """
     if not (_HAS_PURE_EVAL and expression):
         return None
     parsed: Any = ast.parse(expression, mode="eval")
     name = next(each.id for each in ast.walk(parsed) if type(each) is ast.Name)
-    # This keeps what the variables refer to alive until the function returns, before 3.13: hence
-    # only for what a ``with`` is inside of that does not call anything, and for what waits.
+    # Before 3.13, `f_locals` keeps the values of the variables alive until the function returns. So
+    # only frames that are inside a ``with`` or wait for a lock are asked for it, and only for names
+    # that may be local.
     names = frame.f_locals if _may_be_local(frame, name) else frame.f_globals
     if name not in names:
         return None
@@ -80,7 +81,7 @@ def _may_be_local(frame: FrameType, name: str) -> bool:
 
 
 def is_inside(frame: FrameType, block: With, found: Found) -> bool:
-    """Whether a ``with`` that a frame is inside of is one of that lock."""
+    """Whether a ``with`` block that a frame is inside of holds that lock."""
     noted = entered(frame, block)
     if noted is not None:
         return noted[0] is found.book or noted[0].lock is found.lock
@@ -89,7 +90,7 @@ def is_inside(frame: FrameType, block: With, found: Found) -> bool:
 
 
 def claimants(found: Found) -> List[str]:
-    """Who had a lock last by calling ``acquire()``, as far as debug mode has noted it."""
+    """Who took a lock last by calling ``acquire()``, as far as debug mode has noted it."""
     who = []
     for claim in () if found.book is None else found.book.claims:
         code = claim.call.code
@@ -103,7 +104,7 @@ def claimants(found: Found) -> List[str]:
 
 
 def owner_of(found: Found) -> int:
-    """The number of the thread that has a reentrant lock; 0 if that is not known."""
+    """The number of the thread that holds a reentrant lock; 0 if it is not known."""
     if type(found.lock) is not RLockType:
         return 0
     owner = repr(found.lock).partition(" owner=")[2].split()

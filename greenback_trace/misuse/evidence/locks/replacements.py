@@ -1,23 +1,27 @@
-"""What stands in place of the locks of `threading` while debug mode is installed.
+"""The locks that stand in for those of `threading` while debug mode is installed.
 
-A C lock knows no owner, and a wrapper that takes it in Python can leave it held: an exception that
+A C lock knows no owner. A wrapper that took it in Python could leave it held: an exception that
 arrives asynchronously (Ctrl-C, a signal handler that raises, `PyThreadState_SetAsyncExc`) may come
 after the lock is taken and before the wrapper returns. So nothing here takes or releases a lock.
+
 While debug mode is installed, `threading.Lock` and `threading.RLock` make an object around a C
-lock whose ``acquire`` and ``__enter__`` are descriptors: they note who is about to take it, before
-anything is taken, and give the method of the C lock itself, which the program's code then calls.
-``release`` and ``__exit__`` are the C methods, with no Python in front of them. `Condition` gets
-such descriptors in place, so that its instances are found whenever they were made; a ``with`` then
-leaves it by the C method as well, which its own ``__exit__``, written in Python, does not ensure.
-Semaphores are written in Python and have descriptors in place, like `Condition`.
+lock. Its ``acquire`` and ``__enter__`` are descriptors. They note who is about to take the lock,
+before anything is taken, and give the method of the C lock itself, which the program's code then
+calls. Its ``release`` and ``__exit__`` are the C methods, with no Python in front of them.
 
-Not replaced is what `threading` and the import system make for their own use. Locks that were made
-before debug mode was installed, or through a name that was imported before (``from threading import
-Lock``), are C locks: they are found only in a ``with`` whose expression `lookup` can evaluate.
+`Condition` and the semaphores are written in Python and get such descriptors in place, so that
+their instances are found whenever they were made. A ``with`` then leaves a Condition by the C
+method, too: an exception could interrupt the ``__exit__`` of the class before it has released.
 
-A lock cannot be of the C type, whose methods cannot be replaced, so that `_thread` has ours for as
-long as `threading` has. Code that looks at a lock's type finds what it would find without debug
-mode: methods that can be called with a lock, the name, and whether it can be made or derived from.
+`threading` and the import system still make C locks for their own use. So does a name that was
+imported before debug mode was installed (``from threading import Lock``), and locks that were made
+before remain C locks. Debug mode finds these only in a ``with`` whose expression `lookup` can
+evaluate.
+
+The methods of the C type cannot be replaced, so a lock of ours cannot be of that type. `_thread`
+therefore has our types for as long as `threading` has. Code that looks at a lock's type finds what
+it would find without debug mode: the name, methods that can be called with a lock, and whether the
+type can be instantiated or derived from.
 """
 
 from __future__ import annotations
@@ -50,20 +54,20 @@ _IMPORTLIB = vars(_bootstrap)
 _THREADING_FILE = threading.__file__
 
 _is_installed = False
-#: What was there before, and what is there now: the module or class, the name, and the two.
+#: The replacements made: the module or class, the name in it, the former value and ours.
 _replaced: List[Tuple[Any, str, Any, Any]] = []
 
 
 def install() -> None:
-    """Have locks that are made from now on, and every Condition and semaphore, note who wants them.
+    """Make every Condition and semaphore, and all locks made from now on, note who wants them.
 
-    What something else, like gevent, has replaced already is left alone.
+    A lock, Condition or semaphore that another library (like gevent) has replaced is left alone.
     """
     global _is_installed
     if _is_installed:
         return
     _is_installed = True
-    # Names of one thing stay names of one thing.
+    # Several names of one object get the same replacement.
     for place, name, kind in (
         (threading, "Lock", Lock),
         (threading, "RLock", RLock),
@@ -91,7 +95,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`. Locks that were made in between go on as mere locks."""
+    """Undo `install`. Locks that were made in between still work, and note nothing more."""
     global _is_installed
     _is_installed = False
     while _replaced:
@@ -101,7 +105,7 @@ def uninstall() -> None:
     condition: Any = threading.Condition
     if type(vars(condition).get("acquire")) is _ConditionAcquire:
         del condition.acquire
-    forget()  # nobody sees who takes these locks from now on
+    forget()  # from now on, nothing notes who takes or has taken these locks
 
 
 def _replace(place: Any, name: str, replacement: Any) -> None:
@@ -110,7 +114,7 @@ def _replace(place: Any, name: str, replacement: Any) -> None:
 
 
 class _Enter:
-    """``__enter__`` of our locks: gives that of the C lock, after noting who wants it."""
+    """``__enter__`` of our locks: notes who wants the lock, and gives the C lock's method."""
 
     def __get__(self, wrapper: Any, owner: Optional[type] = None) -> Any:
         if wrapper is None:
@@ -120,13 +124,13 @@ class _Enter:
         return wrapper._lock.__enter__
 
 
-#: What is called as ``type(lock).__enter__(lock)``, like ExitStack does. In C, such that nothing
-#: comes between the lock's being taken and the caller's knowing of it.
+#: ``__enter__`` of a class, for ``type(lock).__enter__(lock)``, as ExitStack calls it. It is in C,
+#: so that nothing comes between the lock's being taken and the caller's knowing of it.
 _enter_by_type = methodcaller("__enter__")
 
 
 class _OfLocks(type):
-    """Has a C lock count as an instance, and its type give methods that are called with a lock."""
+    """The type of our lock types: a C lock is an instance of them, and their methods accept one."""
 
     _genuine: Any
 
@@ -135,7 +139,7 @@ class _OfLocks(type):
 
     def __getattribute__(cls, name: str) -> Any:
         found = type.__getattribute__(cls, name)
-        # What a type derived from it has of its own is neither.
+        # An attribute that a derived type defines itself is neither.
         if type(found) not in (property, _Slot):
             return found
         genuine = type.__getattribute__(cls, "_genuine")
@@ -149,7 +153,7 @@ def _methods_of(genuine: Any) -> FrozenSet[str]:
 
 @functools.lru_cache(maxsize=None)
 def _by_type(genuine: Any, name: str) -> Any:
-    """What is called as ``type(lock).acquire(lock)``, and its like."""
+    """A method of a lock's type, which takes the lock: ``type(lock).acquire(lock)``."""
     method = getattr(genuine, name)
     takes = name in NAMES
 
@@ -168,7 +172,7 @@ def _by_type(genuine: Any, name: str) -> Any:
 
 
 class _Wrapper:
-    # These two are the C lock's methods. A slot gives them without running anything in Python.
+    # `__exit__` and `release` are the C lock's methods. A slot gives them without running Python.
     __slots__ = ("__exit__", "__weakref__", "_book", "_lock", "release")
 
     _name: str
@@ -188,20 +192,20 @@ class _Wrapper:
         return repr(self._lock)
 
     def __reduce__(self) -> Any:
-        return self._lock.__reduce_ex__(2)  # which raises what it raises for a C lock
+        return self._lock.__reduce_ex__(2)  # raises the error of a C lock
 
 
 def _around(kind: Any, lock: Any, maker: FrameType) -> Any:
     wrapper = object.__new__(kind)
     wrapper._lock = lock
     wrapper._book = Book(lock, f"{maker.f_code.co_filename}:{maker.f_lineno}")
-    # The slots, where a type that is derived from it may have a method of that name.
+    # By the slots themselves: a derived type may have methods of these names.
     _set_release(wrapper, lock.release)
     _set_exit(wrapper, lock.__exit__)
     return wrapper
 
 
-#: That of a slot's descriptor, which differs between interpreters.
+#: The type of a slot's descriptor. It differs between interpreters.
 _Slot: Any = type(vars(_Wrapper)["release"])
 _set_release: Any = vars(_Wrapper)["release"].__set__
 _set_exit: Any = vars(_Wrapper)["__exit__"].__set__
@@ -215,7 +219,7 @@ class Lock(_Wrapper, metaclass=_OfLocks):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
-        lock = LockType(*args, **kwargs)  # which fails before 3.13
+        lock = LockType(*args, **kwargs)  # fails before 3.13
         return lock if _is_of_runtime(frame) else _around(cls, lock, frame)
 
     @property  # type: ignore[misc]
@@ -272,16 +276,19 @@ for _type in (Lock, RLock):
 
 
 def _is_of_runtime(frame: FrameType) -> bool:
-    """Whether it is `threading` or the import system that makes a lock, for its own use."""
+    """Whether *frame*, which makes a lock, is of `threading` or of the import system."""
     names = frame.f_globals
     return names is _THREADING or names is _IMPORTLIB
 
 
-# What makes a lock is a type or a function, depending on the version.
+# `threading.Lock` and `threading.RLock` are types or functions, depending on the version
 
 
 class _MakesLock:
-    """In place of `threading.Lock` where that is a function in C, which binds to no object."""
+    """Stands in for `threading.Lock` where that is a function in C.
+
+    Such a function binds to no object if it is an attribute of a class, nor does this.
+    """
 
     def __init__(self, genuine: Any) -> None:
         self._genuine = genuine
@@ -300,14 +307,14 @@ class _MakesLock:
 
 
 def _makes_rlock(genuine: Any) -> Any:
-    """What takes the place of `threading.RLock` where that is a function in Python."""
+    """A function that stands in for `threading.RLock` where that is a function in Python."""
     texts = (text for text in genuine.__code__.co_consts[1:] if type(text) is str)
     warning = next((text for text in texts if "deprecated" in text), None)
 
     @functools.wraps(genuine)
     def make(*args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
-        if warning is not None and (args or kwargs):  # at the line that calls this
+        if warning is not None and (args or kwargs):  # shown at the line that calls this
             warnings.warn(warning, DeprecationWarning, stacklevel=2)
         lock = RLockType(*args, **kwargs)
         return lock if _is_of_runtime(frame) else _around(RLock, lock, frame)
@@ -353,14 +360,15 @@ class _ConditionEnter:
         if lock is None:
             return self._genuine.__get__(condition, owner)
         frame = sys._getframe(1)
-        # Semaphores, events and barriers take theirs all the time (queues are not in this file).
+        # `threading` itself enters the Conditions of its semaphores, events and barriers all the
+        # time. Queues are another module's, and noted.
         if frame.f_code.co_filename != _THREADING_FILE:
             intend(_book_of(condition, lock), CONDITION, frame)
         return lock.__enter__
 
 
 class _ConditionExit:
-    """``Condition.__exit__``, while debug mode is installed: that of the C lock."""
+    """``Condition.__exit__``, while debug mode is installed: gives the C lock's method."""
 
     def __init__(self, genuine: Any) -> None:
         self._genuine = genuine
@@ -371,7 +379,10 @@ class _ConditionExit:
 
 
 class _ConditionAcquire:
-    """``Condition.acquire``, which is an attribute of every instance."""
+    """``Condition.acquire``, while debug mode is installed.
+
+    Without debug mode, the class has no such attribute, and every instance has its own.
+    """
 
     def __get__(self, condition: Any, owner: Optional[type] = None) -> Any:
         if condition is None:
