@@ -1,10 +1,9 @@
 """Whether a function was called by the code of its caller, or by the interpreter.
 
-Finalizers, callbacks of weak references and signal handlers have the frame that happened to run as
-their ``f_back``. What tells them from functions which that frame has called is the instruction that
-it is at: one that calls nothing says it all; for one that calls, it is the expression of the call,
-found in the source by `executing`, a part of it at a time, and evaluated, without running anything,
-by `pure_eval`.
+Finalizers, callbacks of weak references and signal handlers have as ``f_back`` the frame that
+happened to run. The instruction of that frame tells them from functions that it has called. An
+instruction that calls nothing decides at once. For a call, `executing` finds its expression in the
+source, a part of the file at a time, and `pure_eval` evaluates that without running anything.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ except ImportError:  # without greenback[debug]
     Source = None  # type: ignore[assignment,misc]
 
 _IS_CPYTHON = sys.implementation.name == "cpython"
-#: How the names of instructions begin that take items from an iterator, which may be one that calls
-#: a function.
+#: Instructions whose names begin like this take items from an iterator, which may call a function.
 _ITERATES = (
     "BUILD_LIST_UNPACK",
     "BUILD_SET_UNPACK",
@@ -54,11 +52,11 @@ _ITERATES = (
     "UNPACK_",
     "YIELD_FROM",
 )
-#: The operators of BINARY_OP that change their left side.
+#: The operators of BINARY_OP that change their left operand.
 _IN_PLACE = range(13, 26)
 _WITH = ("__enter__", "__exit__", "__aenter__", "__aexit__")
 _WITH_INSTRUCTIONS = ("BEFORE_", "LOAD_SPECIAL", "SETUP_", "WITH_")
-#: Modules in C none of whose functions and methods calls what it is given or already has.
+#: Modules in C whose functions and methods call neither their arguments nor callables kept earlier.
 _CALLS_NO_ARGUMENT = frozenset(
     (
         "_io", "_queue", "_signal", "_socket", "_thread", "_weakref", "errno", "gc", "greenlet",
@@ -71,17 +69,17 @@ _CONTAINERS: Tuple[type, ...] = (
 )  # fmt: skip
 _STATEMENTS: Dict[str, Any] = {"FOR_ITE": ast.For, "INPLACE": ast.AugAssign}
 _EMPTY: Tuple[Any, ...] = ((), [], "", b"", {}, set(), range(0), {}.values(), {}.items())
-#: Iterators that do nothing but hand out what is in a container.
+#: Iterators that only hand out the items of a container.
 _ITERATORS = tuple(type(iter(each)) for each in _EMPTY)
 _HAND_OUT = _CONTAINERS + GENERATORS + _ITERATORS
-#: Iterators whose items come from those that they are given.
+#: Iterators whose items come from the iterators that they are given.
 _COMBINES = (enumerate, reversed, zip, range, list, tuple, sorted, set, iter)
 
 
 class Origin(NamedTuple):
     """How a function came to be called."""
 
-    #: Whether its caller's code called it; None if that cannot be told.
+    #: Whether its caller's code called it; None if the evidence leaves that open.
     explicit: Optional[bool]
     #: The sentence that says why.
     evidence: str
@@ -99,9 +97,11 @@ def how_called(
     Args:
         frame: A frame.
         caller: Its ``f_back``.
-        is_it: Whether a value is what an explicit call would have called.
-        names: Attributes through which it is called, whatever it is that has them.
-        handed: What an explicit call would have passed as the last of several arguments.
+        is_it: Says whether a value is the callable that an explicit call would have called.
+            Without it: whether calling the value runs the code of *frame*.
+        names: Where what is called cannot be evaluated, a call of an attribute with one of these
+            names counts as explicit.
+        handed: The last of several arguments that an explicit call would have passed.
     """
     if is_it is None:
         is_it = leads_to(frame.f_code)
@@ -123,11 +123,11 @@ def how_called(
 
 
 def _is_operator(frame: FrameType, which: Tuple[str, ...] = ()) -> bool:
-    """Whether operators or attributes of its first argument lead to the frame's code.
+    """Whether the first argument has a special method or a descriptor with the frame's code.
 
     Args:
         frame: A frame.
-        which: The special methods to look at; all that operators call if there are none here.
+        which: The special methods to look at; if empty, all that operators call.
     """
     arguments = arguments_of(frame)
     if not arguments:
@@ -152,7 +152,7 @@ def _by_iteration(caller: FrameType, where: str, name: str) -> Origin:
 
 
 def _iterated(node: Any) -> Optional[ast.expr]:
-    """The expression whose value a part of the source takes items from, if it is clear."""
+    """The expression from whose value a part of the source takes items, if that is clear."""
     if isinstance(getattr(node, "ctx", None), ast.Store):
         node = node.parent
     if isinstance(node, (ast.For, ast.comprehension)):
@@ -180,7 +180,7 @@ def _only_iterates(node: ast.expr, evaluator: Any) -> bool:
     if any(function is each for each in _COMBINES):
         return all(_only_iterates(each, evaluator) for each in node.args)
     if type(getattr(function, "__self__", None)) in _CONTAINERS:
-        return True  # what it is given it does not iterate over
+        return True  # it does not iterate over its arguments
     code = next(code_of(function), None)
     return code is not None and bool(code.co_flags & 0x20)
 
@@ -204,7 +204,7 @@ def _by_call(
     node = _node(caller)
     if not isinstance(node, ast.Call):
         if isinstance(node, (ast.With, ast.AsyncWith)) or (
-            # Which is how a block ends before 3.11.
+            # Before 3.11, a block ends with this instruction.
             loads is not None and loads.opname == "POP_BLOCK"
         ):
             return Origin(
@@ -229,7 +229,7 @@ def _by_call(
         return Origin(True, f"{where} was calling {text}, which is it")
     if any(True for _ in code_of(function)) or _is_python_class(function):
         return Origin(False, f"{where} was calling {text}, which is something else")
-    # Something in C, which may call what it is given, or what it has been given before.
+    # A function in C may call its arguments, or callables that it was given before.
     if _is_harmless(function):
         return Origin(False, f"{where} was calling {text}, which calls none of its arguments")
     passed: List[ast.expr] = [
@@ -265,19 +265,19 @@ def _passes_only_scalars(node: ast.Call, evaluator: Any) -> bool:
 
 
 def _is_python_class(value: Any) -> bool:
-    """Whether calling it runs a constructor in Python, which would be the caller."""
+    """Whether calling a value runs a constructor in Python, which would then be the caller."""
     return issubclass(type(value), type) and any(
         True for name in ("__init__", "__new__") for _ in code_of(class_attribute(value, name))
     )
 
 
 def _is_of_program(value: Any) -> bool:
-    """Whether it is an instance of a class written in Python."""
+    """Whether a value is an instance of a class written in Python."""
     return bool(type(value).__flags__ & (1 << 9)) if _IS_CPYTHON else False
 
 
 def _is_harmless(function: Any) -> bool:
-    """Whether a function in C calls neither its arguments nor anything in its object."""
+    """Whether a function in C calls neither its arguments nor callables in its object."""
     if type(function) not in IN_C:
         return False
     owner = getattr(function, "__self__", None)
@@ -292,7 +292,7 @@ def _is_harmless(function: Any) -> bool:
 
 
 def _holds_nothing(function: Any) -> bool:
-    """Whether something in C can call nothing but what it is given."""
+    """Whether a callable in C can call nothing but its arguments."""
     if issubclass(type(function), type):
         return True
     if type(function) not in IN_C:
@@ -302,24 +302,24 @@ def _holds_nothing(function: Any) -> bool:
 
 
 def _node(frame: FrameType) -> Any:
-    """The part of the source that *frame* is in the middle of, if that can be told."""
+    """The node of the source that *frame* is executing; None if it cannot be found."""
     if Source is None:
         return None
     name, offset = instruction(frame)
     place: Any = frame
     if name == "PRECALL":
-        # What is in C can be called by that already; the source has only the CALL (3.11).
+        # In 3.11 this may already call a function in C. `executing` knows only the CALL after it.
         offset += 4
         place = types.TracebackType(None, frame, offset, frame.f_lineno)
     try:
         if IS_PYPY_11:
             return _node_by_position(frame, name, offset)
         found: Any = Part.executing(place)
-    except Exception:  # whatever is wrong with the source
+    except Exception:  # the source may be wrong in any way
         return None
     node = found.decorator or found.node
     if node is None and len(found.statements or ()) == 1:  # None where there is no source
-        # Before 3.11, nothing is known of these instructions, but the statement is.
+        # Before 3.11, `executing` finds no node for these instructions, but their statement.
         (statement,) = found.statements
         if isinstance(statement, _STATEMENTS.get(name[:7], ())):
             node = statement
@@ -327,11 +327,11 @@ def _node(frame: FrameType) -> Any:
 
 
 def _node_by_position(frame: FrameType, name: str, offset: int) -> Any:
-    """The same, by what an instruction says of its place in the source."""
+    """The same, by the place in the source that an instruction has."""
     code: Any = frame.f_code
     place = next(itertools.islice(code.co_positions(), offset // 2, None))
     tree: Any = Part.for_frame(frame).tree
-    if name.startswith("CALL_METHOD"):  # whose place is that of the method's name
+    if name.startswith("CALL_METHOD"):  # its place is that of the method's name
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         found: List[Any] = [node for node in calls if _place(node.func)[1::2] == place[1::2]]
     else:
@@ -355,7 +355,7 @@ def _builtins_of(frame: FrameType) -> Dict[str, Any]:
 
 
 def _text(node: ast.expr) -> str:
-    """What is called, as far as it is names."""
+    """The expression of a callable, with its names only."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):

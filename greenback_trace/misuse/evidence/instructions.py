@@ -1,4 +1,4 @@
-"""The instruction that a frame is at, and what it may call."""
+"""The instruction that a frame is at, and whether it may call code of the program."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from types import CodeType, FrameType
 from typing import Any, Iterator, List, Optional, Tuple
 
-#: Its bytecode is not that of CPython 3.11, which both `dis` and `executing` take it for.
+#: The bytecode of PyPy 3.11 differs from CPython's. `dis` and `executing` take it for the same.
 IS_PYPY_11 = sys.implementation.name == "pypy" and sys.version_info >= (3, 11)
-#: Entries of the inline cache, which `f_lasti` can point at (CPython 3.11 and later).
+#: An entry of the inline cache. `f_lasti` can point at one (CPython 3.11 and later).
 _CACHE = dis.opmap.get("CACHE", -1)
-#: How the names of instructions begin that may run code of the program, other than calls.
+#: Instructions other than calls whose names begin like this may run code of the program.
 _RUNS_CODE = (
     "BEFORE_",
     "BINARY_",
@@ -72,11 +72,11 @@ _RUNS_CODE = (
     "YIELD_",
 )
 if sys.version_info >= (3, 15):
-    _RUNS_CODE = (*_RUNS_CODE, "LOAD_GLOBAL")  # which may be an import that is lazy (PEP 810)
-#: What is no call, by its name: a jump (3.8), and operators.
+    _RUNS_CODE = (*_RUNS_CODE, "LOAD_GLOBAL")  # may import lazily (PEP 810)
+#: Instructions with CALL in their name that are no calls: a jump (3.8), and operators.
 _NO_CALLS = ("CALL_FINALLY", "CALL_INTRINSIC_1", "CALL_INTRINSIC_2")
-#: Up to CPython 3.10, a frame that is suspended in a `yield from` or `await` is not at this
-#: instruction, but at the one before it.
+#: The instruction of `yield from` and `await`. Up to CPython 3.10, a frame that is suspended there
+#: is at the instruction before it.
 _YIELD_FROM: Optional[bytes] = None
 if sys.implementation.name == "cpython" and sys.version_info < (3, 11):
     _YIELD_FROM = bytes([dis.opmap["YIELD_FROM"]])
@@ -90,19 +90,19 @@ def instruction(frame: FrameType) -> Tuple[str, int]:
     instructions = frame.f_code.co_code
     while instructions[offset] == _CACHE and offset:
         offset -= 2
-    while instructions[offset] == dis.EXTENDED_ARG:  # where the frame is, before 3.11
+    while instructions[offset] == dis.EXTENDED_ARG:  # before 3.11, the frame is at this one
         offset += 2
     if instructions[offset + 2 : offset + 3] == _YIELD_FROM:
-        # The frame stays there while an exception is thrown through it, into the inner frame.
+        # The frame stays there also while an exception is thrown through it into the inner frame.
         offset += 2
     return dis.opname[instructions[offset]], offset
 
 
 def instructions_of(code: CodeType) -> Iterator[dis.Instruction]:
-    """Those of `dis`, with the names that they are about."""
+    """The instructions of `dis`, with the right names of variables on PyPy, too."""
     for each in dis.get_instructions(code):
         if IS_PYPY_11 and each.opcode in dis.hasfree and each.arg is not None:
-            # Such a variable's number is one among its like there, and not among all variables.
+            # PyPy numbers such a variable among its like, not among all variables.
             name = (*code.co_cellvars, *code.co_freevars)[each.arg]
             yield each._replace(argval=name, argrepr=name)
         else:
@@ -114,14 +114,14 @@ def is_call(name: str) -> bool:
 
 
 def is_inert(name: str) -> bool:
-    """Whether the instruction calls nothing of the program's, except by what it drops."""
+    """Whether the instruction calls no code of the program, except by objects that it drops."""
     return not is_call(name) and not name.startswith(_RUNS_CODE)
 
 
 def is_plainly_called(frame: FrameType, caller: FrameType) -> bool:
-    """Whether the caller's instruction calls something of this frame's name.
+    """Whether the caller's instruction calls a function of this frame's name.
 
-    Nothing is looked at but bytecode, so that this can be asked of every frame.
+    Only bytecode is looked at, so that this can be asked of every frame.
     """
     name, offset = instruction(caller)
     mine = frame.f_code.co_name
@@ -132,7 +132,7 @@ def is_plainly_called(frame: FrameType, caller: FrameType) -> bool:
         if is_inert(name):
             return False
         return is_special or _argument_at(caller.f_code, offset) == mine
-    # Of `__init__` and its like, the class is what is called.
+    # For `__init__` and its like, the code calls the class.
     return is_special or _name_in(loaded_before(caller.f_code, offset)) == mine
 
 
@@ -144,7 +144,7 @@ def _argument_at(code: CodeType, offset: int) -> Any:
 
 
 def loaded_before(code: CodeType, offset: int) -> Optional[dis.Instruction]:
-    """The last instruction before the arguments of the call at *offset*: what loads the function.
+    """The instruction that loads the function of the call at *offset*, just before its arguments.
 
     None where branches in the arguments hide it.
     """
@@ -171,7 +171,7 @@ def loaded_before(code: CodeType, offset: int) -> Optional[dis.Instruction]:
         except ValueError:
             return None
     if before and before[-1].opname == "PUSH_NULL":
-        before.pop()  # which follows the function from 3.13 on
+        before.pop()  # from 3.13 on, it follows the function
     return None if items or not before else before[-1]
 
 

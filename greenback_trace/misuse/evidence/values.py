@@ -23,12 +23,12 @@ IN_C: Tuple[type, ...] = (
 
 
 def takes_arguments(code: CodeType) -> bool:
-    """Whether it has positional parameters."""
+    """Whether a function has positional parameters."""
     return bool(code.co_argcount or code.co_flags & 0x04)  # CO_VARARGS
 
 
 def arguments_of(frame: FrameType) -> List[Any]:
-    """The values of the positional parameters of a frame, as far as they are still bound."""
+    """The values of a frame's positional parameters that are still bound."""
     code = frame.f_code
     values = locals_of(frame)
     found = [values[name] for name in code.co_varnames[: code.co_argcount] if name in values]
@@ -42,8 +42,8 @@ def arguments_of(frame: FrameType) -> List[Any]:
 def code_of(value: Any, depth: int = 5) -> Iterator[CodeType]:
     """The code of all Python functions that a call of *value* would certainly lead to.
 
-    Of functions, methods, partials, callable objects, descriptors, and what decorators that keep
-    to `functools.wraps` have wrapped.
+    A value is a function, method, partial, callable object, descriptor, or the wrapper of a
+    decorator that uses `functools.wraps`.
     """
     while depth:
         depth -= 1
@@ -53,7 +53,7 @@ def code_of(value: Any, depth: int = 5) -> Iterator[CodeType]:
         if not _IS_CPYTHON and type(value) is functools.partial:
             yield PARTIAL_CALL
         for kind, inside in _WRAPPERS:
-            if issubclass(type(value), kind):  # isinstance() may ask the value
+            if issubclass(type(value), kind):  # isinstance() may run code of the value
                 value = inside(value)
                 break
         else:
@@ -77,8 +77,8 @@ _WRAPPERS: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
 
 
 def getattr_static(value: Any, name: str) -> Any:
-    """An attribute of functions or one in an instance's dictionary, without running any code."""
-    # Not isinstance() here and below, which asks objects for their class: a dead proxy raises.
+    """An attribute of a function, or one in an instance's dictionary. Runs no code."""
+    # No isinstance() here and below: it asks objects for their class, and a dead proxy raises.
     if type(value) is types.FunctionType:
         return value.__code__ if name == "__code__" else value.__dict__.get(name)
     try:
@@ -96,7 +96,7 @@ def class_attribute(kind: type, name: str) -> Any:
 
 
 def leads_to(code: CodeType) -> Callable[[Any], bool]:
-    """Tells of a value whether calling it runs *code*."""
+    """A function that says whether calling a value runs *code*."""
     return lambda value: any(each is code for each in code_of(value))
 
 
