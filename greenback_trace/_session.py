@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .live.socket import Server
     from .live.stalls import Stall
     from .misuse.listener import Debug
-    from .misuse.policy import Misuse
     from .misuse.watchdog import Held
+    from .misuse.wording import Misuse
 
 _DEFAULT_SPAN_RATE = 100.0
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from ..count.counts import PortalTally
     from ..live.stalls import Stall
-    from ..misuse.policy import Misuse
     from ..misuse.watchdog import Held
+    from ..misuse.wording import Misuse
 
 _SITES_IN_SUMMARY = 5
 #: Seconds for which the same event of the same site is not told again.

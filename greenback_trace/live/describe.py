@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from greenback.instruments import Portal
 
     from ..count.totals import Totals
-    from ..misuse.policy import Misuse
+    from ..misuse.wording import Misuse
 
 #: Raised when a field is taken away or changes its meaning.
 VERSION = 1
