@@ -310,8 +310,8 @@ def frames_in_threads(
             # Not `outermost_first`: from another thread, PyPy shows the main greenlet only below.
             inside = frames = [*outwards(innermost)][::-1]
             while first not in frames and frames[0].f_code == work.__code__:
-                employer = _portal_in(frames[0])
-                around = getattr(getattr(employer, "greenlet", None), "gr_frame", None)
+                portal = _portal_in(frames[0])
+                around = getattr(getattr(portal, "greenlet", None), "gr_frame", None)
                 if around is None:
                     break
                 frames = outermost_first(around) + frames

@@ -582,11 +582,11 @@ def first_step(portal: Portal) -> Any:
         home.first_step = portal
         if _GREENLETS_HAVE_CONTEXT:
             worker.gr_context = me.gr_context
-        job = portal if worker else [portal]
+        first = portal if worker else [portal]
         if _hooks is None and _GREENLETS_HAVE_CONTEXT:
-            trap = worker.switch(job)
+            trap = worker.switch(first)
         else:
-            trap = _observed_switch(portal, worker, job)
+            trap = _observed_switch(portal, worker, first)
         if portal.resume is not None:
             _register_once(portal, home)
         return trap

@@ -61,12 +61,12 @@ def work(first: List[Any]) -> None:
             return
         # While it is parked, this frame must keep nothing alive, and not itself either: the
         # garbage collector cannot look into the stack of a greenlet.
-        employer = portal.greenlet
+        outside = portal.greenlet
         # Two references. When a thread ends, greenlet gives up its outermost greenlet if a single
         # one is left, to be found nowhere; a collection that is under way hides what it looks at.
-        also = employer  # noqa: F841
+        also = outside  # noqa: F841
         portal = None
-        portal = employer.switch()
+        portal = outside.switch()
         while type(portal) is not Portal:
             # A greenlet that the work of an earlier portal has started, and whose parent this
             # worker is, has ended: pass its result on, as a dead one would.

@@ -11,7 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
 
-from .._engine import bridge as _bridge
+from .._engine.bridge import set_hooks
 from .failures import raise_if_from_signal_handler, tell_failure
 
 if TYPE_CHECKING:
@@ -195,11 +195,11 @@ def tell_removed(instrument: Any, hook: str, error: Exception) -> None:
 
 def _publish() -> None:
     if _primary is None:
-        _bridge.set_hooks(_of_instruments)
+        set_hooks(_of_instruments)
     elif _of_instruments is None:
-        _bridge.set_hooks(_primary)
+        set_hooks(_primary)
     else:
-        _bridge.set_hooks(Both(_primary, _of_instruments))
+        set_hooks(Both(_primary, _of_instruments))
 
 
 def _after_fork() -> None:
