@@ -216,7 +216,9 @@ def _try(task_type: Any, loop: _Loop, layout: Optional[Layout], moment: str) -> 
     try:
         task = task_type(old, loop=loop, name="greenback self-test")  # unnamed ones are numbered
         task._log_destroy_pending = False  # if a check fails, the task is dropped before its end
-        check(sys.getrefcount(old) == old_alone + 1, "it does not own one reference to its own")
+        check(
+            sys.getrefcount(old) == old_alone + 1, "it does not own one reference to its coroutine"
+        )
         if layout is None:
             layout = Layout(task_type, task, old)
         if moment is _RUNNING:

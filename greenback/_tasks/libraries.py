@@ -389,8 +389,8 @@ def library_of(task: Any) -> Library:
     if trio is not None and isinstance(task, trio.lowlevel.Task):
         return _trio(running_asyncio_loop())
     raise TypeError(
-        f"{task!r} is not a task of asyncio or Trio; pass asyncio.current_task(), what "
-        "create_task() returned, or trio.lowlevel.current_task()"
+        f"{task!r} is not a task of asyncio or Trio; pass asyncio.current_task(), the "
+        "result of create_task(), or trio.lowlevel.current_task()"
     )
 
 

@@ -22,33 +22,34 @@ _NO_LOOP = (
 )
 _WORKER_THREAD = (
     "this is a worker thread: no event loop runs in {thread!r}, and a portal belongs to a task of "
-    "the loop's own thread (unknown async library, or not in async context); have that loop do it, "
-    "with 'asyncio.run_coroutine_threadsafe(coroutine, loop).result()', "
-    "'anyio.from_thread.run(async_fn)' or 'trio.from_thread.run(async_fn)', or start a loop for "
+    "the loop's own thread (unknown async library, or not in async context); run the async code in "
+    "that loop, with 'asyncio.run_coroutine_threadsafe(coroutine, loop).result()', "
+    "'anyio.from_thread.run(async_fn)' or 'trio.from_thread.run(async_fn)', or start a loop in "
     "this thread with 'greenback.run(async_fn, *args)'"
 )
 _CALLBACK = (
-    "this is a callback of a running event loop, which is no task, so that nothing can wait here "
-    "(unknown async library, or not in async context): start a task in it, as with "
+    "this is a callback of a running event loop, not a task, so nothing can wait here "
+    "(unknown async library, or not in async context): start a task from the callback, with "
     "'asyncio.ensure_future(greenback.with_portal_run_sync(function))'"
 )
 _PLAYWRIGHT = (
     "this is inside Playwright's sync API, which runs an event loop of its own in this thread, out "
-    "of reach (unknown async library, or not in async context): use 'playwright.async_api', whose "
-    "calls 'greenback.await_' can wait for, or call this in another thread"
+    "of greenback's reach (unknown async library, or not in async context): use "
+    "'playwright.async_api' and pass its coroutines to 'greenback.await_', or call this in another "
+    "thread"
 )
 _NO_PORTAL = (
     "you must create a greenback portal for this task in order to use greenback.await_(); "
     "try 'await greenback.ensure_portal()' or 'await greenback.with_portal_run(async_fn, *args)'"
 )
 _PARENT_HAS_ONE = (
-    "; {parent}, which waits for this one, has a portal, but a portal serves its own task alone: "
-    "most often a framework runs this in a task of its own. Create the portal in here, or have "
-    "child tasks inherit theirs, with 'async with greenback.portals_for_tree()'"
+    "; {parent}, which waits for this one, has a portal, but a portal serves its own task alone. "
+    "Most often a framework has started the present task. Create a portal in this task, too, or "
+    "have child tasks inherit portals, with 'async with greenback.portals_for_tree()'"
 )
 _OTHER_LIBRARY = (
     "greenback does not support {name}: it bridges to asyncio and Trio. If one of these runs here, "
-    "somebody has set sniffio's thread_local.name or current_async_library_cvar to {name!r}"
+    "some code has set sniffio's thread_local.name or current_async_library_cvar to {name!r}"
 )
 
 
