@@ -1,4 +1,4 @@
-"""Programs that are written once, and run with `await` and with bridges."""
+"""Programs that are written once, and run both with `await` and with bridges."""
 
 from __future__ import annotations
 
