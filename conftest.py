@@ -1,4 +1,4 @@
-"""The examples in README.md and docs/ are tests: pytest collects them through Sybil."""
+"""Collects the examples in README.md and docs/ as tests, through Sybil."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sybil import Sybil
 from sybil.integration.pytest import SybilItem
 from sybil.parsers import markdown, rest
 
-# An assert in what tests share shows its values, as one in a test does.
+# So that a failing assert in modules that tests share shows its values, as in a test.
 pytest.register_assert_rewrite("tests")
 
 _readme = Sybil([markdown.PythonCodeBlockParser()], filenames=["README.md"], path=".")
@@ -22,10 +22,11 @@ pytest_collect_file = (_readme + _pages).pytest()
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, SybilItem):
-            # Sybil's filter takes for granted that the failure was raised in the example. One that
-            # pytest itself raises, of an unraisable exception say, would end the whole run
+            # Sybil's filter assumes that the failure was raised in the example. A failure that
+            # pytest itself raises, for an unraisable exception say, would end the whole run
             # (Sybil 10.1).
             item._traceback_filter = _Filter(item._traceback_filter)  # type: ignore[method-assign]
+        # The examples of a document build on one another, so they stay together, too.
         if isinstance(item, SybilItem) or _shares_a_fixture(item):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
@@ -33,8 +34,8 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
 def _shares_a_fixture(item: pytest.Item) -> bool:
     """Whether the item has a fixture of its class, module or session that tests/ defines.
 
-    Such a fixture runs a program or a server, and each worker that needs it would do so again. The
-    examples of a document even build on one another.
+    Such a fixture runs a program or a server. Each process of xdist that needs the fixture would
+    run it again.
     """
     info = getattr(item, "_fixtureinfo", None)
     return info is not None and any(
