@@ -18,9 +18,9 @@ needs_311 = pytest.mark.skipif(
 
 
 def both_ways(backend, program):
-    """What a program gives that is written with awaits, which is what its bridged twin gives.
+    """The result of a program with awaits. Asserts that the result with bridges is the same.
 
-    The program takes an async function `wait_for_it`, by which it waits for an awaitable.
+    *program* gets an async function `wait_for_it`, by which it waits for an awaitable.
     """
 
     async def awaited():

@@ -388,7 +388,7 @@ class TestSentry:
 
     @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
     def test_before_the_scope(self, loop: str) -> None:
-        """Inside a scope, an error is sent once, with the same name, even if set up repeatedly."""
+        """Inside a scope, an error is sent once, with the same name, even if enabled twice."""
         name = NAME_ON_ASYNCIO
         if loop == "uvloop":
             pytest.importorskip("uvloop")

@@ -131,7 +131,7 @@ def test_child(backend: Any, opener: str, where: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trace", ["1", "debug"])
 def test_traced_child(backend: Any, trace: str, tmp_path: Path) -> None:
-    """Traced processes get the same values and exceptions, and log nothing."""
+    """Traced processes get the same values and exceptions, and write nothing else."""
     variables = {"GREENBACK_TRACE": trace, "GREENBACK_TRACE_FILE": str(tmp_path / "{pid}.jsonl")}
     for opener in OPENERS:
         assert run(repr(backend), opener, "sync", tmp_path, **variables) == LINE * 3

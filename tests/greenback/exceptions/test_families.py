@@ -323,7 +323,7 @@ class TestThrownIn:
 
     @pytest.mark.parametrize("name", list(SOURCES))
     def test_timeouts(self, backend: Any, portal: Any, name: str) -> None:
-        """A timeout has the same effect on wait_for() and its like as with ``await``."""
+        """A timeout turns its cancellation into the same error as with ``await``."""
         results = []
         for bridged in (False, True):
             log: List[Any] = []
