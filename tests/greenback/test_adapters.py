@@ -30,7 +30,7 @@ class TestAutoawait:
         assert in_portal(backend, lambda: fn(1, 2, fn=3)) == ((1, 2), {"fn": 3})
 
     def test_metadata(self) -> None:
-        """It has the name, docstring and ``__wrapped__``, and is no coroutine function."""
+        """The function has the name, docstring and ``__wrapped__``, and is not async."""
 
         async def fn() -> None:
             """Do it."""

@@ -304,7 +304,7 @@ class TestContextOfTheTask:
         trio.run(main)
 
     def test_replaced_around_a_portal(self) -> None:
-        """The same holds for a coroutine that a portal's code awaits without a bridge."""
+        """A coroutine that a portal's code awaits without a bridge gets the new context, too."""
 
         async def main() -> None:
             async def inside() -> None:

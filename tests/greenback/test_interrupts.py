@@ -73,7 +73,7 @@ class Program:
         await self.work()
 
     async def handling(self) -> None:
-        """The same while an exception is being handled, which takes other paths in greenback."""
+        """As `run`, in an `except` block: greenback takes other paths there."""
         try:
             raise LookupError
         except LookupError:

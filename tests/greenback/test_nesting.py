@@ -125,7 +125,7 @@ class TestOtherLoops:
         trio.run(main)
 
     def test_asyncio_inside_asyncio(self, asyncio_backend):
-        """The same holds for an asyncio loop that is nested by hiding the loop around it."""
+        """Tasks of an asyncio loop that is nested by hiding the outer one use only their own."""
 
         async def inner():
             no_portal_here()

@@ -40,7 +40,7 @@ class Equal:
 
 class TestHasPortal:
     def test_values(self, backend: Any, portal: Any) -> None:
-        """It is true wherever await_() works: in sync code, and in coroutines behind a bridge."""
+        """has_portal() is true wherever await_() works: in sync code, and behind a bridge."""
 
         async def inside() -> Tuple[bool, bool]:
             before = greenback.has_portal()
@@ -61,7 +61,7 @@ class TestHasPortal:
         backend.run(main)
 
     def test_other_task(self, backend: Any, portal: Any) -> None:
-        """It answers for other tasks: parked ones with and without a portal, and done ones."""
+        """has_portal() answers for other tasks: parked, with and without a portal, and done."""
         seen: List[bool] = []
 
         async def main() -> None:
@@ -103,12 +103,12 @@ class TestHasPortal:
         ids=lambda thing: type(thing).__name__,
     )
     def test_no_task(self, backend: Any, portal: Any, thing: Any) -> None:
-        """For an object that is no task it is false, inside and outside of portals."""
+        """For an object that is no task, has_portal() is false, inside and outside of portals."""
         assert greenback.has_portal(thing) is False
         assert backend.run(portal, lambda: greenback.has_portal(thing)) is False
 
     def test_no_task_that_looks_like_one(self, backend: Any) -> None:
-        """For an object that raises when it is compared with a task it is false."""
+        """For an object that raises when it is compared with a task, has_portal() is false."""
 
         async def main() -> bool:
             await greenback.ensure_portal()
@@ -118,7 +118,7 @@ class TestHasPortal:
 
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
     def test_eagerly_finished_task(self, asyncio_backend: Any) -> None:
-        """For a task that ended in its eager first step it is false."""
+        """For a task that ended in its eager first step, has_portal() is false."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()

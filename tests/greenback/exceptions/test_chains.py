@@ -178,7 +178,7 @@ class TestChains:
     @pytest.mark.parametrize("opener", [in_run_sync, in_run], ids=lambda fn: fn.__name__)
     @pytest.mark.parametrize("name", list(CHAINS))
     def test_portal(self, backend: Any, opener: Any, name: str) -> None:
-        """They are those of ``await``, too, if an except or finally block opens the portal."""
+        """If an except or finally block opens the portal, chains are those of ``await``, too."""
         for around in ("except", "finally", "nested"):
             for how in ("fail", "fail_later"):
                 source = CHAINS[name].replace("{how}", how)
