@@ -108,7 +108,14 @@ def run_both(backend: Any, portal: Any, source: str, **names: Any) -> List[Any]:
         program = compiled(
             source,
             bridged,
-            {**globals(), **names, "h": Helpers(backend), "log": log, "backend": backend},
+            {
+                **globals(),
+                **names,
+                "await_": greenback.await_,
+                "h": Helpers(backend),
+                "log": log,
+                "backend": backend,
+            },
         )
         caught: List[BaseException] = []
         values: List[Any] = []
