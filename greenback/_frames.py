@@ -88,7 +88,7 @@ def set_engine(await_: Callable[..., Any], drive: Callable[..., Any]) -> None:
     _await, _drive = getattr(await_, "__code__", None), getattr(drive, "__code__", None)
 
 
-# Which frames
+# Whose frames
 
 
 def is_own(frame: FrameType) -> bool:
@@ -129,7 +129,7 @@ def _portal_in(frame: FrameType) -> Optional[Portal]:
     return found if type(found) is Portal else None
 
 
-# What waits
+# Frames of work that waits
 
 
 def suspended_frames(awaitable: Any) -> Iterator[Optional[FrameType]]:
@@ -247,7 +247,7 @@ def _caller_of(frame: FrameType) -> Optional[FrameType]:
         return None
 
 
-# What runs
+# Frames of code that runs
 
 
 def is_worker(some_greenlet: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What all tests share: a way to run an async function on each of the event loops."""
+"""Settings and fixtures of all tests: above all `backend`, each of the event loops in turn."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests import sampling
 
 try:
     import uvloop
-except ImportError:  # PyPy, and platforms without a wheel
+except ImportError:  # on PyPy, and on platforms without a wheel
     uvloop = None
 
 BACKENDS = ["asyncio", *(["uvloop"] if uvloop is not None else []), "trio"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have Ctrl-C do what it does in a terminal: who runs tests in the background ignores it."""
+    """Restore the handler of Ctrl-C: a shell has background processes ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("TESTS_WITH_SDK"):
         _set_global_sdk()
-    # In the environment, since the workers of xdist have to have the same.
+    # In the environment, since all processes of xdist must use the same seed.
     seed = os.environ.setdefault("GREENBACK_FUZZ_SEED", str(SystemRandom().getrandbits(32)))
     if not seed.isdecimal():
         raise pytest.UsageError(f"GREENBACK_FUZZ_SEED={seed!r} must be a whole number")
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how to repeat what was random."""
+    """Print how to repeat the random choices of this run."""
     reports = [report for some in terminalreporter.stats.values() for report in some]
     if any(getattr(report, "nodeid", "").startswith("tests/fuzz/") for report in reports):
         seed = os.environ["GREENBACK_FUZZ_SEED"]
@@ -48,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _set_global_sdk() -> None:
-    """Have what is traced go to a real SDK, as in an application that has set one."""
+    """Set a real SDK, which gets the telemetry of traced tests, as an application does."""
     from opentelemetry import metrics, trace
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -64,8 +64,8 @@ def _set_global_sdk() -> None:
 
 @pytest.fixture
 def few_objects() -> Iterator[None]:
-    """The garbage collector skips what is there already, which is a lot after other tests."""
-    if hasattr(gc, "freeze"):  # which PyPy has not
+    """Have the garbage collector skip the existing objects: after other tests they are many."""
+    if hasattr(gc, "freeze"):  # PyPy has no freeze()
         gc.freeze()
     yield
     if hasattr(gc, "unfreeze"):
@@ -73,7 +73,7 @@ def few_objects() -> Iterator[None]:
 
 
 class Backend:
-    """One of the event loops, and the few things that its library spells in its own way."""
+    """One of the event loops, and the operations whose spelling depends on the library."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -91,7 +91,7 @@ class Backend:
             loop = uvloop.new_event_loop()
         else:
             loop = asyncio.new_event_loop()
-        # asyncio.Runner is 3.11+; this does the same for a single call.
+        # As asyncio.Runner (3.11+), for a single call.
         asyncio.set_event_loop(loop)
         try:
             return loop.run_until_complete(async_fn(*args))
@@ -116,7 +116,7 @@ class Backend:
 
     @property
     def sleep(self) -> Callable[[float], Awaitable[Any]]:
-        """The library's own function, so that what awaits it is told so."""
+        """The library's own sleep(), and not a wrapper of the tests."""
         return trio.sleep if self.is_trio else asyncio.sleep
 
     def current_task(self) -> Any:
@@ -128,11 +128,11 @@ class Backend:
 
     @property
     def cancelled(self) -> type:
-        """What is raised in a task that is cancelled."""
+        """The exception in a task that is cancelled."""
         return trio.Cancelled if self.is_trio else asyncio.CancelledError
 
     async def together(self, *async_fns: Callable[[], Awaitable[Any]]) -> None:
-        """Run several async functions as tasks of their own, and wait for all."""
+        """Run several async functions, each in a task of its own, and wait for all."""
         if self.is_trio:
             async with trio.open_nursery() as nursery:
                 for async_fn in async_fns:
@@ -141,7 +141,7 @@ class Backend:
             await asyncio.gather(*(async_fn() for async_fn in async_fns))
 
     async def cancelled_in(self, async_fn: Callable[[Callable[[], None]], Awaitable[Any]]) -> None:
-        """Run *async_fn* and cancel it when it calls what it is passed."""
+        """Run *async_fn*, and cancel it when it calls its argument."""
         if self.is_trio:
             with trio.CancelScope() as scope:
                 await async_fn(scope.cancel)

@@ -1,4 +1,4 @@
-"""What tests need that may not be there."""
+"""Whether packages are installed that tests need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Iterable, List
 
 
 def missing(names: Iterable[str]) -> List[str]:
-    """The distributions among these that are not installed."""
+    """The names of those distributions that are not installed."""
     found = []
     for name in names:
         try:

@@ -1,8 +1,8 @@
-"""Two threads that meet at each instruction, as they do on a build without the GIL.
+"""Two threads that meet at each instruction, as on a build without the GIL.
 
-With the GIL, CPython 3.10 and later has other threads run at few places: in calls and loops. What
-is lost in between is lost elsewhere. So one thread is stopped before each of its instructions, one
-after the other, and a second one does all that it does at that moment.
+With the GIL, CPython 3.10 and later switches threads at few places only: in calls and loops. A race
+anywhere else shows only without the GIL. So these functions stop one thread before each of its
+instructions in turn, and let a second thread do all its work at that moment.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import threading
 from types import FrameType, ModuleType
 from typing import Any, Callable, List, Optional, Tuple
 
-#: Seconds after which the second thread is taken to wait for something that is not `Turns.lock`.
+#: After so many seconds, the second thread counts as waiting for something other than `Turns.lock`.
 _PATIENCE = 30
 
 
 class Turns:
-    """Whose turn it is: the first thread's again when the second has ended, or has to wait."""
+    """Whose turn it is. It is the first thread's again when the second has ended or must wait."""
 
     def __init__(self) -> None:
         self._back = threading.Event()
 
     def lock(self) -> Any:
-        """A reentrant lock, to be put in the place of one that both threads take."""
+        """A reentrant lock, to replace one that both threads take."""
         return _Lock(self._back)
 
     def give(self, second: Callable[[], object]) -> threading.Thread:
@@ -62,16 +62,16 @@ class _Lock:
         self.release()
 
 
-#: Gives what the first thread does, what the second does, and what is to be looked at in the end.
+#: Returns three functions: the first thread's, the second thread's, and the check at the end.
 Prepare = Callable[[Turns], Tuple[Callable[[], object], Callable[[], object], Callable[[], object]]]
 
 
 def at_each_instruction(prepare: Prepare, *modules: ModuleType) -> None:
-    """Let two threads meet at each instruction that the first one executes in *modules*.
+    """Let two threads meet at each instruction that the first thread executes in *modules*.
 
     Args:
-        prepare: Called for each of them, with whose turn it is.
-        modules: Where the first thread is stopped.
+        prepare: Called for each instruction, with a new `Turns`.
+        modules: The modules in which to stop the first thread.
     """
     assert CAN_STOP
     files = [module.__file__ for module in modules]
@@ -83,7 +83,7 @@ def at_each_instruction(prepare: Prepare, *modules: ModuleType) -> None:
         met = _meet(first, lambda: turns.give(second), number, files)
         sys.settrace(before)
         if met is None:
-            second()  # it undoes what has been prepared for it
+            second()  # it undoes the preparations
             break
         met.join()
         look()
@@ -97,7 +97,7 @@ def _meet(
     number: int,
     files: List[Optional[str]],
 ) -> Optional[threading.Thread]:
-    """Run *first*, and stop it before an instruction; None if there are less."""
+    """Run *first*, stopped before an instruction; None if there are fewer instructions."""
     met: List[threading.Thread] = []
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -121,7 +121,7 @@ def _meet(
 
 
 def _can_stop() -> bool:
-    """Whether the interpreter tells trace functions of instructions."""
+    """Whether the interpreter calls trace functions for instructions."""
     events: List[str] = []
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:

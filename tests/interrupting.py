@@ -1,4 +1,4 @@
-"""Raising at each instruction of a package in turn, as a signal handler might."""
+"""Raising an exception at each instruction of a package in turn, as a signal handler might."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing_extensions import Self
 
 from greenback._shims.lookalike import is_of_lookalike
 
-#: PyPy tells of lines only.
+#: PyPy calls trace functions for lines only.
 _EVENT = "line" if platform.python_implementation() == "PyPy" else "opcode"
-#: Where the interpreter looks at no signals, so that nothing can be raised: at a suspended `await`,
-#: which would be lost by any coroutine, between two instructions that only move things, and, up to
-#: Python 3.10, where a `try` or `with` begins.
+#: Instructions at which the interpreter runs no signal handlers, so nothing can be raised: at a
+#: suspended `await`, where any coroutine would lose the exception; between two instructions that
+#: only move values; and, up to Python 3.10, where a `try` or `with` begins.
 _SAFE: FrozenSet[str] = frozenset(
     {
         "BEFORE_ASYNC_WITH",
@@ -41,7 +41,7 @@ _SAFE: FrozenSet[str] = frozenset(
 
 
 class Interruption(BaseException):
-    """Like `KeyboardInterrupt`, but event loops let it be a task's own."""
+    """Like `KeyboardInterrupt`, but event loops leave it to the task."""
 
 
 def raise_interruption() -> None:
@@ -49,16 +49,16 @@ def raise_interruption() -> None:
 
 
 class Interrupt:
-    """Raises something once, at one of the instructions of some packages.
+    """A context manager that raises once, at one of the instructions of some packages.
 
-    To be entered; events count between `begin` and `end`.
+    Instructions between `begin` and `end` count.
 
     Args:
-        number: At which of them, from 1 on.
+        number: The number of the instruction, from 1 on.
         packages: The packages.
         spared: Names of functions in which nothing is raised.
-        handler: What raises. By default, it raises `Interruption`.
-        repeats: How often the same instruction counts, at most; by default, each time.
+        handler: The function that raises. By default, it raises `Interruption`.
+        repeats: How often the same instruction counts at most; by default each time.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Interrupt:
         )
         self._spared = spared
         self._is_on = False
-        #: Where it was raised: the function, the line and the instruction.
+        #: The place where it raised: the function, the line and the instruction.
         self.where: Optional[Tuple[str, int, str]] = None
 
     def __enter__(self) -> Self:

@@ -1,14 +1,14 @@
-"""How much a run tests of what it could test in more ways than it has time for.
+"""Samples: a run tests only some of the cases where there are too many.
 
-Read from the environment, since the workers of xdist have to have the same:
+The settings are in the environment, since all processes of xdist must use the same:
 
 TESTS_EVERY
-    Interruptions come at every 7th instruction by default, at all with 1.
+    Interrupt at every instruction with this distance: 7 by default; 1 takes all.
 TESTS_FIRST
-    The first of these instructions. By default it is another in each run, which the run prints.
+    The first of these instructions. By default each run chooses another one, and prints it.
 TESTS_SMALL
-    Set where one Python of several runs the tests: random programs are fewer, and nothing is
-    compiled a second time.
+    Set if this is one of several Pythons that run the tests: fewer random programs, and nothing
+    is compiled a second time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def configure() -> None:
 
 
 def instructions() -> Iterator[int]:
-    """The numbers of the instructions to interrupt, without an end."""
+    """The numbers of the instructions to interrupt: an endless iterator."""
     return itertools.count(int(os.environ["TESTS_FIRST"]), int(os.environ["TESTS_EVERY"]))
 
 

@@ -1,4 +1,4 @@
-"""What `make demo` shows: demo/run.py, run as its user runs it."""
+"""The output of `make demo`: demo/run.py, started as its user starts it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .installed import missing
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ["asyncio", "trio"]
-#: Each page of the site once, so that all links lead somewhere, and the first page twice.
+#: Each page of the site once, so that no link is broken, and the first page twice.
 PAGES = len([*(ROOT / "docs").glob("*.rst"), *ROOT.glob("*.md")]) + 1
 NEEDED = [
     *("docutils", "httpx", "hypercorn", "jinja2", "markdown-it-py", "trio"),
@@ -58,18 +58,18 @@ def run_demo(root: Path, directory: Path, *options: str) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the demo prints."""
+    """The output of the demo."""
     directory = tmp_path_factory.mktemp("demo")
     done = run_demo(ROOT, directory, "--pages", str(PAGES), "--at-once", "8")
     assert done.returncode == 0, done.stdout + done.stderr
-    # On a busy machine, a step may well be told of as slow.
+    # On a busy machine, slow steps may be logged.
     assert [line for line in done.stderr.splitlines() if "greenback.slow_step" not in line] == []
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def parts(output: str) -> Dict[str, str]:
-    """What it prints of each library."""
+    """The part of the output for each library."""
     pieces = re.split(r"^=== (\w+) ===$", output, flags=re.MULTILINE)[1:]
     return dict(zip(pieces[::2], pieces[1::2]))
 

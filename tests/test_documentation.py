@@ -1,4 +1,4 @@
-"""What keeps the pages honest; the examples themselves are collected by ../conftest.py."""
+"""Checks of the documentation. Its examples are tests of their own, from ../conftest.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.rst"))]
-# What a reader takes for Python, whether or not Sybil's parsers do.
+# What looks like Python to a reader, whether or not Sybil's parsers find it.
 PYTHON = re.compile(
     r"^ *(?:(?:```+|~~~+) *py|\.\. (?:code-block|code|sourcecode|testcode):: *py|>>> )",
     re.MULTILINE,
@@ -19,7 +19,7 @@ PYTHON = re.compile(
 class TestExamples:
     @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
     def test_none_is_overlooked(self, page: Path, request: pytest.FixtureRequest) -> None:
-        """Whatever looks like Python to a reader of the documentation is an example that is run."""
+        """Each block that looks like Python to a reader is an example that the tests run."""
         collect_file = request.config.hook.pytest_collect_file
         (collector,) = collect_file(file_path=page, parent=request.session)
         examples = list(collector.collect())

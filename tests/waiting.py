@@ -1,4 +1,4 @@
-"""Waiting for what another thread or process does, of which it gives no sign."""
+"""Waiting for another thread or process that sends no signal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Callable
 
 
 def wait_until(is_so: Callable[[], object], seconds: float = 60) -> None:
-    """Ask again and again, and fail after so many seconds."""
+    """Call *is_so* until it is true; fail after *seconds*."""
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end, f"not so after {seconds} s"

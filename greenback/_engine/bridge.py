@@ -160,6 +160,7 @@ def await_(aw: Awaitable[T]) -> T:
             try:
                 if steps is None:
                     me: Any = getcurrent()
+                    # A worker knows its portal: checking that costs less than a look-up by task.
                     if type(me) is Worker:
                         portal = me.portal
                     try:
@@ -201,6 +202,7 @@ def await_(aw: Awaitable[T]) -> T:
                         if answer is None:
                             break  # the for loop's own next step sends None
                         if answer is ERROR:
+                            # For `leave_handler`, if the awaitable lets the error out.
                             handled = handled_exception()
                             trap = steps.throw(take_error(portal))
                             handled = None
@@ -618,7 +620,7 @@ def first_step(portal: Portal) -> Any:
         home.first_step = portal
         if _GREENLETS_HAVE_CONTEXT:
             worker.gr_context = me.gr_context
-        first = portal if worker else [portal]
+        first = portal if worker else [portal]  # a worker that has not begun: see `work`
         if _hooks is None and _GREENLETS_HAVE_CONTEXT:
             trap = worker.switch(first)
         else:
@@ -700,7 +702,7 @@ def _interrupt(portal: Portal, error: BaseException) -> Any:
     """Throw *error* into the portal's work, and return the next trap."""
     home = portal.home
     if home.portals.get(portal.task) is portal:
-        portal.registered = True  # `register` was interrupted between the two
+        portal.registered = True  # `register` was interrupted before its last line
     set_traceback(error, without_frames_of(_PACKAGE, traceback_of(error)))
     portal.error = error
     if not is_parked(portal):

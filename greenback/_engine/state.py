@@ -40,11 +40,11 @@ class Worker(greenlet.greenlet):
 
 
 class Portal:
-    """What makes `await_` possible in one task, from when it is opened until it is closed.
+    """One task's ability to use `await_`, from the opening of the portal to its closing.
 
     Attributes:
         kind: ``"task"``, ``"run"``, ``"run_sync"``, ``"bestowed"`` or ``"inherited"``.
-        task: The task that it was opened in.
+        task: The task in which it was opened.
         library: Its ``.name`` is ``"asyncio"`` or ``"trio"``.
     """
 

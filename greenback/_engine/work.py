@@ -45,8 +45,9 @@ def work(first: List[Any]) -> None:
                 portal.result = run(portal)
         except BaseException as error:
             if portal.abandoned:
-                raise
+                raise  # the worker is being killed
             set_traceback(error, without_own_frames(traceback_of(error)))
+            # Throwing an error into the coroutine raised this one, and would raise it again.
             is_again = portal.error is not None and issubclass(
                 type(error), (RecursionError, MemoryError)
             )

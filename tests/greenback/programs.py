@@ -1,4 +1,4 @@
-"""Programs that are written once, and run with `await` and with bridges."""
+"""Programs that are written once, and run both with `await` and with bridges."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ def compiled(source: str, bridged: bool, names: Dict[str, Any]) -> Any:
     """The function ``program`` of a text, awaited or bridged.
 
     Args:
-        source: Has ``ASYNC def`` for a function that is sync if bridged, ``CALL(`` for a call of
-            one, and ``AWAIT(`` for `await` or `greenback.await_`.
-        bridged: Which of the two.
-        names: What the text refers to.
+        source: The text. ``ASYNC def`` stands for a function that is sync if bridged, ``CALL(``
+            for a call of such a function, and ``AWAIT(`` for `await` or `greenback.await_`.
+        bridged: Whether to bridge.
+        names: The globals of the text.
     """
     words = (
         ("ASYNC def", "def" if bridged else "async def"),

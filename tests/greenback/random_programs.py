@@ -25,7 +25,7 @@ VARIABLES = [contextvars.ContextVar(name, default=0) for name in ("a", "b")]
 EVENTS = 3
 #: Steps of the partner, the other task: it sets the events and, on asyncio, may cancel.
 PARTNER_STEPS = 6
-#: What a block returns unless one of its statements says otherwise.
+#: The result of a block without a statement that returns another one.
 NOTHING = object()
 
 
@@ -54,7 +54,7 @@ CATCHES: Dict[str, Any] = {
 
 
 def described(error: Optional[BaseException]) -> Any:
-    """An exception with all that its chains lead to, identity included, in comparable form."""
+    """A comparable description of an exception and its chains, identity included."""
     seen: Dict[int, int] = {}
 
     def describe(error: Optional[BaseException]) -> Any:
@@ -82,7 +82,7 @@ def described(error: Optional[BaseException]) -> Any:
 
 
 class Wrapped:
-    """An awaitable that is no coroutine."""
+    """An awaitable that is not a coroutine."""
 
     def __init__(self, coroutine: Any) -> None:
         self.coroutine = coroutine
@@ -118,7 +118,7 @@ class Interpreter:
         #: Bridges by ``("bridge", functions in its sync chain, outcome)``; those that were
         #: ``("suspended",)``; and their traps, each of which takes a ``("switch",)`` to the loop.
         self.counts: Counter[Tuple[Any, ...]] = Counter()
-        #: Of each bridge that is under way, how many traps it had.
+        #: For each bridge that is under way, the number of its traps.
         self.under_way: List[int] = []
 
     def simple(self, statement: Tuple[Any, ...]) -> Any:
@@ -136,7 +136,7 @@ class Interpreter:
             raise ERRORS[name](value) from ERRORS[cause](value)
         elif kind == "reraise":
             if self.thrown_at_while_handling:
-                raise KeyError  # what is being handled differs, see `assert_same`
+                raise KeyError  # the handled exception differs, see `assert_same`
             raise  # noqa: PLE0704  (of what is being handled where this is called)
         elif kind == "handled":
             self.log.append(("handled", described(sys.exc_info()[1])))
@@ -156,7 +156,7 @@ class Interpreter:
         return NOTHING
 
     def thrown_at(self, handled: Optional[BaseException]) -> None:
-        """Note what was being handled when a suspension raised a cancellation."""
+        """Note which exception was being handled when a suspension raised a cancellation."""
         if self.backend.is_trio:
             return
         # A task that is written in Python, as PyPy's are, is stepped in an `except` block.
@@ -164,7 +164,7 @@ class Interpreter:
             self.thrown_at_while_handling = True
 
     def suspension(self, statement: Tuple[Any, ...]) -> Any:
-        """What to await for a statement that may suspend."""
+        """The awaitable of a statement that may suspend."""
         if statement[0] == "checkpoint":
             coroutine = self.backend.checkpoint()
         else:
@@ -189,7 +189,7 @@ class Interpreter:
                 error = reason
 
     def bridge(self, awaitable: Any) -> Any:
-        """Await it in a bridge, and count that."""
+        """Await it in a bridge, and count the bridge."""
         self.under_way.append(0)
         outcome = "ok"
         try:
@@ -303,7 +303,7 @@ class Interpreter:
         return NOTHING
 
     async def whole(self, program: Tuple[Any, ...], portal: str) -> None:
-        """The program, with everything that it has done in the log."""
+        """Run the program; the log has all that it does."""
         try:
             if self.bridged and portal == "run":
                 value = await greenback.with_portal_run(self.asynchronous, program)
@@ -384,7 +384,7 @@ def interpreted(
 
 
 def without_chains(log: List[Any]) -> List[Any]:
-    """A log in which exceptions have neither cause nor context, and none is being handled."""
+    """A copy of the log without causes, contexts and handled exceptions."""
     return [
         (entry[0], None if entry[0] == "handled" else entry[1][:2])
         if isinstance(entry, tuple) and entry[0] in ("caught", "raised", "handled")
@@ -433,7 +433,7 @@ COMMON = settings(
 
 
 def check(backend: Any, program: Any, portal: str, cancel_at: Optional[int]) -> None:
-    """The program does the same with bridges as with ``await``."""
+    """Assert that the program does the same with bridges as with ``await``."""
     assert_same(
         interpreted(backend, program, portal, cancel_at, bridged=False),
         interpreted(backend, program, portal, cancel_at, bridged=True),
@@ -443,10 +443,10 @@ def check(backend: Any, program: Any, portal: str, cancel_at: Optional[int]) -> 
 def assert_same(awaited: Interpreter, bridged: Interpreter) -> None:
     before, after = awaited.log, bridged.log
     if awaited.thrown_at_while_handling:
-        # CPython gives what is thrown into nested coroutines the context of each one's innermost
-        # `except` block in turn, on its way out. A sync function has no such moment. Until their
-        # next step, the inner ones see nothing of what the outer ones are handling; a sync function
-        # does.
+        # When an exception is thrown into nested coroutines, CPython gives it, on its way out, the
+        # context of each coroutine's innermost `except` block in turn. A sync function has no such
+        # moment. Until their next step, inner coroutines see nothing of the exception that outer
+        # ones are handling; a sync function does.
         # TestCancelledWhileHandling has the case of one block.
         before, after = without_chains(before), without_chains(after)
     assert after == before, f"awaited: {before}; bridged: {after}"

@@ -1,4 +1,4 @@
-"""Async things where sync code wants sync things."""
+"""Adapters: async functions, context managers and iterables as sync ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def in_portal(backend: Any, sync_fn: Callable[[], Any]) -> Any:
 
 class TestAutoawait:
     def test_arguments_and_result(self, backend: Any) -> None:
-        """The function takes the arguments of the async one and returns what awaiting it gives."""
+        """The function takes the async function's arguments and returns its result."""
 
         @autoawait
         async def fn(*args: Any, **kwds: Any) -> Any:
@@ -30,7 +30,7 @@ class TestAutoawait:
         assert in_portal(backend, lambda: fn(1, 2, fn=3)) == ((1, 2), {"fn": 3})
 
     def test_metadata(self) -> None:
-        """It keeps name, docstring and what it wraps, and is no coroutine function."""
+        """The function has the name, docstring and ``__wrapped__``, and is not async."""
 
         async def fn() -> None:
             """Do it."""
@@ -42,7 +42,7 @@ class TestAutoawait:
         assert not inspect.iscoroutinefunction(wrapped)
 
     def test_special_methods(self, backend: Any) -> None:
-        """Methods, properties and magic methods can be async inside."""
+        """A method, property or magic method can be an async function inside."""
 
         class Rates:
             @autoawait
@@ -60,7 +60,7 @@ class TestAutoawait:
         assert in_portal(backend, lambda: (rates["a"], rates.current)) == ("A", 7)
 
     def test_exception(self, backend: Any) -> None:
-        """What the async function raises is raised."""
+        """An exception of the async function reaches the caller."""
 
         @autoawait
         async def fails() -> None:
@@ -71,7 +71,7 @@ class TestAutoawait:
             in_portal(backend, fails)
 
     def test_without_a_portal(self, backend: Any) -> None:
-        """A call without a portal raises the no-portal error, and no coroutine is left behind."""
+        """A call without a portal raises the no-portal error, and leaves no coroutine behind."""
 
         @autoawait
         async def fn() -> None:
@@ -140,7 +140,7 @@ class TestDecorateAsSync:
         assert page.permission == "admin"  # type: ignore[attr-defined]
 
     def test_is_async(self) -> None:
-        """The result is a coroutine function with the name of the async one."""
+        """The result is a coroutine function with the name of the decorated one."""
 
         def plain(fn: Any) -> Any:
             return fn
@@ -209,7 +209,7 @@ class TestAsyncContext:
         assert log == ["enter", "body", (None, None, False)]
 
     def test_exception(self, backend: Any) -> None:
-        """``__aexit__`` gets the exception and decides whether it goes on."""
+        """``__aexit__`` gets the body's exception and decides whether it is raised."""
         log: List[Any] = []
         swallowed, passed = LookupError(), ValueError()
 
@@ -225,7 +225,7 @@ class TestAsyncContext:
         assert log == ["enter", (LookupError, swallowed, True), "enter", (ValueError, passed, True)]
 
     def test_raised_on_leaving(self, backend: Any) -> None:
-        """What ``__aexit__`` raises has the exception of the body as its context."""
+        """An exception of ``__aexit__`` has the body's exception as its context."""
 
         @asynccontextmanager
         async def fails() -> AsyncIterator[None]:
@@ -244,7 +244,7 @@ class TestAsyncContext:
         in_portal(backend, sync)
 
     def test_raised_on_entering(self, backend: Any) -> None:
-        """If entering fails, there is nothing to leave."""
+        """If entering fails, ``__aexit__`` is not called."""
 
         class Fails(Manager):
             async def __aenter__(self) -> str:
@@ -261,7 +261,7 @@ class TestAsyncContext:
 
     @pytest.mark.parametrize("missing", ["both", "__aenter__", "__aexit__", "sync"])
     def test_wrong_object(self, backend: Any, missing: str) -> None:
-        """What is no async context manager is refused as ``async with`` refuses it here."""
+        """An object that is no async context manager raises the same error as ``async with``."""
 
         async def method(*args: Any) -> None:
             raise AssertionError
@@ -300,7 +300,7 @@ class TestAsyncContext:
         assert str(bridged) == str(awaited)
 
     def test_again(self, backend: Any) -> None:
-        """A manager that can be entered again can be here."""
+        """A manager that can be entered several times can be entered several times here, too."""
         log: List[Any] = []
 
         def sync() -> None:
@@ -313,12 +313,12 @@ class TestAsyncContext:
         assert log == ["enter", (None, None, False)] * 2
 
     def test_slots(self) -> None:
-        """There is no dictionary in each of them."""
+        """The objects are small: they have no ``__dict__``."""
         assert not hasattr(async_context(Manager(None, [])), "__dict__")
 
 
 class Countdown:
-    """An async iterator that is no generator."""
+    """An async iterator that is not a generator."""
 
     def __init__(self, backend: Any, start: int) -> None:
         self.backend, self.left = backend, start
@@ -336,11 +336,11 @@ class Countdown:
 
 class TestAsyncIter:
     def test_iterator(self, backend: Any) -> None:
-        """A for loop over it gives what ``async for`` gives."""
+        """A ``for`` loop gets the same values as ``async for``."""
         assert in_portal(backend, lambda: list(async_iter(Countdown(backend, 3)))) == [2, 1, 0]
 
     def test_iterable(self, backend: Any) -> None:
-        """It is ``__aiter__()`` that says what is iterated over."""
+        """The iterator is the one that ``__aiter__()`` returns."""
 
         class Iterable:
             def __aiter__(self) -> Countdown:
@@ -356,13 +356,13 @@ class TestAsyncIter:
         in_portal(backend, sync)
 
     def test_iterator_has_no_generator_methods(self, backend: Any) -> None:
-        """What cannot be sent into does not pretend to."""
+        """Over an iterator that is not a generator, there is no send(), throw() or close()."""
         iterator = async_iter(Countdown(backend, 1))
         assert isinstance(iterator, async_iter)
         assert not any(hasattr(iterator, name) for name in ("send", "throw", "close"))
 
     def test_value_of_the_end(self, backend: Any) -> None:
-        """The values of StopAsyncIteration become those of StopIteration."""
+        """StopIteration has the same values as the StopAsyncIteration before it."""
 
         def delegates() -> Any:
             result = yield from async_iter(Countdown(backend, 1))
@@ -380,7 +380,7 @@ class TestAsyncIter:
         in_portal(backend, sync)
 
     def test_error(self, backend: Any) -> None:
-        """What the iterator raises is raised, and does not end it."""
+        """An exception of the iterator reaches the loop, and does not end the iterator."""
 
         class Fails(Countdown):
             async def __anext__(self) -> int:
@@ -401,12 +401,12 @@ class TestAsyncIter:
 
     @pytest.mark.parametrize("wrong", [[1], 5, None])
     def test_no_iterable(self, wrong: Any) -> None:
-        """What has no ``__aiter__`` is refused at once, by the name of its type."""
+        """An object without ``__aiter__`` is refused at once; the error names its type."""
         with pytest.raises(TypeError, match=f"__aiter__ method, got {type(wrong).__name__}"):
             async_iter(wrong)
 
     def test_no_iterator(self) -> None:
-        """So is what gives something that has no ``__anext__``."""
+        """An ``__aiter__()`` that returns an object without ``__anext__`` is refused at once."""
 
         class Wrong:
             def __aiter__(self) -> int:
@@ -432,7 +432,7 @@ class TestAsyncIter:
         in_portal(backend, sync)
 
     def test_without_a_portal(self, backend: Any) -> None:
-        """It can be made without a portal, but not used."""
+        """Without a portal, the iterator can be made but not used."""
 
         async def main() -> None:
             iterator = async_iter(Countdown(backend, 1))
@@ -442,7 +442,7 @@ class TestAsyncIter:
         backend.run(main)
 
     def test_slots(self, backend: Any) -> None:
-        """There is no dictionary in each of them."""
+        """The objects are small: they have no ``__dict__``."""
 
         async def generator() -> AsyncIterator[int]:
             yield 1
@@ -452,7 +452,7 @@ class TestAsyncIter:
 
 
 class TestAsyncGenerator:
-    """The same driver is run over a generator and over an async one that does the same."""
+    """The same steps go to a generator and to an async generator with the same body."""
 
     @staticmethod
     def sync_body(log: List[Any]) -> Any:
@@ -527,7 +527,7 @@ class TestAsyncGenerator:
     )
     @pytest.mark.parametrize("delegated", [False, True])
     def test_as_a_generator(self, backend: Any, steps: List[Any], delegated: bool) -> None:
-        """send(), throw() and close() do what those of a generator do, in ``yield from`` too."""
+        """send(), throw() and close() work as those of a generator, also in ``yield from``."""
 
         def through(generator: Any) -> Any:
             return (yield from generator)
@@ -542,8 +542,8 @@ class TestAsyncGenerator:
         def sync() -> None:
             expected = run(self.sync_body)
             found = run(lambda log: async_iter(self.async_body(backend, log)))
-            # CPython: what is sent into an async generator that has not started is refused in
-            # words of its own.
+            # CPython's error for a send() into an async generator that has not started has
+            # other words.
             words = ("can't send non-None value to a just-started ", "generator")
             assert [
                 (entry[0], (entry[1][0].replace("async generator", "generator"),))
@@ -557,7 +557,7 @@ class TestAsyncGenerator:
         in_portal(backend, sync)
 
     def test_for_loop(self, backend: Any) -> None:
-        """A for loop runs it to its end."""
+        """A ``for`` loop runs the generator to its end."""
 
         async def numbers() -> AsyncIterator[int]:
             for number in range(3):
@@ -568,7 +568,7 @@ class TestAsyncGenerator:
 
     @pytest.mark.filterwarnings("ignore:the \\(type, exc, tb\\) signature:DeprecationWarning")
     def test_throw_with_three_arguments(self, backend: Any) -> None:
-        """The old form of throw() works, of which Python warns since 3.12."""
+        """throw() takes three arguments, too; Python warns of that since 3.12."""
         log: List[Any] = []
 
         def sync() -> None:
@@ -583,7 +583,7 @@ class TestAsyncGenerator:
         assert log == [LookupError, "finally"]
 
     def test_generator_that_ignores_close(self, backend: Any) -> None:
-        """A generator that yields while it is closed is told so."""
+        """A generator that yields while it is closed gets Python's error for that."""
 
         async def stubborn() -> AsyncIterator[int]:
             try:
@@ -600,7 +600,7 @@ class TestAsyncGenerator:
         in_portal(backend, sync)
 
     def test_stop_iteration_inside(self, backend: Any) -> None:
-        """One that raises StopIteration or StopAsyncIteration has not ended regularly."""
+        """StopIteration or StopAsyncIteration raised in a generator is an error, not its end."""
 
         async def wrong(error: Exception) -> AsyncIterator[int]:
             yield 1
@@ -617,7 +617,7 @@ class TestAsyncGenerator:
         in_portal(backend, sync)
 
     def test_of_a_library(self, backend: Any) -> None:
-        """An object with asend(), athrow() and aclose() is a generator, whatever its type."""
+        """An object of any type with asend(), athrow() and aclose() counts as a generator."""
 
         class Like:
             def __init__(self) -> None:
@@ -654,7 +654,7 @@ class TestAsyncGenerator:
         in_portal(backend, sync)
 
     def test_cancelled_while_waiting(self, asyncio_backend: Any) -> None:
-        """A cancellation reaches the generator where it waits."""
+        """A cancellation is raised in the generator, at the line where it waits."""
         log: List[str] = []
 
         async def waits() -> AsyncIterator[int]:

@@ -1,4 +1,4 @@
-"""The public names, and that they can take the place of greenback 1.3.0's."""
+"""The public names: they can replace those of greenback 1.3.0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import greenback
 import greenback.instruments
 
-# What inspect.signature() says of greenback 1.3.0, without the annotations.
+# The result of inspect.signature() for greenback 1.3.0, without the annotations.
 UPSTREAM = {
     "AutoPortalInstrument": "()",
     "async_context": "(cm)",
@@ -43,7 +43,7 @@ COROUTINE_FUNCTIONS = {
 def parameters(thing: Any) -> str:
     drop = 0
     if isinstance(thing, type):
-        # Before Python 3.9, the signature of a generic class is that of Generic.__new__.
+        # Before Python 3.9, the signature of a generic class is the one of Generic.__new__.
         thing = vars(thing).get("__init__") or thing.__new__
         drop = 1
     bare = [
@@ -72,12 +72,12 @@ class TestSignatures:
 
     @pytest.mark.parametrize("name", sorted({**UPSTREAM, **BEYOND}))
     def test_which_are_async(self, name: str) -> None:
-        """The functions to be awaited are coroutine functions, and no others."""
+        """The functions that must be awaited are coroutine functions; the others are not."""
         is_async = inspect.iscoroutinefunction(getattr(greenback, name))
         assert is_async == (name in COROUTINE_FUNCTIONS)
 
     def test_functions_of_the_user_keep_their_keyword_arguments(self) -> None:
-        """What a user's function calls its arguments is none of this library's business."""
+        """A user's function may have keyword arguments of any name."""
 
         async def async_fn(function: int, portal: int, kwds: int) -> Tuple[int, int, int]:
             return function, portal, kwds
@@ -115,13 +115,13 @@ class TestNames:
             assert inspect.getdoc(getattr(greenback, name)), name
 
     def test_version(self) -> None:
-        """Dependents that require ``greenback~=1.0`` are satisfied, and 1.3.0 is surpassed."""
+        """The version satisfies ``greenback~=1.0``, and is later than 1.3.0."""
         version = tuple(int(part) for part in greenback.__version__.split("."))
         assert version[0] == 1
         assert version >= (1, 4)
 
     def test_instruments(self) -> None:
-        """The seam is a public module that says what it exports."""
+        """``greenback.instruments`` is public and lists its names in ``__all__``."""
         assert sorted(greenback.instruments.__all__) == [
             "Bridge",
             "Instrument",
@@ -133,7 +133,7 @@ class TestNames:
 
 class TestImport:
     def test_neither_library_is_imported(self) -> None:
-        """A program that uses one async library does not pay for importing the other."""
+        """A program that uses one async library does not import the other."""
         loaded = in_a_fresh_interpreter(
             "before = set(sys.modules)\nimport greenback\nprint(*(set(sys.modules) - before))\n"
         )

@@ -1,6 +1,6 @@
 """What asyncio's tools of Python 3.14 show of a task with a portal, from inside and from outside.
 
-The tools themselves are run. Each program has its lines marked, by which the tests know them.
+The tests run the tools themselves. Comments in the programs mark the lines that are expected.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ NAMES = ["plain", "bridges", "moves", "awaits", "run", "bestowed", "handler", "b
 
 
 def marked(name: str) -> int:
-    """The number of the line of the program that ends in a comment that is *name*."""
+    """The number of the program's line that ends in the comment *name*."""
     (number,) = (
         number for number, line in enumerate(PROGRAM.splitlines(), 1) if line.endswith(f" # {name}")
     )
@@ -111,7 +111,7 @@ def marked(name: str) -> int:
 
 
 class Program:
-    """The program, waiting in all its tasks."""
+    """The program, while all its tasks wait."""
 
     def __init__(self, folder: Any, loop: str) -> None:
         self.path = folder / "program.py"
@@ -160,7 +160,7 @@ def program(request: Any, tmp_path: Any) -> Any:
 
 class TestFromOutside:
     def test_pstree(self, program: Any) -> None:
-        """``python -m asyncio pstree`` shows each task's own coroutine, at the line it waits at."""
+        """``python -m asyncio pstree`` shows each task's own coroutine, at its current line."""
         shown: Dict[str, List[str]] = {}
         for line in program.looked_at_by("pstree").splitlines():
             text = line.lstrip(" │├└─")
@@ -172,7 +172,7 @@ class TestFromOutside:
         for name in NAMES:
             first = shown[name][0]
             assert first == f"{qualified.get(name, name)} {program.path}:{marked(name)}"
-            if name != "run":  # it calls `with_portal_run`, a coroutine as any other
+            if name != "run":  # this task awaits `with_portal_run`, an ordinary coroutine
                 assert not any(os.path.dirname(greenback.__file__) in line for line in shown[name])
 
     def test_ps(self, program: Any) -> None:
@@ -224,7 +224,7 @@ async def runs_sync(gate: Any) -> None:
 
 
 async def parked(async_fn: Any, look: Any) -> Any:
-    """What *look* makes of a task that waits in *async_fn*."""
+    """The result of *look* for a task that waits in *async_fn*."""
     gate = asyncio.Event()
     task = asyncio.ensure_future(async_fn(gate))
     while not gate._waiters:
@@ -247,7 +247,7 @@ class TestFromInside:
         ],
     )
     def test_call_graph(self, asyncio_backend: Any, async_fn: Any, functions: List[str]) -> None:
-        """The call graph of a task that waits goes through its portal, without our frames."""
+        """The call graph of a waiting task goes through its portal, without greenback's frames."""
 
         def look(task: Any) -> Tuple[Any, str]:
             graph = asyncio.capture_call_graph(task)
@@ -275,7 +275,7 @@ class TestFromInside:
     def test_call_graph_of_a_function(
         self, asyncio_backend: Any, async_fn: Any, functions: List[str]
     ) -> None:
-        """Under a function that has a portal, it ends at what the task itself awaits."""
+        """If only a function has a portal, the call graph ends at the await of the task itself."""
 
         def look(task: Any) -> Any:
             graph = asyncio.capture_call_graph(task)
@@ -305,7 +305,7 @@ class TestFromInside:
         assert asyncio_backend.run(main) == ["look", "own"]
 
     def test_repr(self, asyncio_backend: Any) -> None:
-        """A task's repr() has the line that it waits at, also after it has gone on."""
+        """A task's repr() has the line at which it waits, also after it has moved on."""
         lines = []
 
         async def own(gates: List[Any]) -> None:
@@ -348,7 +348,7 @@ class TestFromInside:
 
 class TestLookalikes:
     def test_lines_are_no_events(self, asyncio_backend: Any) -> None:
-        """A trace function is told of each line of the program once for each time that it runs."""
+        """A trace function sees each line of the program once for each time that it runs."""
         seen: List[Tuple[str, int]] = []
 
         async def own(gate: Any) -> None:
@@ -376,7 +376,7 @@ class TestLookalikes:
         assert [line for _, line in seen if line] == [1, 2, 3, 4, 2, 3, 4, 2]
 
     def test_many_lines(self, asyncio_backend: Any) -> None:
-        """Each of many lines can be the one that is shown."""
+        """A coroutine that waits at one of many lines is shown at that line."""
         count = 70
         body = "".join(f"    await gates[{number}].wait()\n" for number in range(count))
         namespace: Dict[str, Any] = {}
@@ -398,7 +398,7 @@ class TestLookalikes:
         assert asyncio_backend.run(main) == [str(number + 2) for number in range(count)]
 
     def test_results(self, asyncio_backend: Any) -> None:
-        """Results, exceptions and cancellations go through a change of the line that is shown."""
+        """Results, exceptions and cancellations arrive also when the shown line changes."""
 
         async def own(end: str, gate: Any) -> str:
             await greenback.ensure_portal()
@@ -440,7 +440,7 @@ class TestLookalikes:
         assert type(raised) is LookupError
 
     def test_interrupted(self, asyncio_backend: Any) -> None:
-        """What a signal handler raises in a lookalike reaches the task, whose code cleans up."""
+        """An exception that a signal handler raises in a lookalike reaches the task's own code."""
 
         class Interrupt(Exception):
             pass
@@ -455,7 +455,7 @@ class TestLookalikes:
                 log.append("cleaned up")
 
         def interrupt_at(count: int) -> Any:
-            """A trace function that raises at an event of the lookalike, as a handler would."""
+            """A trace function that raises at an event of the lookalike, like a signal handler."""
 
             def trace(frame: Any, event: str, argument: Any) -> Any:
                 nonlocal count
@@ -523,7 +523,7 @@ class TestLookalikes:
         assert log == []
 
     def test_freed(self, asyncio_backend: Any) -> None:
-        """Nothing of a task with a portal is kept once it is over."""
+        """A task with a portal is freed with all its objects when it is over."""
         references: List[Any] = []
 
         class Thing:
@@ -553,7 +553,7 @@ class TestLookalikes:
         assert asyncio_backend.run(main) <= 1  # the loop may still hold the last task
 
     def test_made_by_several_threads(self) -> None:
-        """Threads that need the lookalike of a function at once all get one that works."""
+        """Threads that need a function's lookalike at the same time all get a working one."""
         namespace: Dict[str, Any] = {"greenback": greenback, "asyncio": asyncio}
         program = """
 async def own():

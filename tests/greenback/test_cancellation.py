@@ -1,4 +1,4 @@
-"""Cancellation reaches, and leaves, a bridge as it does an await."""
+"""Cancellation enters and leaves a bridge as it does an ``await``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ needs_311 = pytest.mark.skipif(
 
 
 def both_ways(backend, program):
-    """What a program gives that is written with awaits, which is what its bridged twin gives.
+    """The result of a program with awaits. Asserts that the result with bridges is the same.
 
-    The program takes an async function `wait_for_it`, by which it waits for an awaitable.
+    *program* gets an async function `wait_for_it`, by which it waits for an awaitable.
     """
 
     async def awaited():
@@ -33,7 +33,7 @@ def both_ways(backend, program):
         await greenback.ensure_portal()
 
         async def wait_for_it(aw):
-            # Unlike ensure_portal(), this is no checkpoint, at which `aw` could be lost.
+            # Unlike ensure_portal(), this is no checkpoint. At a checkpoint, `aw` could be lost.
             return await greenback.with_portal_run_sync(greenback.await_, aw)
 
         return await program(wait_for_it)
@@ -71,7 +71,7 @@ class TestAsyncio:
         assert both_ways(asyncio_backend, program) == ([message], True)
 
     def test_swallowed(self, asyncio_backend):
-        """A cancellation that is caught around a bridge is over."""
+        """After sync code has caught a cancellation around a bridge, the task is not cancelled."""
 
         async def program(wait):
             async def child():
@@ -89,7 +89,7 @@ class TestAsyncio:
         assert both_ways(asyncio_backend, program) == "went on"
 
     def test_wait_for(self, asyncio_backend):
-        """wait_for inside a bridge times out, and so does one around it."""
+        """``wait_for`` times out inside a bridge and around one."""
 
         async def program(wait):
             caught = []
@@ -106,7 +106,7 @@ class TestAsyncio:
         assert both_ways(asyncio_backend, program) == ["inside", "around"]
 
     def test_shield(self, asyncio_backend):
-        """What is shielded goes on when the bridge over the shield is cancelled."""
+        """A shielded future goes on when the bridge to the shield is cancelled."""
 
         async def program(wait):
             async def inner():
@@ -143,7 +143,7 @@ class TestAsyncio:
 
     @needs_311
     def test_task_group(self, asyncio_backend):
-        """A failing child of a TaskGroup cancels the bridges of the others, and of the parent."""
+        """A failing child of a TaskGroup cancels the bridges of its siblings and its parent."""
 
         async def program(wait):
             cancelled = []
@@ -173,7 +173,7 @@ class TestAsyncio:
 @pytest.mark.parametrize("backend", ["trio"], indirect=True)
 class TestTrio:
     def test_cancel_scopes(self, backend):
-        """Scopes, deadlines and shields hold across a bridge."""
+        """Cancel scopes, deadlines and shields work across a bridge."""
 
         async def program(wait):
             with trio.CancelScope() as outer:
@@ -188,7 +188,7 @@ class TestTrio:
         assert both_ways(backend, program) == (True, True)
 
     def test_nursery(self, backend):
-        """Cancelling a nursery's scope cancels its tasks' bridges."""
+        """Cancelling a nursery's scope cancels the bridges of its tasks."""
 
         async def program(wait):
             cancelled = []
@@ -246,7 +246,7 @@ class TestAnyio:
 
 class TestNoCheckpointIsAdded:
     def test_others_make_no_progress(self, backend):
-        """Nothing else runs during bridges, and portals for a call, that do not suspend."""
+        """While a bridge or a portal for a call does not suspend, no other task runs."""
 
         async def nop():
             return 5

@@ -25,12 +25,12 @@ other: contextvars.ContextVar[Any] = contextvars.ContextVar("other", default="no
 
 @pytest.fixture(params=[in_run_sync, in_run, in_task], ids=lambda portal: portal.__name__)
 def portal(request: pytest.FixtureRequest) -> Any:
-    """Each way to call a sync function in a portal in turn."""
+    """Each way to call a sync function in a portal, in turn."""
     return request.param
 
 
 class Thing:
-    """Something that can be seen to die."""
+    """An object whose end a weak reference shows."""
 
 
 def is_dead(reference: Any) -> bool:
@@ -45,7 +45,7 @@ def is_dead(reference: Any) -> bool:
 class TestBothWays:
     @pytest.mark.parametrize("waits", [False, True])
     def test_through_a_bridge(self, backend: Any, portal: Any, waits: bool) -> None:
-        """A coroutine sees what the caller of await_ has set, and the other way round."""
+        """A coroutine sees the values that its bridge's caller has set, and vice versa."""
 
         async def exchange(expected: str, new: str) -> None:
             assert var.get() == expected
@@ -76,7 +76,7 @@ class TestBothWays:
 
     @pytest.mark.parametrize("waits", [False, True])
     def test_tokens(self, backend: Any, portal: Any, waits: bool) -> None:
-        """A token made on either side of a bridge, or of the portal, can be reset on the other."""
+        """A token from one side of a bridge or a portal can be reset on the other side."""
 
         async def make() -> Any:
             if waits:
@@ -115,7 +115,7 @@ class TestBothWays:
         backend.run(main)
 
     def test_set_in_an_error(self, backend: Any, portal: Any) -> None:
-        """What was set stays set when an exception leaves the bridge and the portal."""
+        """Values stay set when an exception leaves the bridge and the portal."""
 
         async def fails() -> None:
             await backend.checkpoint()
@@ -130,7 +130,7 @@ class TestBothWays:
         backend.run(main)
 
     def test_tasks_are_apart(self, backend: Any, portal: Any) -> None:
-        """Tasks whose portals take turns keep their values apart, nested bridges included."""
+        """Tasks whose portals take turns each keep their own values, also in nested bridges."""
         finished: List[str] = []
 
         async def main() -> None:
@@ -194,7 +194,7 @@ class TestContextRun:
         backend.run(main)
 
     def test_others_meanwhile(self, backend: Any, portal: Any) -> None:
-        """While a bridge waits inside Context.run(), other tasks and the loop are not in there."""
+        """While a bridge waits inside Context.run(), other tasks and the loop run outside."""
         log: List[Any] = []
 
         async def main() -> None:
@@ -224,7 +224,7 @@ class TestContextRun:
         assert log == ["resumed"]
 
     def test_nested(self, backend: Any, portal: Any) -> None:
-        """Contexts within contexts are left in order, each as it was, also by an exception."""
+        """Nested contexts are left in order, each with its values, also by an exception."""
 
         def level(n: int) -> None:
             var.set(n)
@@ -255,7 +255,7 @@ class TestContextRun:
             return var.get()  # type: ignore[no-any-return]
 
         class Steps:
-            """Awaits a coroutine, each of whose steps is taken in a context of its own."""
+            """Awaits a coroutine, and takes each of its steps in a new context."""
 
             def __init__(self, context: contextvars.Context) -> None:
                 self.context = context
@@ -281,7 +281,7 @@ class TestContextRun:
 
 class TestContextOfTheTask:
     def test_replaced_by_trio_code(self, portal: Any) -> None:
-        """Where Trio's task.context is replaced between steps, the portal's code moves with it."""
+        """If Trio's task.context is replaced between steps, the portal's code gets the new one."""
 
         async def main() -> None:
             task = trio.lowlevel.current_task()
@@ -304,7 +304,7 @@ class TestContextOfTheTask:
         trio.run(main)
 
     def test_replaced_around_a_portal(self) -> None:
-        """The same for a coroutine in a portal that is not bridged but awaited."""
+        """A coroutine that a portal's code awaits without a bridge gets the new context, too."""
 
         async def main() -> None:
             async def inside() -> None:
@@ -323,7 +323,7 @@ class TestContextOfTheTask:
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="context= came with Python 3.11")
     def test_explicit_context(self, asyncio_backend: Any, portal: Any) -> None:
-        """A task that was given a context works in it, bridges and all."""
+        """A task that was given a context runs in that context, and so do its bridges."""
 
         async def main() -> None:
             context = contextvars.copy_context()
@@ -343,7 +343,7 @@ class TestContextOfTheTask:
         asyncio_backend.run(main)
 
     def test_bestow_shares_nothing(self, asyncio_backend: Any) -> None:
-        """A portal that one task bestows on another does not bring its context along."""
+        """A portal that one task bestows on another leaves the other's context alone."""
 
         async def main() -> None:
             var.set("before")
@@ -363,7 +363,7 @@ class TestContextOfTheTask:
             for body in (works, parked):
                 for steps in (0, 1):
                     if steps and body is works:
-                        continue  # it would bridge before it has a portal
+                        continue  # this task would bridge before it has a portal
                     var.set("before")
                     task = asyncio.get_running_loop().create_task(body())
                     for _ in range(steps):
@@ -378,7 +378,7 @@ class TestContextOfTheTask:
         asyncio_backend.run(main)
 
     def test_bestow_shares_nothing_on_trio(self) -> None:
-        """Nor does it between the tasks of Trio."""
+        """On Trio, a portal that one task bestows on another leaves the other's context alone."""
 
         async def main() -> None:
             seen: List[Any] = []
@@ -405,7 +405,7 @@ class TestContextOfTheTask:
         trio.run(main)
 
     def test_inherited(self, backend: Any) -> None:
-        """A child that inherits a portal has the context that a child has, a copy."""
+        """A child that inherits a portal has a copy of its creator's context, like any child."""
 
         async def main() -> None:
             def work() -> None:
@@ -426,7 +426,7 @@ class TestContextOfTheTask:
         backend.run(main)
 
     def test_async_generator(self, backend: Any, portal: Any) -> None:
-        """An async generator that is driven over bridges shares the context, as with async for."""
+        """An async generator that is iterated by bridges shares the caller's context."""
 
         async def numbers() -> Any:
             for n in range(3):
@@ -444,7 +444,7 @@ class TestContextOfTheTask:
 
 
 class TestNothingKept:
-    """A worker that is idle in the pool keeps nothing of the portal that it worked for."""
+    """An idle worker in the pool keeps nothing of its last portal alive."""
 
     @pytest.fixture(autouse=True)
     def no_gc(self) -> Any:
@@ -456,7 +456,7 @@ class TestNothingKept:
     @pytest.mark.parametrize("waits", [False, True])
     @pytest.mark.parametrize("fails", [False, True])
     def test_functions(self, backend: Any, portal: Any, waits: bool, fails: bool) -> None:
-        """The function, its closure, its value, its exception and its context variables die."""
+        """The function, its closure, result, exception and context variables are freed."""
         references: List[Any] = []
 
         def note(thing: Any) -> Any:
@@ -501,7 +501,7 @@ class TestNothingKept:
         backend.run(main)
 
     def test_coroutine_portal(self, backend: Any) -> None:
-        """with_portal_run() keeps neither its arguments nor its coroutine, while its task lives."""
+        """with_portal_run() keeps no arguments and no coroutine alive while its task goes on."""
 
         async def call() -> List[Any]:
             async def work(thing: Thing, keyword: Thing) -> Thing:
@@ -523,7 +523,7 @@ class TestNothingKept:
         backend.run(main)
 
     def test_thrown_in(self, asyncio_backend: Any) -> None:
-        """A task that was cancelled in a bridge leaves nothing in the worker that it had."""
+        """A task that was cancelled in a bridge leaves nothing in its worker."""
 
         async def main() -> None:
             references: List[Any] = []
@@ -549,7 +549,7 @@ class TestNothingKept:
         asyncio_backend.run(main)
 
     def test_while_it_works_for_another(self, backend: Any) -> None:
-        """A worker that works for the next portal has forgotten the one before."""
+        """A worker that works for its next portal keeps nothing of the one before."""
 
         async def main() -> None:
             references: List[Any] = []

@@ -36,7 +36,7 @@ pytestmark = [
 
 def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
-    for _ in range(10):  # where the handler is not called at once, it is at the next jump
+    for _ in range(10):  # a handler that is not called at once is called at a jump
         pass
 
 
@@ -45,7 +45,7 @@ PORTALS = [in_run_sync, in_run, in_task]
 
 @pytest.fixture(params=PORTALS, ids=lambda portal: portal.__name__)
 def portal(request: pytest.FixtureRequest) -> Any:
-    """Each way to call a sync function in a portal in turn."""
+    """Each way to call a sync function in a portal, in turn."""
     return request.param
 
 
@@ -225,8 +225,9 @@ TRIO_PROGRAMS = {
         """,
 }
 
-#: What is held back is delivered to the main task, and when Trio runs that is a matter of chance:
-#: in another task, programs that hold nothing back, or that do not wait afterwards, are compared.
+#: Trio delivers a Ctrl-C that was held back to the main task, which it runs at a moment of chance.
+#: So in another task, only these programs are compared: those that hold nothing back, or do not
+#: wait afterwards.
 IN_ANOTHER_TASK = [*PROGRAMS, "unprotected_in_protected"]
 IN_A_SYSTEM_TASK = ["held_back_once", "unprotected_in_protected"]
 TRIO_PROGRAMS["held_back_once"] = """
@@ -242,7 +243,7 @@ TRIO_PROGRAMS["held_back_once"] = """
 
 
 def results_of(backend: Any, source: str, portal: Any, call: Any) -> List[Any]:
-    """What the program logs and raises, awaited and bridged; *call* runs it in some way."""
+    """The log and the exception of a program, awaited and bridged; *call* runs it."""
     results = []
     for bridged in (False, True):
         log: List[Any] = []
@@ -327,12 +328,12 @@ class TestTrio:
             pytest.param(name, call, id=f"{name}-{call.__name__}")
             for name in TRIO_PROGRAMS
             for call in (directly, in_except, in_child)
-            # What is held back in a child is delivered elsewhere, some time.
+            # A Ctrl-C that a child holds back is delivered elsewhere, some time later.
             if call is not in_child or name in IN_ANOTHER_TASK
         ],
     )
     def test_programs(self, portal: Any, name: str, call: Any) -> None:
-        """Code that Ctrl-C may interrupt is interrupted, and code that it may not is not."""
+        """Ctrl-C interrupts the same code in a portal as outside of one, and no other."""
         from_plain, from_portal = results_of(TRIO, TRIO_PROGRAMS[name], portal, call)
         assert from_portal == from_plain
 
@@ -343,10 +344,10 @@ class TestTrio:
     )
     @pytest.mark.parametrize("opener", [in_run_sync, in_run], ids=lambda fn: fn.__name__)
     def test_portal_in_protected_code(self, opener: Any, call: Any) -> None:
-        """A portal that is opened in protected code, or in a system task, is protected, too."""
+        """A portal opened in protected code, or in a system task, is protected, too."""
         for name in IN_A_SYSTEM_TASK if call is in_system_task else TRIO_PROGRAMS:
             if name == "parked":
-                continue  # two tasks, of which the one that is interrupted is a matter of chance
+                continue  # two tasks: chance decides which one is interrupted
             from_plain, from_portal = results_of(TRIO, TRIO_PROGRAMS[name], opener, call)
             assert (name, from_portal) == (name, from_plain)
 
@@ -358,7 +359,7 @@ class TestTrio:
 
     @pytest.mark.parametrize("name", IN_ANOTHER_TASK)
     def test_inherited_portal(self, name: str) -> None:
-        """A child task that has inherited its portal is interrupted as a child without one is."""
+        """A child task with an inherited portal is interrupted like a child without one."""
 
         async def in_inherited(sync_fn: Any) -> None:
             assert greenback.has_portal()
@@ -375,7 +376,7 @@ class TestTrio:
 
     @pytest.mark.parametrize("name", list(TRIO_PROGRAMS))
     def test_bestowed_portal(self, name: str) -> None:
-        """A portal that was bestowed changes nothing about Ctrl-C."""
+        """A bestowed portal changes nothing about Ctrl-C."""
 
         async def bestowed(sync_fn: Any) -> None:
             greenback.bestow_portal(trio.lowlevel.current_task())
@@ -386,7 +387,7 @@ class TestTrio:
         assert from_portal == from_plain
 
     def test_next_portal(self) -> None:
-        """Whether a portal is protected has nothing to do with the one that came before it."""
+        """A portal's protection does not depend on the portal before it in the same worker."""
 
         async def main() -> List[bool]:
             def look() -> bool:
@@ -418,7 +419,7 @@ class TestTrio:
         assert trio.run(main) == [False, True, False, True] * 2
 
     def test_function_of_the_user(self) -> None:
-        """A portal leaves no mark on the function that it has run."""
+        """A portal leaves no mark of Trio's on the function that it has run."""
 
         def look() -> bool:
             return trio.lowlevel.currently_ki_protected()
@@ -439,13 +440,13 @@ class TestAsyncio:
     @pytest.mark.parametrize("call", [directly, in_except], ids=lambda call: call.__name__)
     @pytest.mark.parametrize("name", list(PROGRAMS))
     def test_programs(self, asyncio_backend: Any, portal: Any, name: str, call: Any) -> None:
-        """Python's own handler interrupts code in a portal where it stands."""
+        """Python's own handler interrupts code in a portal at its current line."""
         from_plain, from_portal = results_of(asyncio_backend, PROGRAMS[name], portal, call)
         assert from_portal == from_plain
 
     @pytest.mark.parametrize("name", list(PROGRAMS))
     def test_asyncio_run(self, portal: Any, name: str) -> None:
-        """asyncio.run(), which cancels its main task on Ctrl-C since 3.11, does so in a portal."""
+        """On Ctrl-C, asyncio.run() cancels its main task (since 3.11), also one with a portal."""
 
         class Run:
             checkpoint = staticmethod(lambda: asyncio.sleep(0))
@@ -457,7 +458,7 @@ class TestAsyncio:
         assert from_portal == from_plain
 
     def test_parked(self, portal: Any) -> None:
-        """A main task that waits in a bridge is interrupted; its finally blocks run."""
+        """Ctrl-C interrupts a main task that waits in a bridge, and its finally blocks run."""
         results = []
         for bridged in (False, True):
             log: List[Any] = []
@@ -488,7 +489,7 @@ class TestAsyncio:
 
 
 class TestProcess:
-    """A whole program, and a real Ctrl-C from outside, while it waits in a bridge."""
+    """A program in a process of its own gets a real Ctrl-C while it waits in a bridge."""
 
     SOURCE = """
         import asyncio, signal, sys

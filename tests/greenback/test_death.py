@@ -1,4 +1,4 @@
-"""What becomes of portals and bridges whose task, loop or worker comes to an end early."""
+"""Portals and bridges whose task, loop or worker ends early."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_refcounts = pytest.mark.skipif(
 
 
 def close_while_waiting(error, bridges):
-    """Close the coroutine of a task whose finally raises *error*; return what that raises."""
+    """Close the coroutine of a task whose finally raises *error*; return what close() raises."""
 
     async def victim():
         if bridges:
@@ -52,7 +52,7 @@ def close_while_waiting(error, bridges):
 
 
 def close_loop_with_parked_tasks(number):
-    """Run tasks that park in a bridge, and close their loop; return what their finally noted."""
+    """Run tasks that park in a bridge, and close their loop; return the notes of their finally."""
     ended = []
 
     async def park(index, never):
@@ -77,7 +77,7 @@ def close_loop_with_parked_tasks(number):
 
 class TestEndInABridge:
     def test_cancelled_task_runs_its_finally_blocks(self, asyncio_backend):
-        """A task that is cancelled in a bridge runs its finally blocks, and bridges in them."""
+        """A task that is cancelled in a bridge runs its finally blocks, and can bridge in them."""
         noted = []
 
         async def parked():
@@ -129,7 +129,7 @@ class TestEndInABridge:
         reason="what ignores GeneratorExit stays there until it is collected",
     )
     def test_ignored_generator_exit(self, asyncio_backend):
-        """Code that awaits on in spite of GeneratorExit gets the error that Python has for it."""
+        """Code that goes on awaiting after GeneratorExit gets Python's error for that."""
 
         def stubborn():
             while True:
@@ -144,14 +144,14 @@ class TestEndInABridge:
             coroutine.send(None)
             with pytest.raises(RuntimeError, match="ignored GeneratorExit"):
                 coroutine.close()
-            # Whatever became of that one, the next portal works.
+            # The next portal works in any case.
             await greenback.with_portal_run_sync(greenback.await_, asyncio.sleep(0))
 
         asyncio_backend.run(main)
 
     @pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, LookupError])
     def test_closing_raises_what_finally_raises(self, error):
-        """close() raises what the task's finally raises, like the one of a plain coroutine."""
+        """close() raises the exception of the task's finally, as with a plain coroutine."""
         bridged = close_while_waiting(error, bridges=True)
         plain = close_while_waiting(error, bridges=False)
         assert type(bridged) is type(plain) is error
@@ -163,7 +163,7 @@ class TestEndInABridge:
         reason="an exception that is raised again keeps its traceback before CPython 3.11",
     )
     def test_closing_shows_no_frame_of_the_bridge(self):
-        """The traceback of what close() raises ends like a plain one, and does not show drive."""
+        """The exception of close() has the traceback of a plain coroutine's, without ``drive``."""
         bridged = close_while_waiting(LookupError, bridges=True)
         plain = close_while_waiting(LookupError, bridges=False)
         names = [frame.name for frame in traceback.extract_tb(bridged.__traceback__)]
@@ -175,7 +175,7 @@ class TestEndInABridge:
 class TestClosedLoop:
     @pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit])
     def test_sweep_goes_on(self, caplog, error):
-        """What one task's finally raises is logged, and ends neither the sweep nor the opener."""
+        """If a swept task's finally raises, that is logged, and all other tasks are swept."""
         ended = []
 
         async def park(index):
@@ -211,7 +211,7 @@ class TestClosedLoop:
     @pytest.mark.parametrize("opener", ["ensure_portal", "with_portal_run", "with_portal_run_sync"])
     @pytest.mark.parametrize("other_loop", [False, True])
     def test_swept_by_the_next_portal(self, asyncio_backend, opener, suspends, other_loop):
-        """Tasks left in bridges by a closed loop end when their thread next opens a portal."""
+        """Tasks that a closed loop left in bridges end when their thread next opens a portal."""
         ended = close_loop_with_parked_tasks(100)
 
         def sync():
@@ -252,8 +252,8 @@ class TestClosedLoop:
 
 
 def live_greenlets():
-    main = greenlet.getcurrent()  # which may not have existed until now
-    # Not isinstance(), which asks what a weak proxy is for: it may be no more.
+    main = greenlet.getcurrent()  # this may create it
+    # Not isinstance(): it asks a weak proxy for its object, which may be freed already.
     found = (o for o in gc.get_objects() if issubclass(type(o), greenlet.greenlet))
     return [o for o in found if o is not main and not o.dead]
 
@@ -265,7 +265,7 @@ def number_of_portals():
 @needs_refcounts
 class TestNothingIsLeftBehind:
     def test_many_tasks_and_many_parked(self, backend):
-        """20,000 tasks with portals, and 5,000 parked at once, leave no more than the pool."""
+        """After 20,000 tasks with portals, and 5,000 parked at once, only the pool is left."""
         count = 0
 
         async def short():
@@ -311,7 +311,7 @@ class TestNothingIsLeftBehind:
         in_thread()
         gc.collect()
         before = len(live_greenlets())
-        # The garbage collector knows nothing of a greenlet that is parked, but of what it keeps.
+        # The garbage collector does not know parked greenlets, but it knows the objects they keep.
         portals = number_of_portals()
         for _ in range(50):
             threads = [threading.Thread(target=in_thread) for _ in range(10)]
@@ -320,7 +320,7 @@ class TestNothingIsLeftBehind:
             for thread in threads:
                 thread.join()
         del threads, thread
-        asyncio.run(greenback.with_portal_run(work))  # greenlet frees those of dead threads here
+        asyncio.run(greenback.with_portal_run(work))  # greenlet frees those of dead threads now
         gc.collect()
         assert len(done) == 502
         assert len(live_greenlets()) <= before + 1
@@ -332,7 +332,7 @@ class TestKilledWorker:
         platform.python_implementation() == "PyPy", reason="greenlet 0.4 lets it live on"
     )
     def test_that_catches_it(self, backend):
-        """Sync code that catches the GreenletExit is over, and the next portal works."""
+        """Sync code that catches its GreenletExit ends, and the next portal works."""
         box = []
 
         def stubborn():
@@ -355,7 +355,7 @@ class TestKilledWorker:
 
     @needs_refcounts
     def test_keeps_nothing(self, backend):
-        """What a bridge awaited is gone with the bridge, while its portal is there."""
+        """A bridge's awaitable is freed at the end of the bridge, while its portal goes on."""
         box = []
 
         class Thing:
@@ -389,7 +389,7 @@ class TestKilledWorker:
         backend.run(main)
 
     def test_next_portal_works(self, backend):
-        """A worker that somebody killed in its work is not used again."""
+        """A worker that was killed during its work is not used again."""
 
         def suicide():
             raise greenlet.GreenletExit

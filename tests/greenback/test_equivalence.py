@@ -30,20 +30,20 @@ FAILS = ("call", False, "coroutine", (("checkpoint",), ("raise", "Custom", 1)))
 
 class TestEquivalence:
     def test_bridged_as_awaited(self, backend: Any) -> None:
-        """A program whose sync functions bridge does what it would do if they were async."""
+        """A program whose sync functions bridge behaves as if those functions were async."""
 
         @given(
             program=blocks(),
             portal=st.sampled_from(PORTALS),
             cancel_at=st.one_of(st.none(), st.integers(0, PARTNER_STEPS - 1)),
         )
-        # Raised while another is handled, after a real suspension.
+        # An exception raised while another one is handled, after a real suspension.
         @example(
             program=(("try", (("raise", "KeyError", 0),), "Exception", (FAILS,), (), ()),),
             portal="run_sync",
             cancel_at=None,
         )
-        # Cancelled in a bridge, and waiting while it cleans up.
+        # A bridge is cancelled, and the program waits while it cleans up.
         @example(
             program=(
                 (
@@ -68,8 +68,8 @@ class TestEquivalence:
 class TestCancelledWhileHandling:
     @pytest.mark.parametrize("replaced", [False, True])
     def test_context(self, backend: Any, replaced: bool) -> None:
-        """What comes out of a cancelled bridge in an ``except`` block has the same context as
-        what comes out of a cancelled ``await`` there."""
+        """An exception that leaves a cancelled bridge in an ``except`` block has the same context
+        as one that leaves a cancelled ``await`` there."""
 
         async def waits() -> None:
             try:
@@ -119,10 +119,10 @@ class TestCancelledWhileHandling:
 
 
 class TestTheProperty:
-    """That the comparison above would notice a difference."""
+    """The comparison above notices a difference."""
 
     def test_suspensions_are_seen(self, asyncio_backend: Any) -> None:
-        """A checkpoint that one of two programs does not have shows in the log."""
+        """If only one of two programs has a checkpoint, the logs differ."""
         without = (("call", True, "coroutine", (("log", 1),)),)
         with_one = (("call", True, "coroutine", (("checkpoint",), ("log", 1))),)
         assert [
@@ -142,7 +142,7 @@ class TestTheProperty:
         ]
 
     def test_context_chains_are_seen(self) -> None:
-        """Two exceptions that differ in their context only are described differently."""
+        """Two exceptions that differ only in their context are described differently."""
         plain, chained = Custom(1), Custom(1)
         chained.__context__ = KeyError(2)
         assert described(plain) != described(chained)

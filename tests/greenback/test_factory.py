@@ -1,4 +1,4 @@
-"""What looks at a loop's task factory, and at where tasks are made, while a scope is open."""
+"""Libraries that look at a loop's task factory, or at where tasks are made, inside a scope."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def immediate() -> int:
 
 
 def run_program(*parts: str) -> str:
-    """What a program of its own prints; packages that patch the process run there."""
+    """The output of a program in a process of its own, for packages that patch the process."""
     done = subprocess.run(
         [sys.executable, "-c", "".join(map(textwrap.dedent, parts))],
         capture_output=True,
@@ -45,7 +45,7 @@ class TestAnyioOnEagerTasks:
 
     @pytest.fixture(autouse=True)
     def takes_eager_factories(self, asyncio_backend: Any, which: str) -> None:
-        """Skips a uvloop that passes eager factories an argument which they do not take yet."""
+        """Skips a uvloop that passes eager factories an argument that they do not take yet."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -75,7 +75,7 @@ class TestAnyioOnEagerTasks:
 
     @staticmethod
     async def group() -> List[Any]:
-        """What two tasks of a task group see, and in which order they and their creator run."""
+        """The log of two tasks of a task group and their creator: has_portal(), and the order."""
         log: List[Any] = []
 
         async def child(name: str) -> None:
@@ -95,7 +95,7 @@ class TestAnyioOnEagerTasks:
         return log
 
     def test_stranger(self, asyncio_backend: Any, which: str) -> None:
-        """Task groups of tasks that have nothing to do with the scope work as before."""
+        """Task groups of tasks outside of the scope work as without a scope."""
 
         async def holder(closed: asyncio.Event, *, task_status: Any) -> None:
             async with greenback.portals_for_tree():
@@ -116,7 +116,7 @@ class TestAnyioOnEagerTasks:
         asyncio_backend.run(main)
 
     def test_child(self, asyncio_backend: Any, which: str) -> None:
-        """Inside the scope a task group's tasks inherit, and run in the order of before."""
+        """Inside a scope, a task group's tasks inherit, and run in the same order as outside."""
 
         async def main() -> None:
             self.set_factory(which)
@@ -129,7 +129,7 @@ class TestAnyioOnEagerTasks:
         asyncio_backend.run(main)
 
     def test_child_that_fails(self, asyncio_backend: Any, which: str) -> None:
-        """What a child raises cancels its siblings, and leaves the group."""
+        """An exception of a child cancels its siblings, and leaves the group."""
         log: List[str] = []
 
         async def fails() -> None:
@@ -155,7 +155,7 @@ class TestAnyioOnEagerTasks:
         assert log == ["cancelled"]
 
     def test_child_that_cannot_be_made(self, asyncio_backend: Any, which: str) -> None:
-        """If the loop makes no task, the group's own error is all there is."""
+        """If the loop makes no task, the group raises its own error, and nothing else."""
 
         class Refuses(asyncio.Task):  # type: ignore[type-arg]
             def __init__(self, *args: Any, **kwds: Any) -> None:
@@ -176,7 +176,7 @@ class TestAnyioOnEagerTasks:
             assert repr(error) == "LookupError('no task')"
 
         asyncio_backend.run(main)
-        gc.collect()  # a coroutine that nobody awaited is told of
+        gc.collect()  # Python warns of a coroutine that was never awaited
 
 
 def application_factory(loop: Any, coro: Any, **kwds: Any) -> Any:
@@ -189,7 +189,7 @@ application_factory.is_of_application = True  # type: ignore[attr-defined]
 
 class TestAttributes:
     def test_function(self, asyncio_backend: Any) -> None:
-        """The factory of a loop with a scope has all attributes of the one that it stands for."""
+        """Inside a scope, the loop's factory has all attributes of the loop's own factory."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -205,7 +205,7 @@ class TestAttributes:
         asyncio_backend.run(main)
 
     def test_none(self, asyncio_backend: Any) -> None:
-        """Where the loop had none, it has no attribute by which another factory is known."""
+        """If the loop had no factory, the scope's has no attribute of a known factory."""
 
         async def main() -> None:
             async with greenback.portals_for_tree():
@@ -218,7 +218,7 @@ class TestAttributes:
 
 
 def created(task: Any) -> List[Tuple[str, str, int]]:
-    """Where in a test asyncio's debug mode says that a task was created, outermost first."""
+    """The stack in which a task was created, in debug mode, outermost first from ``main`` on."""
     stack = [(frame.filename, frame.name, frame.lineno) for frame in task._source_traceback]
     outermost = next(i for i, (name, _, _) in enumerate(stack) if name == __file__)
     while stack[outermost][1] != "main":
@@ -250,7 +250,7 @@ class TestWhereTasksAreCreated:
 
     @staticmethod
     async def outside_and_inside(way: Any) -> List[Any]:
-        """Tasks that one line creates in asyncio's debug mode, without a scope and within."""
+        """The tasks that one line creates in asyncio's debug mode outside and inside a scope."""
         tasks = []
         asyncio.get_running_loop().set_debug(True)
         async with contextlib.AsyncExitStack() as stack:
@@ -276,7 +276,7 @@ class TestWhereTasksAreCreated:
 
     @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
     def test_repr(self, asyncio_backend: Any, way: Any) -> None:
-        """A task's repr() says that it was created where it would be without the scope."""
+        """A task's repr() names the same place of creation as without the scope."""
 
         async def main() -> None:
             outside, inside = await self.outside_and_inside(way)
@@ -290,7 +290,7 @@ class TestWhereTasksAreCreated:
         asyncio_backend.run(main)
 
     def test_repr_names_the_line(self) -> None:
-        """On asyncio, that is the line of the program."""
+        """On asyncio, a task's repr() names the program's line as its place of creation."""
 
         async def main() -> None:
             _, inside = await self.outside_and_inside(loop_create_task)
@@ -304,7 +304,7 @@ class TestWhereTasksAreCreated:
         ["application's", pytest.param("eager", marks=needs_eager_tasks)],
     )
     def test_with_a_factory(self, asyncio_backend: Any, which: str) -> None:
-        """A loop's own factory is in the stack, and below it but the line of the program."""
+        """A loop's own factory is in the stack, right below the line of the program."""
 
         async def main() -> None:
             factory: Any = application_factory
@@ -326,7 +326,7 @@ class TestWhereTasksAreCreated:
         asyncio_backend.run(main)
 
     def test_in_an_exception(self, asyncio_backend: Any) -> None:
-        """What a factory raises has the line that created the task in its traceback."""
+        """An exception of a factory has the line that creates the task in its traceback."""
 
         def refuses(loop: Any, coro: Any, **kwds: Any) -> Any:
             raise LookupError("no task")
@@ -384,11 +384,11 @@ NAME_ON_ASYNCIO = "None" if sys.version_info[:3] == (3, 13, 0) else NAME
 
 
 class TestSentry:
-    """Its integration puts a factory in front of the loop's, and knows its own by an attribute."""
+    """Sentry's integration wraps the loop's factory, and recognises its own by an attribute."""
 
     @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
     def test_before_the_scope(self, loop: str) -> None:
-        """With the scope, an error is sent once and named as without, however often it is set."""
+        """Inside a scope, an error is sent once, with the same name, even if enabled twice."""
         name = NAME_ON_ASYNCIO
         if loop == "uvloop":
             pytest.importorskip("uvloop")
@@ -407,7 +407,7 @@ class TestSentry:
         assert run_program(SENTRY, program) == f"{name} child\n" * 2
 
     def test_inside_the_scope(self) -> None:
-        """It may be enabled while a scope is open, and stays when that is left."""
+        """Sentry may be enabled while a scope is open, and stays when the scope is left."""
         program = """
             async def main():
                 async with greenback.portals_for_tree():
@@ -429,7 +429,7 @@ class TestSentry:
 @pytest.mark.skipif(PYPY, reason="aiomonitor needs aiohttp, which is not installed on PyPy")
 class TestAiomonitor:
     def test_created_location(self) -> None:
-        """It shows the function of a task, and the line that created the task."""
+        """aiomonitor shows the function of a task, and the line that created the task."""
         program = """
             import asyncio
             import aiomonitor

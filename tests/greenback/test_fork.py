@@ -1,4 +1,4 @@
-"""Tasks that fork in the middle of a bridge: the child bridges where it could await."""
+"""Tasks that fork in the middle of a bridge: the child can bridge where it could await."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ BRIDGED = (("AWAIT(", "await_("), ("CALL(", "("), ("DEF ", "def "))
 
 
 def run(loop: str, opener: str, where: str, folder: Path, **variables: str) -> str:
-    """What the processes write."""
+    """The output of the processes."""
     program = PROGRAM
     for word, meaning in PLAIN if opener == "plain" else BRIDGED:
         program = program.replace(word, meaning)
@@ -111,7 +111,7 @@ def run(loop: str, opener: str, where: str, folder: Path, **variables: str) -> s
 
 @pytest.fixture(autouse=True)
 def steps_in_a_child(backend: Any) -> None:
-    """Skips a loop that a plain `await` cannot wait for in a forked child."""
+    """Skips a loop in which a forked child cannot wait by a plain `await` either."""
     if sys.version_info >= (3, 14) and repr(backend) != "trio":
         pytest.skip("from 3.14 on, asyncio steps no task in a forked child")
 
@@ -131,7 +131,7 @@ def test_child(backend: Any, opener: str, where: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trace", ["1", "debug"])
 def test_traced_child(backend: Any, trace: str, tmp_path: Path) -> None:
-    """So they do while they are traced, and nobody complains."""
+    """Traced processes get the same values and exceptions, and write nothing else."""
     variables = {"GREENBACK_TRACE": trace, "GREENBACK_TRACE_FILE": str(tmp_path / "{pid}.jsonl")}
     for opener in OPENERS:
         assert run(repr(backend), opener, "sync", tmp_path, **variables) == LINE * 3

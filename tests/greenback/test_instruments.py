@@ -1,4 +1,4 @@
-"""The seam: which hooks are called, when, with what, and that the program never feels it."""
+"""Instruments: which hooks are called, when, with what; the program never notices."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STEP, STOP = "step_started", "step_finished"
 
 
 class Recorder(Instrument):
-    """Notes every hook with its arguments."""
+    """An instrument that notes every call of a hook with its arguments."""
 
     def __init__(self) -> None:
         self.calls: List[Tuple[Any, ...]] = []
@@ -79,7 +79,7 @@ async def immediate(value: Any = None) -> Any:
 
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
-    """A listener for as long as the test lasts."""
+    """An instrument that stays added for the length of the test."""
     instrument = Recorder()
     add_instrument(instrument)
     yield instrument
@@ -91,7 +91,7 @@ def recorder() -> Iterator[Recorder]:
 
 @pytest.fixture
 def added() -> Iterator[Callable[[Any], Any]]:
-    """Adds instruments, and removes at the end those that are still there."""
+    """A function that adds instruments; those still there are removed at the end."""
     instruments: List[Any] = []
 
     def add(instrument: Any) -> Any:
@@ -162,7 +162,7 @@ class TestHooks:
         self.check_arguments(recorder, "task")
 
     def test_bestowed(self, backend: Any, recorder: Recorder) -> None:
-        """The portal that somebody else bestows opens when it is bestowed."""
+        """A portal that another task bestows opens when it is bestowed."""
         go = []
 
         async def task(status: Any = None) -> None:
@@ -200,7 +200,7 @@ class TestHooks:
         self.check_arguments(recorder, "bestowed")
 
     def test_inherited(self, backend: Any, recorder: Recorder) -> None:
-        """An inherited portal opens and closes with the task that has inherited it."""
+        """An inherited portal opens and closes with its task."""
 
         async def child() -> None:
             await_(immediate())
@@ -272,7 +272,7 @@ class TestHooks:
         assert set(seen) == {("the_caller", awaitables[0], "run_sync")}
 
     def test_nested_bridges(self, backend: Any, recorder: Recorder) -> None:
-        """A bridge in the coroutine of a bridge is a bridge of its own."""
+        """A bridge inside another bridge's coroutine is announced as a bridge of its own."""
 
         def inner() -> None:
             await_(immediate())
@@ -311,7 +311,7 @@ class TestHooks:
         assert type(ends[1][2]) is TypeError
 
     def test_cancelled(self, backend: Any, recorder: Recorder) -> None:
-        """A bridge whose task is cancelled finishes with the cancellation."""
+        """A bridge whose task is cancelled finishes with the cancellation as its error."""
 
         def sync() -> None:
             await_(backend.sleep(3600))
@@ -335,7 +335,7 @@ class TestHooks:
         assert recorder.calls[-3][2].__class__ is backend.cancelled
 
     def test_without_a_portal(self, backend: Any, recorder: Recorder) -> None:
-        """What is not a bridge is not announced as one."""
+        """A call of await_() that is refused is not announced as a bridge."""
 
         async def main() -> None:
             with pytest.raises(RuntimeError):
@@ -354,7 +354,7 @@ class TestHooks:
         assert recorder.names().count(OPENED) == recorder.names().count(CLOSED) == 1
 
     def test_portals_are_distinct(self, backend: Any, recorder: Recorder) -> None:
-        """While somebody listens, no two portals are the same object: it can be a key."""
+        """While there is an instrument, each portal is a new object, so it can be a key."""
 
         async def main() -> None:
             for _ in range(5):
@@ -367,7 +367,7 @@ class TestHooks:
         assert len({call[1] for call in recorder.calls if call[0] == STARTED}) == 5
 
     def test_threads(self, asyncio_backend: Any, added: Callable[[Any], Any]) -> None:
-        """Hooks run in the thread of the task that they speak of."""
+        """Hooks run in the thread of the task that they are about."""
         seen: List[int] = []
 
         class Where(Instrument):
@@ -381,7 +381,7 @@ class TestHooks:
             idents.append(threading.get_ident())
             asyncio_backend.run(greenback.with_portal_run_sync, lambda: await_(immediate()))
 
-        # uvloop is given a thread in which no loop has been before, as asyncio is.
+        # Both uvloop and asyncio get a thread in which no loop has run before.
         threads = [threading.Thread(target=in_thread) for _ in range(3)]
         for thread in threads:
             thread.start()
@@ -390,7 +390,7 @@ class TestHooks:
 
     @staticmethod
     def check_arguments(recorder: Recorder, kind: str) -> None:
-        """All of the calls speak of one portal, and each bridge keeps its identity."""
+        """All hooks of a task get the same portal, and all hooks of a bridge the same bridge."""
         portals = {
             id(call[1].portal if isinstance(call[1], Bridge) else call[1])
             for call in recorder.calls
@@ -410,7 +410,7 @@ class TestHooks:
 
 class TestAddAndRemove:
     def test_order(self, backend: Any, added: Callable[[Any], Any]) -> None:
-        """Several instruments are called in the order in which they were added, each once."""
+        """Several instruments are called once each, in the order in which they were added."""
         log: List[str] = []
 
         class Says(Instrument):
@@ -427,7 +427,7 @@ class TestAddAndRemove:
         assert log == ["a", "b", "c"]
 
     def test_removed(self, backend: Any) -> None:
-        """One that was removed hears nothing, and cannot be removed again."""
+        """A removed instrument is not called, and cannot be removed again."""
         recorder = Recorder()
         add_instrument(recorder)
         remove_instrument(recorder)
@@ -452,7 +452,7 @@ class TestAddAndRemove:
         assert STARTED in second.names()
 
     def test_no_instrument(self) -> None:
-        """What has none of the hooks is refused, in words that say what they are."""
+        """An object with none of the hooks is refused; the error lists the hooks."""
         with pytest.raises(TypeError, match="portal_opened"):
             add_instrument(object())  # type: ignore[arg-type]
 
@@ -473,7 +473,7 @@ class TestAddAndRemove:
         assert set(called) == {"mine"}
 
     def test_need_not_be_a_subclass(self, backend: Any, added: Callable[[Any], Any]) -> None:
-        """An object with some of the methods will do."""
+        """An object of any class with some of the hooks is an instrument."""
 
         class Duck:
             def __init__(self) -> None:
@@ -487,14 +487,14 @@ class TestAddAndRemove:
         assert duck.seen == 1
 
     def test_methods_of_the_object(self, backend: Any, added: Callable[[Any], Any]) -> None:
-        """So will an object that has its methods in its own dictionary, if it is accepted."""
+        """An object whose hooks are in its own ``__dict__`` is an instrument, too."""
         seen: List[Any] = []
         added(types.SimpleNamespace(bridge_started=seen.append))
         backend.run(greenback.with_portal_run_sync, lambda: await_(immediate()))
         assert len(seen) == 1
 
     def test_added_in_a_bridge(self, backend: Any, added: Callable[[Any], Any]) -> None:
-        """Added while a bridge is open, it hears of the next one; the open one ends well."""
+        """An instrument added during a bridge is told of the next one; the open one ends well."""
         recorder = Recorder()
 
         async def adds() -> int:
@@ -512,7 +512,7 @@ class TestAddAndRemove:
         assert CLOSED in recorder.names()
 
     def test_added_in_a_bridge_again(self, backend: Any) -> None:
-        """So does the next one that is added so, though the portal runs in the same worker."""
+        """Each instrument added during a bridge gets a new portal, though in the same worker."""
         portals: List[Any] = []
 
         class Keeps(Recorder):
@@ -534,7 +534,7 @@ class TestAddAndRemove:
         assert len(set(map(id, portals))) == 3
 
     def test_removed_in_a_bridge(self, backend: Any, recorder: Recorder) -> None:
-        """Removed while a bridge is open, it is not called any more, from that moment on."""
+        """An instrument removed during a bridge is not called from that moment on."""
         calls: List[Any] = []
 
         async def removes() -> int:
@@ -573,7 +573,7 @@ class TestAddAndRemove:
         assert recorder.names().count(STARTED) == 1
 
     def test_is_let_go(self) -> None:
-        """After it is removed nothing keeps an instrument alive."""
+        """After its removal nothing keeps an instrument alive."""
         recorder = Recorder()
         reference = weakref.ref(recorder)
         add_instrument(recorder)
@@ -584,11 +584,11 @@ class TestAddAndRemove:
 
 
 class TestBroken:
-    """An instrument that raises is removed, logged once, and not felt."""
+    """An instrument that raises is removed and logged once; the program does not notice."""
 
     @staticmethod
     def program(backend: Any) -> List[Any]:
-        """Does a bit of everything."""
+        """A program with all kinds of portals and bridges."""
         log: List[Any] = []
 
         async def fails() -> None:
@@ -639,7 +639,7 @@ class TestBroken:
     def test_every_hook(
         self, backend: Any, hook: str, added: Callable[[Any], Any], caplog: Any
     ) -> None:
-        """Whichever hook raises, the program does what it does without it."""
+        """Whichever hook raises, the program behaves as without the instrument."""
         self.check(backend, added, caplog, hook, "method")
 
     @pytest.mark.parametrize("how", ["staticmethod", "classmethod", "object"])
@@ -671,7 +671,7 @@ class TestBroken:
     def test_is_called_no_more(
         self, backend: Any, added: Callable[[Any], Any], caplog: Any
     ) -> None:
-        """From the moment it raises, none of its hooks is called."""
+        """After a hook has raised, no hook of its instrument is called."""
         calls: List[str] = []
 
         class Broken(Recorder):
@@ -689,7 +689,7 @@ class TestBroken:
 
 
 class TimeUp(Exception):
-    """What a signal handler raises in these tests."""
+    """The exception of the signal handlers in these tests."""
 
 
 def raise_time_up(*args: Any) -> None:
@@ -697,7 +697,7 @@ def raise_time_up(*args: Any) -> None:
 
 
 class Handler:
-    """A handler that is an object, or a method of one."""
+    """A handler that is a callable object, or has a method for it."""
 
     def __call__(self, number: int, frame: Any) -> None:
         raise TimeUp
@@ -708,11 +708,11 @@ class Handler:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signals to spare")
 class TestSignalHandler:
-    """What a signal handler raises is no failure of the hook that it has interrupted."""
+    """An exception of a signal handler is no failure of the hook that it interrupts."""
 
     @pytest.mark.parametrize("hook", [STARTED, SUSPENDED, RESUMED, FINISHED])
     def test_hooks(self, backend: Any, hook: str, added: Callable[[Any], Any]) -> None:
-        """It leaves the bridge, whichever hook it is."""
+        """A signal handler's exception leaves the bridge, whichever hook it interrupts."""
         self.check(backend, added, hook, raise_time_up)
 
     @pytest.mark.parametrize(
@@ -727,7 +727,7 @@ class TestSignalHandler:
         ids=["partial", "partials", "object", "method", "partial method"],
     )
     def test_handlers(self, backend: Any, handler: Any, added: Callable[[Any], Any]) -> None:
-        """It is known whatever kind of callable has raised it."""
+        """A signal handler's exception is recognised for every kind of callable."""
         self.check(backend, added, STARTED, handler)
 
     def check(
@@ -751,13 +751,13 @@ class TestSignalHandler:
         finally:
             signal.signal(signal.SIGUSR1, before)
         assert not pending
-        remove_instrument(instrument)  # it is still there
+        remove_instrument(instrument)  # it is still added
         added(instrument)
 
     def test_another_thread(
         self, backend: Any, added: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Handlers run in the main thread: the same function elsewhere is the hook's own."""
+        """If a hook in another thread calls the handler's function, its exception is a failure."""
 
         class Broken(Instrument):
             def bridge_started(self, bridge: Bridge) -> None:
@@ -782,7 +782,7 @@ class TestSignalHandler:
 
 class TestHooksThatBridge:
     def test_is_not_announced(self, backend: Any, added: Callable[[Any], Any]) -> None:
-        """A hook may bridge, and wait; neither it nor others hear of that."""
+        """A hook may bridge and wait; no instrument is told of that."""
 
         class Bridges(Recorder):
             def bridge_started(self, bridge: Bridge) -> None:
@@ -817,7 +817,7 @@ class TestHooksThatBridge:
             assert names == [STARTED, *waited, FINISHED, STARTED, FINISHED]
 
     def test_by_way_of_others(self, backend: Any, recorder: Recorder) -> None:
-        """What other tasks bridge while a hook waits is announced."""
+        """Bridges of other tasks are announced while a hook waits."""
 
         class Waits(Instrument):
             def bridge_started(self, bridge: Bridge) -> None:
@@ -845,7 +845,7 @@ class TestHooksThatBridge:
 class TestNothingIsKept:
     @pytest.mark.parametrize("ends", ["returns", "raises", "removed"])
     def test_frames_and_awaitables(self, backend: Any, ends: str, recorder: Recorder) -> None:
-        """Keeping a bridge does not keep the program's variables, however it ended."""
+        """An instrument that keeps a bridge does not keep the program's variables."""
 
         class Thing:
             pass
@@ -868,7 +868,7 @@ class TestNothingIsKept:
                 pass
 
         backend.run(greenback.with_portal_run_sync, sync)
-        # The errors are the recorder's own doing.
+        # The recorder itself keeps these errors.
         bridges = [call[1] for call in recorder.calls if call[0] == STARTED]
         recorder.calls.clear()
         gc.collect()
@@ -878,7 +878,7 @@ class TestNothingIsKept:
         assert references[0]() is None
 
     def test_portals(self, backend: Any, recorder: Recorder) -> None:
-        """Keeping a portal does not keep what was run in it."""
+        """An instrument that keeps a portal does not keep the objects of its work."""
 
         class Thing:
             pass
@@ -897,7 +897,7 @@ class TestNothingIsKept:
 
 
 class Listening:
-    """A listener that notes what it is told, and gives each bridge a number."""
+    """A listener that notes all its calls, and gives each bridge a number."""
 
     def __init__(self, calls: List[Any], suspends: bool = True) -> None:
         self.calls = calls
@@ -941,7 +941,7 @@ NoneType = type(None)
 
 
 class TestPrimaryListener:
-    """The one of tracing, which is called before any instrument."""
+    """The primary listener, tracing's, is called before any instrument."""
 
     @pytest.fixture(autouse=True)
     def _removed_afterwards(self) -> Iterator[None]:
@@ -950,7 +950,7 @@ class TestPrimaryListener:
         listener.set_primary(before)
 
     def test_is_called_directly(self, recorder: Recorder) -> None:
-        """With it alone, and with instruments alone, nothing is in between."""
+        """If only one listener is set, the runtime calls it directly."""
         primary: Any = Listening([])
         listener.set_primary(None)
         assert type(_bridge._hooks) is _instruments.Hooks
@@ -963,7 +963,7 @@ class TestPrimaryListener:
 
     @pytest.mark.parametrize("suspends", [True, False])
     def test_beside_an_instrument(self, backend: Any, suspends: bool, recorder: Recorder) -> None:
-        """Both hear of everything, the primary listener first, and get back what they gave."""
+        """Both listeners are told of everything, the primary one first, with their own objects."""
         calls: List[Any] = []
         primary: Any = Listening(calls, suspends)
         recorder.calls = calls
@@ -1007,7 +1007,7 @@ class TestPrimaryListener:
         assert calls.index(OPENED) < calls.index(of_instrument[0])
 
     def test_replaced_in_a_bridge(self, backend: Any, recorder: Recorder) -> None:
-        """The end of a bridge goes to the one that was told of its beginning."""
+        """The listener that was told of a bridge's start is told of its end."""
         old, new = Listening([]), Listening([])
         of_old: Any = old
         of_new: Any = new
@@ -1030,7 +1030,7 @@ class TestPrimaryListener:
         assert FINISHED not in recorder.names()
 
     def test_refuses(self, backend: Any, recorder: Recorder) -> None:
-        """What it raises when a bridge starts is raised there; no instrument hears of that."""
+        """If the primary listener refuses a bridge, await_() raises; no instrument is told."""
 
         class Refusing(Listening):
             def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> int:
@@ -1051,7 +1051,7 @@ class TestPrimaryListener:
     def test_instrument_that_is_interrupted(
         self, backend: Any, added: Callable[[Any], Any]
     ) -> None:
-        """A bridge that a signal handler stops in an instrument ends for the primary listener."""
+        """If a signal handler raises in an instrument, the primary listener sees the bridge end."""
 
         class Interrupted(Instrument):
             def bridge_started(self, bridge: Bridge) -> None:

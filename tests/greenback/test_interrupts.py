@@ -1,4 +1,4 @@
-"""Exceptions that signal handlers raise, wherever in greenback's own code they come."""
+"""Exceptions that signal handlers raise, at each place in greenback's own code."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-#: A plain `await` waits in these, where nothing of it can be interrupted either; the layout's
-#: write is tested by itself (test_tasks.py). What is raised in a finalizer reaches nobody.
+#: In these functions a plain `await` would wait, where it cannot be interrupted either. The write
+#: of the layout has its own test (tasks/test_self_test.py). An exception in a finalizer reaches
+#: no code.
 SPARED = ("_step", "_first_answer", "_yield_none", "replace", "__del__")
 
 
 class Program:
-    """A task that waits in plain awaits and in bridges, and notes what it enters and leaves."""
+    """A task that waits in plain awaits and in bridges, and notes the blocks that it enters."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -72,14 +73,14 @@ class Program:
         await self.work()
 
     async def handling(self) -> None:
-        """The same, where an exception is being handled: another way through the code."""
+        """As `run`, in an `except` block: greenback takes other paths there."""
         try:
             raise LookupError
         except LookupError:
             await greenback.with_portal_run(self.work)
 
     async def given_while_it_waits(self) -> None:
-        """Another task opens the portal, unless that is interrupted."""
+        """Another task opens the portal, unless the opening is interrupted."""
         if greenback.has_portal():
             await self.work()
 
@@ -102,7 +103,7 @@ WAYS = ["run_sync", "run", "ensure", "handling", *GIVEN]
 
 
 async def interrupted_at(number: int, backend: Any, way: str) -> Any:
-    """Run a program, raise at an instruction of that number, and look at what is left."""
+    """Run a program, raise at the instruction with that number, and check what is left behind."""
     program = Program(backend)
     errors: List[Any] = []
     tasks: List[Any] = []
@@ -159,7 +160,7 @@ async def interrupted_at(number: int, backend: Any, way: str) -> Any:
         try:
             await start()
         except BaseException as error:
-            while getattr(error, "exceptions", None):  # of a nursery
+            while getattr(error, "exceptions", None):  # Trio's nursery raises a group
                 error = error.exceptions[0]
             errors.append(error)
     try:
@@ -177,7 +178,7 @@ async def interrupted_at(number: int, backend: Any, way: str) -> Any:
         idle = [worker for pool in home.pools for worker in pool]
         assert len(idle) == len(set(map(id, idle)))
         assert all(worker.portal.task is None for worker in idle)
-        # And portals work as before.
+        # Portals work as before.
         assert await greenback.with_portal_run_sync(await_, answer()) == 5
     except AssertionError as error:
         raise AssertionError(f"{way}, at {number}, {interrupt.where}: {error}") from error
@@ -189,14 +190,14 @@ def test_at_each_instruction(backend: Any, way: str) -> None:
     """All `finally` blocks run, and the program goes on as if a plain `await` was interrupted."""
 
     async def main() -> None:
-        await interrupted_at(10**9, backend, way)  # what is made once is made
+        await interrupted_at(10**9, backend, way)  # the first run makes all that is made once
         for number in sampling.instructions():
             if await interrupted_at(number, backend, way) is None:
                 break
         assert number > 100
 
     with warnings.catch_warnings():
-        # Where `await_` is interrupted before it has so much as looked at what it was called with.
+        # If `await_` is interrupted at its very start, it cannot close the coroutine.
         warnings.filterwarnings("ignore", message=".* was never awaited")
         backend.run(main)
         gc.collect()

@@ -1,4 +1,4 @@
-"""Bridges in bridges, loops in portals, and greenlets of others in between."""
+"""Bridges in bridges, loops in portals, and greenlets of the program in between."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run_in_thread(backend, main):
 class TestBridgesInBridges:
     @pytest.mark.parametrize("depth", [1, 2, 5, 20])
     def test_nested(self, backend, depth):
-        """Bridges nest to any depth, by all the ways to open a portal."""
+        """Bridges nest to any depth, in all kinds of portals."""
 
         async def level(n):
             await backend.checkpoint()
@@ -76,7 +76,7 @@ class TestBridgesInBridges:
 
 class TestOtherLoops:
     def test_trio_inside_asyncio(self, asyncio_backend):
-        """Tasks of a Trio run inside an asyncio portal have no portal but their own."""
+        """Tasks of a Trio run inside an asyncio portal can use only their own portals."""
 
         async def child():
             no_portal_here()
@@ -101,7 +101,7 @@ class TestOtherLoops:
         run_in_thread(asyncio_backend, main)
 
     def test_asyncio_inside_trio(self, asyncio_backend):
-        """Tasks of an asyncio loop inside a Trio portal have no portal but their own."""
+        """Tasks of an asyncio loop inside a Trio portal can use only their own portals."""
 
         async def child():
             no_portal_here()
@@ -125,7 +125,7 @@ class TestOtherLoops:
         trio.run(main)
 
     def test_asyncio_inside_asyncio(self, asyncio_backend):
-        """The same for an asyncio loop that is nested by hiding what runs around it."""
+        """Tasks of an asyncio loop that is nested by hiding the outer one use only their own."""
 
         async def inner():
             no_portal_here()
@@ -151,7 +151,7 @@ class TestOtherLoops:
         asyncio_backend.run(main)
 
     def test_trio_where_the_running_loop_was_taken_away(self, asyncio_backend):
-        """A Trio run has portals also in a portal whose own loop does not look like running."""
+        """A Trio run has portals inside a portal whose own loop is hidden, too."""
 
         async def inner():
             no_portal_here()
@@ -179,7 +179,7 @@ class TestOtherLoops:
         assert run_in_thread(asyncio_backend, main) == (5, 5)
 
     def test_guest_mode(self, asyncio_backend):
-        """With Trio as a guest of asyncio, tasks of both bridge to their own loop."""
+        """With Trio as a guest of asyncio, the tasks of each bridge to their own loop."""
         steps = []
 
         async def guest():
@@ -225,7 +225,7 @@ class TestGreenletsOfOthers:
 
     @pytest.mark.parametrize("error", [None, LookupError("late")])
     def test_that_ends_after_its_portal(self, backend, error):
-        """A greenlet that ends after its portal hands its result on, and disturbs no later one."""
+        """A greenlet that ends after its portal passes on its result; later portals work."""
         box = []
 
         def body():
@@ -258,7 +258,7 @@ class TestGreenletsOfOthers:
 
     @needs_sqlalchemy
     def test_portal_inside_greenlet_spawn(self, asyncio_backend):
-        """A portal can be opened by what SQLAlchemy awaits for a function in its greenlet."""
+        """A coroutine that SQLAlchemy awaits for a function in its greenlet can open a portal."""
 
         async def work():
             return greenback.await_(asyncio.sleep(0, 5))
@@ -273,7 +273,7 @@ class TestGreenletsOfOthers:
 
     @needs_sqlalchemy
     def test_await_inside_greenlet_spawn(self, asyncio_backend):
-        """In SQLAlchemy's greenlet inside a portal task, both kinds of bridge work, mixed."""
+        """In SQLAlchemy's greenlet inside a portal, both kinds of bridge work, mixed."""
 
         def spawned():
             result = []
@@ -292,7 +292,7 @@ class TestGreenletsOfOthers:
 
     @needs_sqlalchemy
     def test_async_orm(self, asyncio_backend):
-        """SQLAlchemy's async engine works by bridges, inside a portal."""
+        """SQLAlchemy's async engine works inside a portal, by bridges."""
         pytest.importorskip("aiosqlite")
         sqlalchemy = pytest.importorskip("sqlalchemy")
         engines = pytest.importorskip("sqlalchemy.ext.asyncio")

@@ -1,4 +1,4 @@
-"""`greenback.run`: an async function from sync code, wherever that is."""
+"""`greenback.run` runs an async function from sync code anywhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLEEPS = {"asyncio": asyncio.sleep, "trio": trio.sleep}
 
 
 async def library_and_portal(*args: Any) -> Any:
-    """What runs here, with a bridge to prove the portal."""
+    """The name of the library that runs here; a bridge proves the portal."""
     name = sniffio.current_async_library()
     greenback.await_(SLEEPS[name](0))
     return (name, *args)
@@ -38,12 +38,12 @@ class TestNoLoop:
 
     @pytest.mark.parametrize("name", LIBRARIES)
     def test_backend(self, name: str) -> None:
-        """The caller chooses the library."""
+        """The caller chooses the library by *backend*."""
         assert greenback.run(library_and_portal, 1, backend=name) == (name, 1)
 
     @pytest.mark.parametrize("name", LIBRARIES)
     def test_exception(self, name: str) -> None:
-        """What the function raises is raised, with no context of this library's own."""
+        """The function's exception is raised, without a context of greenback's own."""
 
         async def fails() -> None:
             greenback.await_(SLEEPS[name](0))
@@ -56,7 +56,7 @@ class TestNoLoop:
 
     @pytest.mark.parametrize("name", LIBRARIES)
     def test_twice(self, name: str) -> None:
-        """The loop is gone afterwards, and another one can be started."""
+        """The loop is closed afterwards, and another one can be started."""
         for _ in range(2):
             assert greenback.run(library_and_portal, backend=name) == (name,)
             assert not greenback.has_portal()
@@ -64,7 +64,7 @@ class TestNoLoop:
                 sniffio.current_async_library()
 
     def test_loop_is_closed(self) -> None:
-        """The loop that was started does not stay open."""
+        """The loop that `run` starts does not stay open."""
 
         async def loop() -> asyncio.AbstractEventLoop:
             return asyncio.get_running_loop()
@@ -72,7 +72,7 @@ class TestNoLoop:
         assert greenback.run(loop).is_closed()
 
     def test_in_a_thread(self) -> None:
-        """A thread without a loop is as good a place as the main one."""
+        """`run` works in any thread without a loop, as in the main thread."""
         results: List[Any] = []
         thread = threading.Thread(
             target=lambda: results.extend(
@@ -84,7 +84,7 @@ class TestNoLoop:
         assert results == [("asyncio",), ("trio",)]
 
     def test_in_the_thread_of_a_portal_task(self, backend: Any) -> None:
-        """A thread that a task with a portal waits for has no loop, and gets one of its own."""
+        """A thread that a task with a portal waits for has no loop, so `run` starts one in it."""
 
         async def main() -> None:
             await greenback.ensure_portal()
@@ -102,7 +102,7 @@ class TestNoLoop:
         backend.run(main)
 
     def test_awaitable_that_is_no_coroutine(self) -> None:
-        """A function that returns any awaitable is an async function."""
+        """The function may return any awaitable."""
 
         class Later:
             def __await__(self) -> Any:
@@ -115,7 +115,7 @@ class TestNoLoop:
 class TestInAPortal:
     @pytest.mark.parametrize("named", LIBRARIES)
     def test_is_a_bridge(self, backend: Any, named: str) -> None:
-        """Inside a portal it runs in the same task, whatever *backend* says."""
+        """Inside a portal, the function runs in the same task, whatever *backend* says."""
 
         async def here(value: int) -> Any:
             await backend.checkpoint()
@@ -133,7 +133,7 @@ class TestInAPortal:
         backend.run(main)
 
     def test_context_variables(self, backend: Any) -> None:
-        """What the function sets is seen by the sync code afterwards, as with a bridge."""
+        """Inside a portal, sync code sees the context variables that the function has set."""
         var = contextvars.ContextVar("var", default=0)
 
         async def sets() -> None:
@@ -150,7 +150,7 @@ class TestInAPortal:
         backend.run(main)
 
     def test_exception(self, backend: Any) -> None:
-        """What the function raises reaches the sync code with the context of an ``await``."""
+        """The function's exception has the same context in sync code as with an ``await``."""
 
         async def fails() -> None:
             await backend.checkpoint()
@@ -170,7 +170,7 @@ class TestInAPortal:
         backend.run(main)
 
     def test_nested(self, backend: Any) -> None:
-        """Functions run from functions run from functions."""
+        """A function that `run` runs may use `run` again, to any depth."""
 
         async def down(depth: int) -> int:
             await backend.checkpoint()
@@ -197,7 +197,7 @@ class TestInAPortal:
 class TestInALoopWithoutAPortal:
     @pytest.mark.parametrize("named", LIBRARIES)
     def test_task(self, backend: Any, named: str) -> None:
-        """It says that a portal is needed, and does not so much as call the function."""
+        """In a loop without a portal, the error names the need, and the function is not called."""
         called: List[int] = []
 
         async def never() -> None:
@@ -218,7 +218,7 @@ class TestInALoopWithoutAPortal:
 
     @needs_refcounts
     def test_error_keeps_no_frame_alive(self, backend: Any) -> None:
-        """What the caller's frame held is freed by itself once the error has been handled."""
+        """After the error is handled, the objects of the caller's frame are freed at once."""
 
         class Held:
             pass
@@ -249,7 +249,7 @@ class TestInALoopWithoutAPortal:
 
     @pytest.mark.parametrize("named", LIBRARIES)
     def test_callback(self, backend: Any, named: str) -> None:
-        """A callback is no task: there is nothing to bridge from, also not beside a portal."""
+        """In a callback, which is no task, `run` raises, even if other tasks have portals."""
         caught: List[BaseException] = []
 
         async def never() -> None:
@@ -281,7 +281,7 @@ class TestInALoopWithoutAPortal:
             assert "this is a callback of a running event loop" in str(error)
 
     def test_another_library_is_running(self) -> None:
-        """An async library that greenback does not know is not mistaken for none."""
+        """An unknown async library is named in the error, and no loop is started."""
 
         async def never() -> None:
             raise AssertionError
@@ -297,7 +297,7 @@ class TestInALoopWithoutAPortal:
 class TestBadBackend:
     @pytest.mark.parametrize("bad", ["curio", "uvloop", "", None])
     def test_no_loop(self, bad: Any) -> None:
-        """A library that is not known is refused, by its name."""
+        """An unknown *backend* is refused by its name."""
 
         async def never() -> None:
             raise AssertionError
@@ -308,7 +308,7 @@ class TestBadBackend:
         assert "'trio'" in str(caught.value)
 
     def test_in_a_portal(self, backend: Any) -> None:
-        """It is refused everywhere, also where no loop would have been started."""
+        """An unknown *backend* is refused also where `run` would start no loop."""
 
         async def never() -> None:
             raise AssertionError
@@ -325,7 +325,7 @@ class TestAnotherLoopInside:
     # uvloop and Trio both want the descriptor that wakes them up at a signal.
     @pytest.mark.filterwarnings("ignore:It looks like Trio's signal handling:RuntimeWarning")
     def test_trio_under_asyncio(self, asyncio_backend: Any) -> None:
-        """Inside the task of an inner loop, the inner loop is the one that is bridged to."""
+        """In a task of Trio inside an asyncio loop, `run` bridges to Trio."""
 
         async def in_trio() -> Any:
             await greenback.ensure_portal()
@@ -341,7 +341,7 @@ class TestAnotherLoopInside:
         asyncio_backend.run(main)
 
     def test_asyncio_under_trio(self) -> None:
-        """The same the other way round."""
+        """In a task of asyncio inside a Trio run, `run` bridges to asyncio."""
 
         async def in_asyncio() -> Any:
             await greenback.ensure_portal()

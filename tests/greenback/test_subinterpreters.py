@@ -1,4 +1,4 @@
-"""Interpreters beside the main one."""
+"""greenback in subinterpreters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("_interpreters", reason="this needs the subinterpreters of C
 
 
 def in_subinterpreter(config: str, source: str) -> str:
-    """What *source* prints in a subinterpreter of a new process, or raises."""
+    """The output of *source* in a subinterpreter of a new process, or its exception."""
     program = f"""
 import _interpreters, sys
 
@@ -33,7 +33,7 @@ _interpreters.destroy(made)
 
 class TestOwnGIL:
     def test_refuses(self) -> None:
-        """Where greenlet cannot be loaded, importing greenback says so, and what to do."""
+        """If greenlet cannot be loaded, importing greenback says so, and what to do."""
         said = in_subinterpreter("isolated", "import greenback")
         cause, _, error = said.partition("The above exception was the direct cause")
         assert "greenlet does not support loading in subinterpreters" in cause
@@ -42,7 +42,7 @@ class TestOwnGIL:
         assert "use greenback in the main interpreter" in last
 
     def test_another_reason(self) -> None:
-        """Where greenlet is missing, it is that which is said."""
+        """If greenlet is missing, importing greenback says just that."""
         source = """
             sys.modules["greenlet"] = None
             import greenback
@@ -54,7 +54,7 @@ class TestOwnGIL:
 
 class TestSharedGIL:
     def test_works(self) -> None:
-        """Where greenlet can be loaded, portals and bridges work. Without the GIL, it cannot be."""
+        """If greenlet can be loaded, portals and bridges work. Without the GIL, it cannot."""
         source = """
             import asyncio, greenback
 

@@ -1,4 +1,4 @@
-"""Loops in several threads, trace functions, and the budget for recursion."""
+"""Loops in several threads, trace functions, and the recursion limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..interleaving import CAN_STOP, at_each_instruction
 
 class TestThreads:
     def test_eight_loops_at_once(self, backend):
-        """Eight threads bridge at once, each to its own loop and context."""
+        """Eight threads bridge at the same time, each to its own loop and in its own context."""
         results, errors = [], []
         barrier = threading.Barrier(8)
 
@@ -87,7 +87,7 @@ print("went on", flush=True)
 class TestMeetings:
     @pytest.mark.skipif(not CAN_STOP, reason="trace functions are not told of instructions")
     def test_instruments_go(self):
-        """A program does not feel that another thread removes an instrument, at whatever moment."""
+        """A program does not notice that another thread removes an instrument, at any moment."""
 
         def prepare(turns):
             async def nap():
@@ -151,7 +151,7 @@ class TestMeetings:
 class TestTracing:
     @pytest.mark.parametrize("setter", [sys.settrace, sys.setprofile])
     def test_code_in_a_portal_is_seen(self, backend, setter):
-        """Trace and profile functions see the calls of a portal task, after suspending too."""
+        """Trace and profile functions see the calls of a task with a portal, also after a wait."""
 
         def before():
             pass
@@ -180,7 +180,7 @@ class TestTracing:
         assert ("after", "call") in seen
 
     def test_leftover_trace_is_not_passed_on(self, asyncio_backend):
-        """A trace function that one portal's work leaves on the frames around it sees no other."""
+        """A trace function that one portal's work leaves on outer frames sees no other portal's."""
 
         def first():
             frame = sys._getframe().f_back
@@ -230,7 +230,7 @@ class TestTracing:
 
 class TestRecursion:
     def test_deep_birthplace(self, asyncio_backend):
-        """A portal after one that was opened deep in the stack can recurse as deep as any."""
+        """After a portal opened deep in the stack, the next one can recurse as deep as any."""
 
         def dive(n):
             return 0 if n == 0 else 1 + dive(n - 1)
@@ -264,7 +264,7 @@ class TestRecursion:
 
 class TestCollection:
     def test_threads_end_during_a_collection(self) -> None:
-        """Threads with portals may end while the garbage collector runs in another one."""
+        """Threads with portals may end while the garbage collector runs in another thread."""
         program = """
 import asyncio, gc, threading
 import greenback

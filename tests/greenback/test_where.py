@@ -52,14 +52,14 @@ def _for() -> None:
         pass
 
 
-#: What bridges, by its name.
+#: The functions that bridge, by name.
 BRIDGES: Dict[str, Callable[[], Any]] = {
     "await_": lambda: await_(immediate()),
     "async_context": _with,
     "async_iter": _for,
     "autoawait": lambda: greenback.autoawait(immediate)(),
 }
-#: What needs a task, by its name.
+#: The functions that need a task, by name.
 OPENERS: Dict[str, Callable[[], Any]] = {
     "ensure_portal": lambda: greenback.ensure_portal(),
     "with_portal_run": lambda: greenback.with_portal_run(immediate),
@@ -69,7 +69,7 @@ OPENERS: Dict[str, Callable[[], Any]] = {
 
 
 def in_no_task() -> Dict[str, str]:
-    """What the errors say where there is no task, which has_portal() agrees about."""
+    """The texts of the errors where there is no task, by function; has_portal() agrees."""
     assert not greenback.has_portal()
     found = {name: said(call, NotFound) for name, call in BRIDGES.items()}
     for name, opener in OPENERS.items():
@@ -85,9 +85,9 @@ NO_PORTAL = "you must create a greenback portal for this task"
 
 
 def said(call: Callable[[], Any], kind: Any) -> str:
-    """The error of a call."""
+    """The text of a call's error."""
     with warnings.catch_warnings():
-        # A coroutine that could not be awaited.
+        # The coroutine passed to `call` is never awaited.
         warnings.filterwarnings("ignore", message=".* was never awaited")
         with pytest.raises(kind) as caught:
             call()
@@ -97,13 +97,13 @@ def said(call: Callable[[], Any], kind: Any) -> str:
 
 class TestNoTask:
     def test_no_loop(self) -> None:
-        """Where no loop runs, they say how to start one."""
+        """If no loop runs, the errors say how to start one."""
         for name, text in in_no_task().items():
             assert text.startswith("no event loop is running here"), name
             assert "greenback.run(async_fn, *args)" in text
 
     def test_worker_thread(self, backend: Any) -> None:
-        """In a thread of a program whose loop runs elsewhere, they name it, and ways back."""
+        """In a thread without a loop, the errors name the thread, and ways to reach the loop."""
 
         async def main() -> Any:
             await greenback.ensure_portal()
@@ -122,7 +122,7 @@ class TestNoTask:
             assert "trio.from_thread.run" in text
 
     def test_anyio_thread(self, backend: Any) -> None:
-        """In a thread of anyio's, which has the context of its task, it is the same."""
+        """In a thread of anyio's, with its task's context, the errors say the same."""
 
         async def main() -> Any:
             await greenback.ensure_portal()
@@ -132,7 +132,7 @@ class TestNoTask:
             assert text.startswith("this is a worker thread: ")
 
     def test_run_in_a_worker_thread(self, backend: Any) -> None:
-        """There, as they say, `run` starts a loop of the thread's own."""
+        """In a thread without a loop, `run` starts one for the thread, as the errors say."""
 
         async def main() -> Any:
             return await anyio.to_thread.run_sync(greenback.run, immediate)
@@ -141,7 +141,7 @@ class TestNoTask:
 
     @pytest.mark.parametrize("has_portal", [False, True])
     def test_callback(self, asyncio_backend: Any, has_portal: bool) -> None:
-        """In a callback of the loop, they say that nothing can wait there; so does `run`."""
+        """In a callback of the loop, the errors say that nothing can wait there; so does `run`."""
         found: List[Dict[str, str]] = []
 
         def callback(*args: Any) -> None:
@@ -172,7 +172,7 @@ class TestNoTask:
 
     @pytest.mark.parametrize("name", ["thread_local", "cvar"])
     def test_other_library(self, name: str) -> None:
-        """Where sniffio says that another library runs, they name it, and who has said so."""
+        """If sniffio names another library, the errors name it, and where the name is set."""
         if name == "cvar":
             token = sniffio.current_async_library_cvar.set("curio")
         else:
@@ -192,7 +192,7 @@ class TestNoTask:
 
 
 def no_portal_said() -> str:
-    """What all bridges say in a task that has no portal."""
+    """The texts of all bridges' errors in a task without a portal."""
     assert not greenback.has_portal()
     calls = [*BRIDGES.values(), lambda: greenback.run(immediate)]
     (text,) = {said(call, RuntimeError) for call in calls}
@@ -203,7 +203,7 @@ def no_portal_said() -> str:
 
 class TestNoPortal:
     def test_alone(self, backend: Any) -> None:
-        """In a task of which no other waits, they say how to open a portal."""
+        """In a task that no other task waits for, the errors say how to open a portal."""
 
         async def main() -> str:
             return no_portal_said()
@@ -211,7 +211,7 @@ class TestNoPortal:
         assert "which waits for this one" not in backend.run(main)
 
     def test_another_task_has_one(self, backend: Any) -> None:
-        """A portal of a task that does not wait for this one is not named."""
+        """The errors name no task that has a portal but does not wait for this one."""
         texts: List[str] = []
         opened: List[Any] = []
 
@@ -233,7 +233,7 @@ class TestNoPortal:
         assert "which waits for this one" not in texts[0]
 
     async def child(self) -> str:
-        await asyncio.sleep(0)  # so that its parent waits for it
+        await asyncio.sleep(0)  # so that the parent waits for this task
         return no_portal_said()
 
     async def by_gather(self) -> str:
@@ -268,7 +268,7 @@ class TestNoPortal:
     @pytest.mark.parametrize("opener", ["ensure_portal", "with_portal_run", "bridge"])
     @pytest.mark.parametrize("way", WAYS)
     def test_parent_has_one(self, asyncio_backend: Any, way: str, opener: str) -> None:
-        """In a task that another one waits for, they name that one if it has a portal."""
+        """If a task with a portal waits for this one, the errors name that task."""
 
         async def main() -> str:
             task = asyncio.current_task()
@@ -280,7 +280,7 @@ class TestNoPortal:
 
     @pytest.mark.parametrize("opener", ["ensure_portal", "with_portal_run", "bridge"])
     def test_parent_in_anyio(self, backend: Any, opener: str) -> None:
-        """So they do in the task groups of anyio, and in the nurseries that these are on Trio."""
+        """The errors name the waiting task in anyio's task groups, too, also on Trio."""
         found: List[str] = []
 
         async def child() -> None:
@@ -296,7 +296,7 @@ class TestNoPortal:
 
     @pytest.mark.parametrize("opener", ["ensure_portal", "with_portal_run", "bridge"])
     def test_grandparent_in_trio(self, opener: str) -> None:
-        """On Trio, any task above it will do."""
+        """On Trio, the errors name any task above this one that has a portal."""
         found: List[str] = []
 
         async def grandchild() -> None:
@@ -344,7 +344,7 @@ def assert_names_parent(*texts: str) -> None:
 
 
 class TestPlaywright:
-    """Its sync API runs an asyncio loop in a greenlet of its own."""
+    """Playwright's sync API runs an asyncio loop in a greenlet of its own."""
 
     PROGRAM = """
 import greenback
@@ -365,7 +365,7 @@ print(greenback.run(immediate))
 
     @pytest.mark.skipif(sys.version_info < (3, 9), reason="before, a task runs in it")
     def test_inside(self) -> None:
-        """Inside it, the errors say so, and name its async API."""
+        """Inside Playwright's sync API, the errors say so, and name its async API."""
         pytest.importorskip("playwright.sync_api", reason="the browser group is not installed")
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", self.PROGRAM],

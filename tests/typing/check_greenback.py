@@ -1,7 +1,7 @@
-"""What a type checker sees of greenback. Read by mypy and pyright, never run.
+"""The types of greenback. mypy and pyright read this file; it is never run.
 
-A call that must be refused carries an ignore comment, and both checkers report one that suppresses
-nothing.
+A call that a checker must refuse carries an ignore comment. Both checkers report an ignore comment
+that suppresses nothing.
 """
 
 # pyright: reportUnnecessaryTypeIgnoreComment=true
@@ -59,7 +59,7 @@ def repeated(fn: Callable[[int], T]) -> Callable[[List[int]], List[T]]:
 
 
 def load(key: int, *, table: str = "rows") -> Row:
-    # A bridge has the type of what it awaits, whatever kind of awaitable that is.
+    # A bridge has the type of its awaitable's result, for every kind of awaitable.
     assert_type(greenback.await_(fetch(key)), Row)
     assert_type(greenback.await_(asyncio.ensure_future(fetch(key))), Row)
     assert_type(greenback.await_(asyncio.gather(fetch(1), fetch(2))), "tuple[Row, Row]")

@@ -1,4 +1,4 @@
-"""Things to await, and what becomes of them."""
+"""Awaitables, and the outcomes of awaiting them and of bridging to them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PORTALS = [in_run_sync, in_run, in_task, in_child]
 
 
 def outcome(call: Callable[[], Any]) -> Tuple[Any, ...]:
-    """What a call does: its value, or the type and the words of what it raises."""
+    """The outcome of a call: its value, or the type and text of its exception."""
     try:
         return "returned", call()
     except BaseException as error:
@@ -52,7 +52,7 @@ def outcome(call: Callable[[], Any]) -> Tuple[Any, ...]:
 
 
 def both_ways(backend: Any, portal: Any, make: Callable[[], Any]) -> Tuple[Any, Any]:
-    """What awaiting the result of *make* does, and what bridging to another result of it does."""
+    """The outcomes of awaiting one result of *make*, and of bridging to another."""
 
     async def awaited() -> Any:
         return await make()

@@ -11,5 +11,5 @@ from .awaitables import PORTALS
 
 @pytest.fixture(params=PORTALS, ids=lambda portal: portal.__name__)
 def portal(request: pytest.FixtureRequest) -> Any:
-    """Each way to call a sync function in a portal in turn."""
+    """Each way to call a sync function in a portal, in turn."""
     return request.param

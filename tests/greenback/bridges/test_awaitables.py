@@ -1,4 +1,4 @@
-"""What `greenback.await_` takes."""
+"""The awaitables that `greenback.await_` takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .awaitables import both_ways, outcome
 
 
 class OneTrap:
-    """An iterator without send() and throw(), which waits once if there is reason to."""
+    """An iterator without send() and throw(), which ends at once with a value."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -58,7 +58,7 @@ class TestCoroutines:
     )
     @pytest.mark.parametrize("waits", [False, True])
     def test_value(self, backend: Any, portal: Any, value: Any, waits: bool) -> None:
-        """The very object that a coroutine returns is returned, exceptions and None included."""
+        """await_() returns the very object that a coroutine returns, be it an exception or None."""
 
         async def give() -> Any:
             if waits:
@@ -78,7 +78,7 @@ class TestCoroutines:
         assert backend.run(portal, lambda: [await_(count(n)) for n in range(5)]) == list(range(5))
 
     def test_half_run_coroutine(self, backend: Any, portal: Any) -> None:
-        """A coroutine that somebody has stepped before is refused, or goes on, as with await."""
+        """A coroutine that has been stepped before is refused, or goes on, as with ``await``."""
 
         @types.coroutine
         def pause() -> Any:
@@ -107,7 +107,7 @@ class TestCoroutines:
         )
 
     def test_misused_coroutine(self, backend: Any, portal: Any) -> None:
-        """A coroutine that is finished, being awaited or running cannot be awaited, as ever."""
+        """A coroutine that is finished, awaited elsewhere or running raises, as with ``await``."""
 
         async def nothing() -> None:
             pass
@@ -157,7 +157,7 @@ class TestCoroutines:
 
 class TestOtherAwaitables:
     def test_future(self, asyncio_backend: Any, portal: Any) -> None:
-        """A future is waited for whether or not it is done, and gives its result."""
+        """A future gives its result, whether or not it is done already."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -169,7 +169,7 @@ class TestOtherAwaitables:
         asyncio_backend.run(main)
 
     def test_failed_future(self, asyncio_backend: Any, portal: Any) -> None:
-        """A future that failed raises its own exception, each time that it is asked."""
+        """A failed future raises its own exception, each time."""
 
         async def main() -> None:
             future = asyncio.get_running_loop().create_future()
@@ -187,7 +187,7 @@ class TestOtherAwaitables:
         asyncio_backend.run(main)
 
     def test_task(self, asyncio_backend: Any, portal: Any) -> None:
-        """A task is waited for."""
+        """A task gives its result."""
 
         async def work() -> str:
             await asyncio.sleep(0)
@@ -202,7 +202,7 @@ class TestOtherAwaitables:
 
     @pytest.mark.parametrize("waits", [False, True])
     def test_dunder_await(self, backend: Any, portal: Any, waits: bool) -> None:
-        """An object with __await__ is awaited, whatever sort of iterator that returns."""
+        """An object with __await__ works, whatever sort of iterator that returns."""
 
         async def give() -> str:
             if waits:
@@ -216,11 +216,11 @@ class TestOtherAwaitables:
             assert backend.run(portal, lambda: await_(Awaitable(give_iterator))) == "given"
 
     def test_plain_iterator(self, backend: Any, portal: Any) -> None:
-        """An iterator that has __next__ only is good enough for __await__."""
+        """The iterator of __await__ needs only __next__."""
         assert backend.run(portal, lambda: await_(Awaitable(lambda: OneTrap("value")))) == "value"
 
     def test_plain_iterator_that_waits(self, asyncio_backend: Any, portal: Any) -> None:
-        """An iterator that has __next__ only may wait, and be interrupted while it does."""
+        """An iterator that has only __next__ may wait, and may be interrupted meanwhile."""
 
         class Steps:
             def __init__(self, number: int) -> None:
@@ -248,7 +248,7 @@ class TestOtherAwaitables:
         asyncio_backend.run(main)
 
     def test_generator_based_coroutine(self, backend: Any, portal: Any) -> None:
-        """A generator marked by types.coroutine is awaited, suspended or not."""
+        """A generator marked by types.coroutine works, whether or not it waits."""
 
         @types.coroutine
         def waits() -> Any:
@@ -267,7 +267,7 @@ class TestOtherAwaitables:
         )
 
     def test_async_generator_methods(self, backend: Any, portal: Any) -> None:
-        """What asend(), athrow(), aclose() and __anext__() return can be bridged to."""
+        """The results of asend(), athrow(), aclose() and __anext__() work."""
         log: List[Any] = []
 
         async def numbers() -> Any:
@@ -297,7 +297,7 @@ class TestOtherAwaitables:
 
     @pytest.mark.skipif(sys.version_info < (3, 10), reason="anext() came with Python 3.10")
     def test_anext_with_a_default(self, backend: Any, portal: Any) -> None:
-        """The awaitable that anext() makes works, with and without something left to give."""
+        """The awaitable of anext() works, also at the end of its iterator."""
 
         async def one() -> Any:
             await backend.checkpoint()
@@ -321,12 +321,12 @@ class TestOtherAwaitables:
         ids=["number", "list", "none", "raises", "raises-StopIteration"],
     )
     def test_broken_dunder_await(self, backend: Any, portal: Any, make: Any) -> None:
-        """An object whose __await__ is no good raises what await raises."""
+        """An object with a bad __await__ raises the same error as ``await``."""
         awaited, bridged = both_ways(backend, portal, make)
         assert bridged == awaited
 
     def test_dunder_await_that_returns_a_coroutine(self, backend: Any, portal: Any) -> None:
-        """__await__ must not return a coroutine, as ever."""
+        """An __await__ that returns a coroutine raises the same error as ``await``."""
 
         async def nothing() -> None:
             pass
@@ -371,13 +371,13 @@ class TestNotAwaitable:
         ],
     )
     def test_error(self, backend: Any, portal: Any, make: Any) -> None:
-        """What cannot be awaited raises the TypeError that await raises, word for word."""
+        """An object that cannot be awaited raises the TypeError of ``await``, word for word."""
         awaited, bridged = both_ways(backend, portal, make)
         assert awaited[0] is TypeError
         assert bridged == awaited
 
     def test_words(self, backend: Any, portal: Any) -> None:
-        """The error says what it was that cannot be awaited."""
+        """The error names the type of the object that cannot be awaited."""
         words = r"^object int can't be used in 'await' expression$"
         if sys.version_info >= (3, 14):
             words = r"^'int' object can't be awaited$"
@@ -385,7 +385,7 @@ class TestNotAwaitable:
             backend.run(portal, lambda: await_(42))  # type: ignore[arg-type]
 
     def test_portal_goes_on(self, backend: Any, portal: Any) -> None:
-        """After such an error the portal works as before."""
+        """After a TypeError the portal works as before."""
 
         async def give() -> int:
             await backend.checkpoint()

@@ -1,4 +1,4 @@
-"""Coroutines that Cython has compiled."""
+"""Coroutines and sync code that Cython has compiled."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("cython")
     (folder / "compiled_coroutines.pyx").write_text(CYTHON_SOURCE)
     done = subprocess.run(
-        # From 3.12 on, distutils is what setuptools brings with it.
+        # From 3.12 on, distutils comes with setuptools.
         [
             sys.executable,
             "-c",
@@ -88,7 +88,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 class TestCython:
     def test_value(self, backend: Any, portal: Any, compiled: Any) -> None:
-        """A coroutine made by Cython gives its value, whether or not it waits."""
+        """A coroutine compiled by Cython gives its value, whether or not it waits."""
 
         async def give() -> str:
             await backend.checkpoint()
@@ -108,13 +108,13 @@ class TestCython:
         assert backend.run(portal, use) == (None, "x", "given", 1)
 
     def test_exception(self, backend: Any, portal: Any, compiled: Any) -> None:
-        """A coroutine made by Cython raises what it raises."""
+        """A coroutine compiled by Cython raises its exception in the caller."""
         for error in (ValueError("x"), KeyboardInterrupt(), GeneratorExit(), StopIteration(1)):
             awaited, bridged = both_ways(backend, portal, lambda: compiled.fails(error))
             assert bridged == awaited
 
     def test_cancellation(self, asyncio_backend: Any, portal: Any, compiled: Any) -> None:
-        """A coroutine made by Cython that waits in a bridge can be cancelled."""
+        """A coroutine compiled by Cython can be cancelled while it waits in a bridge."""
         log: List[Any] = []
 
         async def main() -> None:
@@ -132,7 +132,7 @@ class TestCython:
         assert log == [asyncio.CancelledError, "finally"]
 
     def test_closed_without_portal(self, backend: Any, compiled: Any) -> None:
-        """Where there is no portal, a coroutine made by Cython is closed too."""
+        """Without a portal, a coroutine compiled by Cython is closed, too."""
 
         async def main() -> None:
             coroutine = compiled.immediate(1)
@@ -144,7 +144,7 @@ class TestCython:
         backend.run(main)
 
     def test_sync_function(self, backend: Any, portal: Any, compiled: Any) -> None:
-        """Code compiled by Cython between a portal and a bridge runs in a task as any other."""
+        """Code compiled by Cython works between a portal and a bridge."""
 
         async def pages() -> Any:
             await backend.checkpoint()

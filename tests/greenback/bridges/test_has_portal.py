@@ -1,4 +1,4 @@
-"""What `greenback.has_portal` says."""
+"""The answers of `greenback.has_portal`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BadHash:
 
 
 class Equal:
-    """Compares with what has the same hash, and fails at it."""
+    """An object with the hash of another one, which raises when it is compared."""
 
     def __init__(self, to: Any) -> None:
         self.hash = hash(to)
@@ -40,7 +40,7 @@ class Equal:
 
 class TestHasPortal:
     def test_values(self, backend: Any, portal: Any) -> None:
-        """It is true wherever await_ would work: in sync code, and in what that bridges to."""
+        """has_portal() is true wherever await_() works: in sync code, and behind a bridge."""
 
         async def inside() -> Tuple[bool, bool]:
             before = greenback.has_portal()
@@ -61,7 +61,7 @@ class TestHasPortal:
         backend.run(main)
 
     def test_other_task(self, backend: Any, portal: Any) -> None:
-        """Another task is told of: parked, with and without a portal, and done."""
+        """has_portal() answers for other tasks: parked, with and without a portal, and done."""
         seen: List[bool] = []
 
         async def main() -> None:
@@ -103,12 +103,12 @@ class TestHasPortal:
         ids=lambda thing: type(thing).__name__,
     )
     def test_no_task(self, backend: Any, portal: Any, thing: Any) -> None:
-        """What is no task has no portal, inside a portal and outside of all; it is not an error."""
+        """For an object that is no task, has_portal() is false, inside and outside of portals."""
         assert greenback.has_portal(thing) is False
         assert backend.run(portal, lambda: greenback.has_portal(thing)) is False
 
     def test_no_task_that_looks_like_one(self, backend: Any) -> None:
-        """Nor is it an error if the thing fails when it is compared with a task."""
+        """For an object that raises when it is compared with a task, has_portal() is false."""
 
         async def main() -> bool:
             await greenback.ensure_portal()
@@ -118,7 +118,7 @@ class TestHasPortal:
 
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
     def test_eagerly_finished_task(self, asyncio_backend: Any) -> None:
-        """A task that ended in its eager first step has no portal."""
+        """For a task that ended in its eager first step, has_portal() is false."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -137,7 +137,7 @@ class TestHasPortal:
         asyncio_backend.run(main)
 
     def test_other_thread(self, backend: Any) -> None:
-        """A task of another thread is told of from a thread that runs nothing."""
+        """A thread without a loop can ask for a task of another thread."""
         answers: List[Any] = []
 
         async def main() -> None:
@@ -151,7 +151,7 @@ class TestHasPortal:
         assert answers == [True]
 
     def test_agrees_with_await(self, backend: Any, portal: Any) -> None:
-        """Whatever has_portal() says at a place, await_ then works or fails there."""
+        """At each place, await_() works if has_portal() is true, and fails if it is false."""
 
         async def nothing() -> str:
             return "works"
@@ -174,9 +174,9 @@ class TestHasPortal:
 
 class TestLeftScope:
     def test_first_step(self, backend: Any) -> None:
-        """A scope that is left within the first step of its portal takes the portal with it.
+        """A scope that is left in its portal's first step closes the portal.
 
-        It runs in a thread of its own, so that nothing that it leaves behind hurts other tests.
+        The test runs in a thread of its own, so that its remains do not disturb other tests.
         """
         answers: List[Any] = []
 

@@ -1,4 +1,4 @@
-"""What `greenback.await_` says where there can be no bridge."""
+"""The errors of `greenback.await_` where no bridge can start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .awaitables import outcome
 
 
 class Discarded:
-    """The awaitables that somebody might pass where there is no portal."""
+    """Awaitables that a program might pass where there is no portal."""
 
     @staticmethod
     async def coroutine() -> None:
@@ -48,7 +48,7 @@ def assert_refused(kind: Any, match: str) -> None:
             with pytest.raises(kind, match=match):
                 await_(getattr(generator, method)())
             with pytest.raises(StopIteration):
-                generator.aclose().send(None)  # or Trio warns that nobody has closed it
+                generator.aclose().send(None)  # otherwise Trio warns that it was not closed
         with pytest.raises(kind, match=match):
             await_(greenback.with_portal_run_sync(int))
         with pytest.raises(kind, match=match):
@@ -70,7 +70,7 @@ class TestNoPortal:
         backend.run(main)
 
     def test_after_the_portal(self, backend: Any, portal: Any) -> None:
-        """What kept a reference to await_ cannot use the portal after its function has ended."""
+        """Code that runs after a portal's function has ended cannot use the portal."""
 
         async def main() -> None:
             await greenback.with_portal_run_sync(lambda: None)
@@ -81,7 +81,7 @@ class TestNoPortal:
         backend.run(main)
 
     def test_after_a_failure(self, backend: Any) -> None:
-        """A portal whose function has raised is gone too."""
+        """A portal whose function has raised is closed, too."""
 
         async def main() -> None:
             for waits in (False, True):
@@ -94,7 +94,7 @@ class TestNoPortal:
         backend.run(main)
 
     def test_other_task(self, backend: Any) -> None:
-        """A portal helps no other task, even while its own task is parked in a bridge."""
+        """No other task can use a portal, even while its own task is parked in a bridge."""
 
         async def main() -> None:
             go = backend.event()
@@ -112,7 +112,7 @@ class TestNoPortal:
         backend.run(main)
 
     def test_other_awaitables_are_left_alone(self, asyncio_backend: Any) -> None:
-        """A future or a task that was passed is not touched: others may be waiting for it."""
+        """A future or a task that was passed stays as it is: other tasks may wait for it."""
 
         async def main() -> None:
             future = asyncio.get_running_loop().create_future()
@@ -126,7 +126,7 @@ class TestNoPortal:
         asyncio_backend.run(main)
 
     def test_in_an_except_block(self, backend: Any) -> None:
-        """The error's context is the exception that is being handled, and nothing else."""
+        """The error's context is the exception that is being handled, and no other."""
 
         async def main() -> None:
             for _ in range(2):
@@ -189,7 +189,7 @@ class TestBestowedButNotResumed:
         assert backend.run(main) == 1
 
     def test_again(self, backend: Any) -> None:
-        """Bestowing twice, or ensuring after bestowing, is harmless."""
+        """A portal may be bestowed twice, or ensured after it was bestowed."""
 
         async def main() -> None:
             greenback.bestow_portal(backend.current_task())
@@ -214,11 +214,11 @@ class TestBestowedButNotResumed:
 
 class TestNoLibrary:
     def test_await(self) -> None:
-        """Where no async library runs, AsyncLibraryNotFoundError is raised."""
+        """If no async library runs, a bridge raises AsyncLibraryNotFoundError."""
         assert_refused(sniffio.AsyncLibraryNotFoundError, "async library")
 
     def test_callback(self, asyncio_backend: Any, portal: Any) -> None:
-        """A callback of an event loop is no task, so that a bridge fails there."""
+        """In a callback of an event loop, which is no task, a bridge raises."""
 
         async def main() -> Any:
             future = asyncio.get_running_loop().create_future()
@@ -238,7 +238,7 @@ class TestNoLibrary:
         assert asyncio_backend.run(main) == "refused"
 
     def test_thread(self, backend: Any, portal: Any) -> None:
-        """A thread that a portal's code starts has no part in the portal."""
+        """A thread that a portal's code starts cannot use the portal."""
         errors: List[Any] = []
 
         def in_thread() -> None:
@@ -257,7 +257,7 @@ class TestNoLibrary:
 
     @pytest.mark.parametrize("kind", ["with_portal_run", "with_portal_run_sync", "ensure_portal"])
     def test_portal_functions(self, kind: str) -> None:
-        """A portal cannot be opened where no async library runs; the function is not called."""
+        """If no async library runs, a portal function raises, and calls nothing."""
         function = getattr(greenback, kind)
         called: List[int] = []
         args = () if kind == "ensure_portal" else (lambda: called.append(1),)
@@ -266,7 +266,7 @@ class TestNoLibrary:
         assert called == []
 
     def test_after_a_loop(self, backend: Any, portal: Any) -> None:
-        """A loop that has ended leaves nothing behind that would make a bridge seem possible."""
+        """After a loop has ended, a bridge raises as if there had been none."""
         backend.run(portal, lambda: await_(backend.checkpoint()))
         assert not greenback.has_portal()
         assert_refused(sniffio.AsyncLibraryNotFoundError, "async library")
@@ -275,7 +275,7 @@ class TestNoLibrary:
 class TestOtherLibrary:
     @pytest.fixture(params=["thread-local", "context-variable"])
     def curio(self, request: pytest.FixtureRequest) -> Any:
-        """Makes sniffio say that a library runs that greenback has never heard of."""
+        """Makes sniffio name a library that greenback does not know."""
         if request.param == "thread-local":
             before, sniffio.thread_local.name = sniffio.thread_local.name, "curio"
             yield
@@ -286,24 +286,24 @@ class TestOtherLibrary:
             sniffio.current_async_library_cvar.reset(token)
 
     def test_await(self, curio: Any) -> None:
-        """A library that greenback does not know is named in the error."""
+        """An error names a library that greenback does not know."""
         assert_refused(RuntimeError, "^greenback does not support curio: ")
         assert not greenback.has_portal()
 
     @pytest.mark.parametrize("kind", ["with_portal_run", "with_portal_run_sync", "ensure_portal"])
     def test_portal_functions(self, curio: Any, kind: str) -> None:
-        """A portal cannot be opened under such a library, and the error names it."""
+        """Under an unknown library no portal can be opened, and the error names the library."""
         args = () if kind == "ensure_portal" else (lambda: None,)
         with pytest.raises(RuntimeError, match="^greenback does not support curio: "):
             getattr(greenback, kind)(*args).send(None)
 
     def test_run(self, curio: Any) -> None:
-        """greenback.run() says the same, and does not call the function."""
+        """Under an unknown library greenback.run() names it, and does not call the function."""
         with pytest.raises(RuntimeError, match="^greenback does not support curio: "):
             greenback.run(Discarded.coroutine)
 
     def test_inside_a_portal(self, backend: Any, portal: Any) -> None:
-        """A library that announces itself inside a portal's code has no portal there."""
+        """A bridge raises where another library announces itself inside a portal's code."""
 
         def use() -> None:
             before, sniffio.thread_local.name = sniffio.thread_local.name, "curio"

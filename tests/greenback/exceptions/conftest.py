@@ -11,5 +11,5 @@ from .programs import PORTALS
 
 @pytest.fixture(params=list(PORTALS), ids=lambda portal: portal.__name__)
 def portal(request: pytest.FixtureRequest) -> Any:
-    """Each way to call a sync function in a portal in turn."""
+    """Each way to call a sync function in a portal, in turn."""
     return request.param

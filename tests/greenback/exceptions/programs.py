@@ -26,7 +26,7 @@ async def in_bestowed(sync_fn: Callable[[], Any]) -> Any:
     return sync_fn()
 
 
-#: Each way to call a sync function in a portal, with the frames of greenback that this shows.
+#: Each way to call a sync function in a portal, and the frames of greenback in its tracebacks.
 PORTALS: Dict[Callable[..., Any], List[str]] = {
     in_run_sync: ["with_portal_run_sync"],
     in_run: ["with_portal_run"],
@@ -39,7 +39,7 @@ class Plain(Exception):
 
 
 class Helpers:
-    """What programs may call; all of it is async, and awaited by means of AWAIT()."""
+    """Async functions for the programs, which await them by AWAIT()."""
 
     def __init__(self, backend: Any) -> None:
         self.checkpoint = backend.checkpoint
@@ -71,7 +71,7 @@ class Helpers:
 
 
 def chain(error: Optional[BaseException], seen: Tuple[int, ...] = ()) -> Any:
-    """An exception, its cause and its context, all the way, as something that can be compared."""
+    """A comparable description of an exception and its chain of causes and contexts."""
     if error is None:
         return None
     if id(error) in seen:
@@ -90,7 +90,7 @@ HERE = os.path.join(os.path.dirname(os.path.abspath(greenback.__file__)), "")
 
 
 def without_own_frames(error: BaseException) -> List[Tuple[str, Any]]:
-    """What is in a traceback between the program's own outermost frame and the end."""
+    """The part of a traceback from the program's own outermost frame to the end."""
     found = [
         (frame.name, frame.lineno if frame.filename == "<program>" else None)
         for frame in traceback.extract_tb(error.__traceback__)
@@ -101,14 +101,21 @@ def without_own_frames(error: BaseException) -> List[Tuple[str, Any]]:
 
 
 def run_both(backend: Any, portal: Any, source: str, **names: Any) -> List[Any]:
-    """What a program does when awaited, and when bridged: its exception, value, and log."""
+    """The outcomes of a program, awaited and bridged: its exception, value, and log."""
     results = []
     for bridged in (False, True):
         log: List[Any] = []
         program = compiled(
             source,
             bridged,
-            {**globals(), **names, "h": Helpers(backend), "log": log, "backend": backend},
+            {
+                **globals(),
+                **names,
+                "await_": greenback.await_,
+                "h": Helpers(backend),
+                "log": log,
+                "backend": backend,
+            },
         )
         caught: List[BaseException] = []
         values: List[Any] = []
@@ -128,7 +135,7 @@ def run_both(backend: Any, portal: Any, source: str, **names: Any) -> List[Any]:
 
 
 def assert_same(backend: Any, portal: Any, source: str, **names: Any) -> Tuple[Any, Any, Any]:
-    """The program does the same either way; chains and tracebacks included."""
+    """Assert that the program does the same both ways, chains and tracebacks included."""
     (error, values, log), (its_error, its_values, its_log) = run_both(
         backend, portal, source, **names
     )

@@ -21,7 +21,7 @@ from .programs import PYPY, Helpers, Plain, compiled, in_bestowed, without_own_f
 
 
 def chain(error: Optional[BaseException], seen: Tuple[int, ...] = ()) -> Any:
-    """An exception, its cause and its context, all the way, as something that can be compared."""
+    """A comparable description of an exception and its chain of causes and contexts."""
     if error is None:
         return None
     if id(error) in seen:
@@ -169,7 +169,7 @@ CHAINS = {
 class TestChains:
     @pytest.mark.parametrize("name", list(CHAINS))
     def test_bridge(self, backend: Any, portal: Any, name: str) -> None:
-        """Causes, contexts and tracebacks are those of await, wherever the bridge stands."""
+        """Causes, contexts and tracebacks are those of ``await``, wherever the bridge is."""
         for how in ("fail", "fail_later", "fail_while_handling"):
             source = CHAINS[name].replace("{how}", how)
             results = run_chain(backend, portal, source, around=None)
@@ -178,7 +178,7 @@ class TestChains:
     @pytest.mark.parametrize("opener", [in_run_sync, in_run], ids=lambda fn: fn.__name__)
     @pytest.mark.parametrize("name", list(CHAINS))
     def test_portal(self, backend: Any, opener: Any, name: str) -> None:
-        """So they are when the portal itself is opened in an `except` or `finally` block."""
+        """If an except or finally block opens the portal, chains are those of ``await``, too."""
         for around in ("except", "finally", "nested"):
             for how in ("fail", "fail_later"):
                 source = CHAINS[name].replace("{how}", how)
@@ -224,7 +224,7 @@ class TestChains:
 
 
 def run_chain(backend: Any, portal: Any, source: str, around: Optional[str]) -> List[Any]:
-    """What a program leaves in the log and raises, run in a portal inside some block."""
+    """The log and the exception of a program, run in a portal inside a block."""
     results = []
     for bridged in (False, True):
         log: List[Any] = []
@@ -282,7 +282,7 @@ def run_chain(backend: Any, portal: Any, source: str, around: Optional[str]) -> 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are of Python 3.12")
 class TestEagerTasks:
-    """A task that takes its first step inside `create_task`, where something may be handled."""
+    """Tasks that take their first step inside `create_task`, whose caller handles an exception."""
 
     @staticmethod
     async def in_except(create: Any) -> Any:
@@ -327,7 +327,7 @@ class TestEagerTasks:
 
     @staticmethod
     async def in_a_task(create: Any) -> Any:
-        """Made by another eager task, which handles something itself."""
+        """A task made by another eager task, which handles an exception itself."""
         tasks: List[Any] = []
 
         async def creator() -> None:
@@ -381,11 +381,11 @@ class TestEagerTasks:
     @pytest.mark.parametrize("work", WORK)
     @pytest.mark.parametrize("place", PLACES)
     def test_chain(self, asyncio_backend: Any, place: str, work: str) -> None:
-        """It sees what is being handled, and exceptions have their chains, as without a portal."""
+        """An eager task sees its creator's handled exception, and chains as without a portal."""
         found = []
 
         def factory(loop: Any, coro: Any, **kwds: Any) -> Any:
-            kwds.pop("eager_start", None)  # which uvloop passes
+            kwds.pop("eager_start", None)  # uvloop passes this
             return asyncio.eager_task_factory(loop, coro, **kwds)  # type: ignore[attr-defined]
 
         async def program(log: List[Any]) -> None:
@@ -427,9 +427,9 @@ class TestMemoryErrors:
     )
     @pytest.mark.parametrize("name", [in_run_sync, in_run, in_task], ids=lambda each: each.__name__)
     def test_at_each_allocation(self, name: Any) -> None:
-        """Where memory runs out in a bridge, that is a MemoryError, and the next bridge works."""
+        """If memory runs out in a bridge, it raises MemoryError, and the next bridge works."""
         pytest.importorskip("_testcapi", reason="this CPython has no tests")
-        # Untraced: an instrument that runs out of memory is removed, and that is told.
+        # Untraced: an instrument that runs out of memory is removed, and that is logged.
         environ = {key: each for key, each in os.environ.items() if key != "GREENBACK_TRACE"}
         done = subprocess.run(
             [sys.executable, "-c", OUT_OF_MEMORY.replace("PORTAL", name.__name__)],

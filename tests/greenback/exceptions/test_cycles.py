@@ -1,4 +1,4 @@
-"""What an exception has left dies with it."""
+"""Objects that an exception has passed are freed with the exception."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .programs import PYPY, Plain
 
 
 class Thing:
-    """Something that can be seen to die."""
+    """An object whose end a weak reference shows."""
 
 
 @pytest.fixture
 def no_gc() -> Any:
-    """Garbage is freed by its reference count or not at all; where there are none, collected."""
+    """No garbage collection, except on an interpreter without reference counts."""
     gc.collect()
     gc.disable()
     yield
@@ -30,7 +30,7 @@ def no_gc() -> Any:
 
 
 class Failures:
-    """Coroutines whose frames do not refer to what they raise: that would be a cycle in itself."""
+    """Coroutines whose frames do not refer to their own exceptions, which would be a cycle."""
 
     def __init__(self, backend: Any) -> None:
         self.checkpoint = backend.checkpoint
@@ -62,13 +62,13 @@ def is_dead(reference: Any) -> bool:
 
 @pytest.mark.usefixtures("no_gc")
 class TestNoCycles:
-    """An object in a frame that an exception has left dies with the exception."""
+    """An object in a frame that an exception has left is freed with the exception."""
 
     @pytest.mark.parametrize(
         "how", ["sync", "at_once", "later", "while_handling", "not_awaitable", "handled"]
     )
     def test_failures(self, backend: Any, portal: Any, how: str) -> None:
-        """Nothing keeps a frame alive after its exception was handled, wherever that was."""
+        """A frame is freed after its exception was handled, on either side of the portal."""
         references: List[Any] = []
 
         def fails() -> None:
@@ -109,7 +109,7 @@ class TestNoCycles:
     @pytest.mark.parametrize("waits", [False, True])
     @pytest.mark.parametrize("kind", ["ensure", "run", "run_sync", "inherited", "bestowed"])
     def test_failed_tasks(self, asyncio_backend: Any, kind: str, waits: bool) -> None:
-        """A task that has failed dies, with its frames and its exception, when it is dropped."""
+        """A failed task is freed with its frames and exception when it is dropped."""
         references: List[Any] = []
 
         def fails() -> None:
@@ -153,7 +153,7 @@ class TestNoCycles:
 
     @pytest.mark.parametrize("done", [False, True])
     def test_failed_future(self, asyncio_backend: Any, portal: Any, done: bool) -> None:
-        """A future that failed, and is a local variable where it is bridged to, dies."""
+        """A failed future in a local variable of the bridge's caller is freed."""
         references: List[Any] = []
 
         def fails() -> None:
@@ -167,7 +167,7 @@ class TestNoCycles:
             try:
                 await_(future)
             finally:
-                # As await leaves it: an exception that a future holds, and whose traceback has
+                # As with await: an exception that a future holds, and whose traceback has
                 # the frame that holds the future, is a cycle of the caller's own making.
                 del future
 
@@ -185,7 +185,7 @@ class TestNoCycles:
         asyncio_backend.run(main)
 
     def test_cancelled(self, asyncio_backend: Any, portal: Any) -> None:
-        """A task that was cancelled in a bridge dies, and what was in its frames."""
+        """A task that was cancelled in a bridge is freed with the objects in its frames."""
         references: List[Any] = []
 
         def waits() -> None:
@@ -209,7 +209,7 @@ class TestNoCycles:
         asyncio_backend.run(main)
 
     def test_cancelled_on_trio(self, portal: Any) -> None:
-        """What a cancel scope has unwound through a bridge dies."""
+        """Objects in the frames that a cancel scope has unwound through a bridge are freed."""
         references: List[Any] = []
         scope = trio.CancelScope()
 
@@ -230,7 +230,7 @@ class TestNoCycles:
 
     @pytest.mark.parametrize("handled", [False, True])
     def test_no_portal(self, backend: Any, handled: bool) -> None:
-        """The error that there is no portal keeps neither its callers nor the coroutine."""
+        """The error for a missing portal keeps neither its callers nor the coroutine alive."""
         references: List[Any] = []
 
         def fails() -> None:
@@ -266,7 +266,7 @@ class TestNoCycles:
         backend.run(main)
 
     def test_value(self, backend: Any, portal: Any) -> None:
-        """What a bridge and a portal returned dies when the caller drops it."""
+        """A result of a bridge or a portal is freed when the caller drops it."""
 
         async def give() -> Thing:
             await backend.checkpoint()
@@ -284,7 +284,7 @@ class TestNoCycles:
         backend.run(main)
 
     def test_finished_coroutine(self, backend: Any, portal: Any) -> None:
-        """A coroutine that a bridge has run dies as soon as the bridge is over."""
+        """A coroutine that a bridge has run is freed as soon as the bridge is over."""
 
         def use() -> None:
             coroutine = backend.checkpoint()

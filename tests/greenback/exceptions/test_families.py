@@ -38,7 +38,7 @@ if sys.version_info < (3, 11):
 
 
 def chain(error: Optional[BaseException], seen: Tuple[int, ...] = ()) -> Any:
-    """An exception, its cause and its context, all the way, as something that can be compared."""
+    """A comparable description of an exception and its chain of causes and contexts."""
     if error is None:
         return None
     if id(error) in seen:
@@ -80,7 +80,7 @@ def family(request: pytest.FixtureRequest) -> Any:
 
 class TestFamilies:
     def test_raised_in_a_coroutine(self, backend: Any, portal: Any, family: Any) -> None:
-        """Whatever a coroutine raises, the caller of await_ can catch as with await."""
+        """The caller of await_() can catch every exception of a coroutine, as with ``await``."""
         assert_same(
             backend,
             portal,
@@ -99,7 +99,7 @@ class TestFamilies:
         )
 
     def test_leaves_the_portal(self, backend: Any, portal: Any, family: Any) -> None:
-        """Whatever goes through a bridge and is not caught arrives outside of the portal."""
+        """An exception that is not caught leaves the bridge and the portal."""
         for how in ("fail", "fail_later"):
             error, _, _ = assert_same(
                 backend,
@@ -124,7 +124,7 @@ class TestFamilies:
         ],
     )
     def test_raised_in_sync_code(self, backend: Any, portal: Any, family: Any) -> None:
-        """Whatever sync code in a portal raises leaves it, as from a coroutine."""
+        """An exception of a portal's sync code leaves the portal, as it leaves a coroutine."""
         for waits in (False, True):
             assert_same(
                 backend,
@@ -140,7 +140,7 @@ class TestFamilies:
             )
 
     def test_same_object(self, backend: Any, portal: Any) -> None:
-        """The exception that arrives is the very one that was raised."""
+        """The exception that arrives is the object that was raised."""
         error = Plain("one")
 
         def through() -> None:
@@ -155,7 +155,7 @@ class TestFamilies:
 
     @pytest.mark.skipif(ExceptionGroup is None, reason="there are no exception groups here")
     def test_groups(self, backend: Any, portal: Any) -> None:
-        """A group arrives whole, and can be split; so can one of BaseExceptions."""
+        """An exception group arrives whole, and can be split, also one of BaseExceptions."""
         assert_same(
             backend,
             portal,
@@ -195,11 +195,11 @@ class TestFamilies:
             """,
             Frozen=Frozen,
         )
-        # The portal that follows is none the worse for it.
+        # The next portal works.
         assert_same(backend, portal, "ASYNC def program(): return AWAIT(h.checkpoint())")
 
     def test_exception_that_is_false(self, backend: Any, portal: Any) -> None:
-        """An exception that is false as a boolean, or equal to all, is raised all the same."""
+        """An exception that is false as a boolean, or equal to everything, is raised, too."""
 
         class Odd(Exception):
             def __bool__(self) -> bool:
@@ -228,7 +228,7 @@ class TestFamilies:
 
 
 class TestThrownIn:
-    """What the event loop throws into a task that waits in a bridge."""
+    """Exceptions that the event loop throws into a task that waits in a bridge."""
 
     SOURCES = {
         "plain": """
@@ -282,7 +282,7 @@ class TestThrownIn:
 
     @pytest.mark.parametrize("name", list(SOURCES))
     def test_asyncio_cancel(self, asyncio_backend: Any, portal: Any, name: str) -> None:
-        """A cancellation has the message, context and traceback that it has with await."""
+        """A cancellation has the same message, context and traceback as with ``await``."""
         results = []
         for bridged in (False, True):
             log: List[Any] = []
@@ -300,7 +300,7 @@ class TestThrownIn:
                 except BaseException as error:
                     log.append(chain(error))
                     if name not in ("in_except", "handled_inside") or sys.version_info >= (3, 12):
-                        # Older ones lose frames of what they chain to a handled exception.
+                        # Older versions lose frames of exceptions chained to a handled one.
                         log.append(without_own_frames(error))
                     raise
 
@@ -323,7 +323,7 @@ class TestThrownIn:
 
     @pytest.mark.parametrize("name", list(SOURCES))
     def test_timeouts(self, backend: Any, portal: Any, name: str) -> None:
-        """What wait_for(), asyncio.timeout() and trio.fail_after() make of it is the same."""
+        """A timeout turns its cancellation into the same error as with ``await``."""
         results = []
         for bridged in (False, True):
             log: List[Any] = []
@@ -361,7 +361,7 @@ class TestThrownIn:
         assert results[1] == results[0]
 
     def test_swallowed(self, asyncio_backend: Any, portal: Any) -> None:
-        """A cancellation that sync code swallows is gone, and the next wait is not disturbed."""
+        """After sync code has swallowed a cancellation, the next wait works."""
 
         async def main() -> str:
             def swallow() -> str:

@@ -1,4 +1,4 @@
-"""Tracebacks, and what `sys.exc_info` says."""
+"""Tracebacks, and `sys.exc_info`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from greenback import await_
 from ..portals import in_run, in_run_sync
 from .programs import PORTALS, PYPY, Helpers, Plain, assert_same, compiled
 
-#: From 3.11 on an exception that is raised again takes the traceback that it says it has.
+#: From 3.11 on, raising an exception again uses the traceback that the exception has.
 SHIMS_SHOW = PYPY or sys.version_info < (3, 11)
 
 
 def chain(error: Optional[BaseException], seen: Tuple[int, ...] = ()) -> Any:
-    """An exception, its cause and its context, all the way, as something that can be compared."""
+    """A comparable description of an exception and its chain of causes and contexts."""
     if error is None:
         return None
     if id(error) in seen:
@@ -59,7 +59,7 @@ def own_frames(error: BaseException) -> List[str]:
 
 class TestExcInfo:
     def test_inside(self, backend: Any, portal: Any) -> None:
-        """sys.exc_info() tells of the innermost `except` block on both sides of a bridge."""
+        """On both sides of a bridge, sys.exc_info() is that of the innermost `except` block."""
         assert_same(
             backend,
             portal,
@@ -95,7 +95,7 @@ class TestExcInfo:
     )
     @pytest.mark.parametrize("opener", [in_run_sync, in_run], ids=lambda fn: fn.__name__)
     def test_portal_function_in_an_except_block(self, backend: Any, opener: Any) -> None:
-        """A portal function called in an `except` block shows that exception inside, unchanged."""
+        """Code in a portal sees the exception of the `except` block around it, unchanged."""
 
         async def main() -> None:
             for waits in (False, True):
@@ -139,7 +139,7 @@ class TestTracebacks:
 
     @pytest.mark.parametrize("waits", [False, True])
     def test_bridges(self, backend: Any, portal: Any, waits: bool) -> None:
-        """One frame of greenback is shown per bridge, await_, and one per portal function."""
+        """Greenback shows one frame per bridge, await_(), and one per portal function."""
         program = compiled(self.SOURCE, True, {**globals(), "backend": backend, "WAITS": waits})
         caught: List[BaseException] = []
 
@@ -157,7 +157,7 @@ class TestTracebacks:
 
     @pytest.mark.parametrize("waits", [False, True])
     def test_sync_error(self, backend: Any, portal: Any, waits: bool) -> None:
-        """An error of the portal's sync code itself shows no worker and no shim."""
+        """An error of the portal's own sync code shows no frame of a worker or a shim."""
 
         def fails() -> None:
             if waits:
@@ -200,7 +200,7 @@ class TestTracebacks:
     @pytest.mark.parametrize("waits", [False, True])
     @pytest.mark.parametrize("kind", ["ensured", "bestowed", "inherited"])
     def test_out_of_a_task(self, backend: Any, kind: str, waits: bool) -> None:
-        """What leaves a task with a portal shows no shim (before 3.11 and on PyPy, one)."""
+        """An exception that leaves a task shows no shim's frame (before 3.11 and on PyPy, one)."""
         caught: List[BaseException] = []
         tasks: List[Any] = []
 
@@ -246,7 +246,7 @@ class TestTracebacks:
         assert [frame[0] for frame in frames(caught[0])][-2:] == ["fails", "fail"]
 
     def test_thrown_in(self, asyncio_backend: Any, portal: Any) -> None:
-        """A cancellation that goes through shows one frame of greenback per bridge, as well."""
+        """A cancellation shows one frame of greenback per bridge, too."""
         shown: List[str] = []
 
         def waits() -> None:
@@ -273,7 +273,7 @@ class TestTracebacks:
         assert shown == [*PORTALS[portal], "await_"]
 
     def test_caught_in_the_bridge(self, backend: Any, portal: Any) -> None:
-        """Where await_ was called, the traceback begins with that frame, then await_."""
+        """For await_()'s caller, the traceback begins with its own frame, then await_()."""
 
         def catches() -> None:
             for how in ("fail", "fail_later"):
@@ -285,7 +285,7 @@ class TestTracebacks:
         backend.run(portal, catches)
 
     def test_adapters(self, backend: Any) -> None:
-        """An adapter shows its one frame above the bridge's."""
+        """An adapter shows one frame of its own above the bridge's."""
 
         class Context:
             async def __aenter__(self) -> None:
@@ -335,7 +335,7 @@ class TestTracebacks:
         backend.run(main)
 
     def test_not_awaitable(self, backend: Any, portal: Any) -> None:
-        """The TypeError for what cannot be awaited is raised by await_, and nothing below it."""
+        """The TypeError for an object that cannot be awaited has await_() as its last frame."""
 
         def use() -> None:
             with pytest.raises(TypeError) as caught:
@@ -345,7 +345,7 @@ class TestTracebacks:
         backend.run(portal, use)
 
     def test_no_portal(self, backend: Any) -> None:
-        """So is the error that there is no portal."""
+        """The error for a missing portal has await_() as its last frame."""
 
         async def main() -> None:
             with pytest.raises(RuntimeError) as caught:

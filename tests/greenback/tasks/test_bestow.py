@@ -38,9 +38,9 @@ class TestBestowOnOneself:
             assert [greenback.has_portal(task) for task in tasks] == [False] * 5 + [True]
             del tasks[:]
             if platform.python_implementation() == "PyPy":
-                return 1  # it frees them in its own time
+                return 1  # PyPy frees them at a time of its own
             for _ in range(100):
-                gc.collect()  # does nothing while another thread, as the SDK's, is collecting
+                gc.collect()  # this does nothing while another thread (the SDK's, say) collects
                 left = count_left()
                 if left == 1:
                     break
@@ -56,7 +56,7 @@ class TestBestowOnOneself:
 
 class TestBestow:
     def test_parked_and_new(self, backend):
-        """A parked task, and one that has not started, can bridge from their next step on."""
+        """A parked task, and a task that has not started, can bridge from the next step on."""
         tasks, bridged = [], []
 
         async def child():
@@ -83,7 +83,7 @@ class TestBestow:
         assert bridged == [True, True]
 
     def test_running(self, backend):
-        """A task that bestows on itself must yield first, and can bridge then."""
+        """A task that bestows a portal on itself can bridge after it has yielded to the loop."""
 
         async def main():
             greenback.bestow_portal(backend.current_task())
@@ -101,16 +101,16 @@ class TestBestow:
             (name, task_is)
             for name in BACKENDS
             for task_is in ("new", "waiting", "running")
-            # Trio shows nobody a task that has not begun.
+            # Trio shows no task that has not begun.
             if name != "trio" or task_is != "new"
         ],
         indirect=["backend"],
     )
     def test_signal_handler_that_bestows_as_well(self, backend, task_is):
-        """Wherever a handler comes that bestows on the same task, that has one portal."""
+        """If a signal handler bestows on the same task at any place, the task has one portal."""
 
         def bestow(task, moment):
-            """Bestow, with a handler at one of the calls and returns; how many there were."""
+            """Bestow, with a handler at one of the calls and returns; returns their number."""
             seen = 0
 
             def profile(frame, event, argument):
@@ -182,7 +182,7 @@ class TestBestow:
         assert len(opened) == len(closed) == moments
 
     def test_between_two_runs_of_a_loop(self):
-        """A portal can be bestowed where no loop is running, on a task that waits for the next."""
+        """A portal can be bestowed while no loop runs, on a task that waits for its loop."""
 
         async def opens():
             await greenback.with_portal_run_sync(greenback.await_, asyncio.sleep(0))
@@ -210,7 +210,7 @@ class TestBestow:
 
     @needs_refcounts
     def test_cancelled_before_the_first_step_is_freed(self, asyncio_backend):
-        """Tasks that are cancelled before their first step are not kept by their portals."""
+        """A task that is cancelled before its first step is not kept alive by its portal."""
         references = []
 
         async def child():
@@ -230,10 +230,10 @@ class TestBestow:
             gc.collect()
             return sum(reference() is not None for reference in references)
 
-        assert asyncio_backend.run(main) <= 1  # the loop may still hold the last one
+        assert asyncio_backend.run(main) <= 1  # the loop may still hold the last task
 
     def test_done(self, asyncio_backend):
-        """Bestowing on a task that is done does nothing."""
+        """Bestowing on a finished task does nothing."""
 
         async def nop():
             pass
@@ -248,7 +248,7 @@ class TestBestow:
 
     @pytest.mark.parametrize("end", ["cancel", "drop"])
     def test_same_warnings_before_the_first_step(self, asyncio_backend, end):
-        """A task that ends before its first step warns of what it would warn without a portal."""
+        """A task that ends before its first step causes the same warnings as without a portal."""
 
         async def child():
             raise AssertionError("was not to run")
@@ -264,7 +264,7 @@ class TestBestow:
                         await task
                 assert greenback.has_portal(task) is (bestow and end == "drop")
 
-            gc.collect()  # what earlier tests have left is not to be counted
+            gc.collect()  # objects of earlier tests must not count
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 asyncio_backend.run(main)

@@ -1,4 +1,4 @@
-"""Tasks of all makes: eager, Python-implemented, subclasses; and bestowing in all their states."""
+"""Kinds of tasks: eager tasks, tasks written in Python, and subclasses of asyncio.Task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ needs_eager = pytest.mark.skipif(
 )
 
 
-#: Not where tasks are written in C, from 3.14 on: `asyncio.current_task()` is None in others.
+#: From 3.14 on, where tasks are written in C, `asyncio.current_task()` is None in others.
 KNOWS_PYTHON_TASKS = sys.version_info < (3, 14) or platform.python_implementation() == "PyPy"
 
 
@@ -37,7 +37,7 @@ class TestEagerTasks:
     @pytest.mark.parametrize("inside_worker", [False, True])
     @pytest.mark.parametrize("opener", ["ensure_portal", "with_portal_run", "with_portal_run_sync"])
     def test_portal_in_the_first_step(self, asyncio_backend, opener, inside_worker):
-        """A portal opened in the eager first step serves the task from then on."""
+        """A portal opened in an eager first step works for the rest of the task."""
         order, mine = [], {}
 
         def sync(name):
@@ -82,7 +82,7 @@ class TestEagerTasks:
         assert sorted(order) == [(n, i, True) for n in "ab" for i in range(3)]
 
     def test_bestow_on_one_that_finished_at_once(self, asyncio_backend):
-        """A task that ended in its eager first step is done, and bestowing does nothing."""
+        """Bestowing on a task that ended in its eager first step does nothing."""
 
         async def nop():
             return 5
@@ -97,7 +97,7 @@ class TestEagerTasks:
         self.run(asyncio_backend, main)
 
     def test_bestow_on_one_that_is_parked(self, asyncio_backend):
-        """A task that waits after its eager first step can bridge from its next step on."""
+        """A portal bestowed after an eager first step works from the next step on."""
 
         async def child():
             await asyncio.sleep(0)
@@ -116,7 +116,7 @@ class TestKindsOfTask:
     @pytest.mark.parametrize("way", ["ensure", "bestow"])
     @pytest.mark.parametrize("kind", ["python", "subclass", "slot", "attribute"])
     def test_bridges(self, asyncio_backend, kind, way):
-        """Tasks made in Python and subclasses of tasks get portals, whatever else they refer to."""
+        """Tasks written in Python, and subclasses of tasks, get portals, whatever they refer to."""
 
         class Slot(asyncio.Task):
             __slots__ = ("mine",)
@@ -150,7 +150,7 @@ class TestKindsOfTask:
             assert await task is task
 
         if kind == "python" and not KNOWS_PYTHON_TASKS:
-            # asyncio itself does not know then that a task is running.
+            # asyncio itself does not name the running task then.
             expected = sniffio.AsyncLibraryNotFoundError if way == "ensure" else RuntimeError
             with pytest.raises(
                 expected, match="context" if way == "ensure" else "use asyncio.Task"
@@ -161,7 +161,7 @@ class TestKindsOfTask:
 
     @pytest.mark.skipif(KNOWS_PYTHON_TASKS, reason="such a task gets a portal here")
     def test_unknown_to_asyncio(self, asyncio_backend):
-        """A task that asyncio does not know of while it runs goes on without a portal."""
+        """A task that asyncio does not name while it runs goes on without a portal."""
 
         def factory(loop, coroutine, **kwds):
             return asyncio.tasks._PyTask(coroutine, loop=loop, **kwds)
@@ -180,7 +180,7 @@ class TestKindsOfTask:
         asyncio_backend.run(main)
 
     def test_task_like_object(self, asyncio_backend):
-        """A task that keeps its coroutine elsewhere is refused, and with_portal_run is named."""
+        """A task that keeps its coroutine elsewhere is refused; the error names with_portal_run."""
 
         class Odd(asyncio.tasks._PyTask):
             @property

@@ -55,7 +55,7 @@ asyncio.run(main())
 """
 
 
-# What is wrong with an interpreter, and what the refusal says of it.
+# Faults of an interpreter, and the text of the refusal for each.
 WRONG = {
     "no ctypes": ("sys.modules['_ctypes'] = None", "without _ctypes"),
     "no thread": (
@@ -180,11 +180,11 @@ c_tasks._Loop.step = steps
 
 @needs_c_tasks
 class TestSelfTest:
-    """What is done to tasks written in C is done to tasks made for that, first of all."""
+    """The replacement of coroutines in C tasks is tried on tasks made for that first."""
 
     @pytest.mark.parametrize("wrong", WRONG)
     def test_refused(self, wrong):
-        """Where something of it fails, the refusal says what; with_portal_run opens portals."""
+        """If a check fails, ensure_portal says which; with_portal_run still opens portals."""
         sabotage, reason = WRONG[wrong]
         printed = run_program(REFUSED.format(sabotage=sabotage, mended="")).splitlines()
         assert len(printed) == 2
@@ -192,7 +192,7 @@ class TestSelfTest:
         assert reason in printed[0]
 
     def test_where_no_thread_could_be_started(self):
-        """A thread that could not be started is no verdict: the next portal tries again."""
+        """If no thread could be started for the self-test, the next portal tries again."""
         program = """
 import asyncio, threading
 import greenback
@@ -216,7 +216,7 @@ asyncio.run(main())
         assert run_program(program) == "5"
 
     def test_once(self):
-        """It is made once per process, whichever of several threads needs it first."""
+        """The self-test runs once per process, even if several threads need it at once."""
         program = """
 import asyncio, threading
 import greenback, greenback._tasks.c_tasks
@@ -246,7 +246,7 @@ print(results == [5] * 8, tests)
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
     def test_fork_in_the_middle(self):
-        """A child that another thread forks meanwhile makes it for itself."""
+        """A child that another thread forks during the self-test runs its own."""
         program = """
 import asyncio, os, threading, warnings
 import greenback, greenback._tasks.c_tasks as c_tasks
@@ -279,7 +279,7 @@ thread.join()
 
     @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signal")
     def test_signal_handler_in_the_middle(self):
-        """A signal handler that needs it, too, does not wait for what it has interrupted."""
+        """A signal handler that needs the self-test does not wait for the interrupted one."""
         program = """
 import asyncio, os, signal, threading
 import greenback, greenback._tasks.c_tasks as c_tasks
@@ -312,7 +312,7 @@ print(asyncio.run(main()))
         assert run_program(program) == "True"
 
     def test_leaves_nothing(self):
-        """The program sees nothing of it: no task, no number of a task, no thread, no warning."""
+        """The program sees no task, no task number, no thread and no warning of the self-test."""
         program = """
 import asyncio, gc, sys, threading, warnings
 import greenback
@@ -339,7 +339,7 @@ print("nothing")
         assert run_program(program) == "nothing"
 
     def test_while_another_thread_looks_at_all_objects(self):
-        """A reference that somebody else has for a moment does not spoil it for good."""
+        """A reference that another thread holds for a moment does not make the self-test fail."""
         program = """
 import asyncio, gc
 import greenback, greenback._tasks.c_tasks as c_tasks
@@ -362,7 +362,7 @@ print(asyncio.run(main()), len(kept))
 
     @pytest.mark.parametrize("setter", ["settrace", "setprofile"])
     def test_while_all_threads_are_traced(self, setter):
-        """A debugger or profiler of all threads that keeps what it sees is not in its way."""
+        """A debugger or profiler of all threads does not disturb the self-test."""
         program = f"""
 import asyncio, sys, threading
 import greenback
@@ -384,7 +384,7 @@ print(result, bool(kept))
         assert run_program(program) == "5 True"
 
     def test_written_by_two(self):
-        """Of two that replace the same coroutine, one does; the task owns one reference."""
+        """If two callers replace the same coroutine, one succeeds; the task owns one reference."""
         import _asyncio
 
         from greenback._tasks.c_tasks import LayoutError, layout_of
@@ -395,7 +395,7 @@ print(result, bool(kept))
             await asyncio.sleep(0)
 
         async def one(moment):
-            """With a second one at one of the calls and returns; how many there were."""
+            """Replace, with a second caller at one of the calls and returns; returns how many."""
             first, second, third = coroutines = waits(), waits(), waits()
             task = asyncio.ensure_future(first)
             outcomes, seen = [], 0
@@ -418,7 +418,7 @@ print(result, bool(kept))
                     replace(third)
 
             def replace_twice():
-                """Before 3.11, a frame that is profiled keeps a copy of its local variables."""
+                """Before 3.11, a profiled frame keeps a copy of its local variables."""
                 sys.setprofile(profile)
                 try:
                     replace(second)
@@ -453,7 +453,7 @@ print(result, bool(kept))
         reason="the interpreter publishes its offsets since 3.14, here in an ELF section",
     )
     def test_agrees_with_the_interpreter(self):
-        """The word that it finds is the one that the interpreter names to debuggers."""
+        """The self-test finds the word that the interpreter publishes for debuggers."""
         import _asyncio
 
         from greenback._tasks.c_tasks import layout_of
@@ -465,7 +465,7 @@ print(result, bool(kept))
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="the GIL can be off since Python 3.13")
 @pytest.mark.parametrize("library", ["asyncio", "trio"])
 def test_task_of_another_thread_without_the_gil(library):
-    """Where two threads run at once, a task is only changed by the thread that steps it."""
+    """Without the GIL, only the thread that steps a task may replace its coroutine."""
     program = f"""
 import asyncio, sys, threading
 import trio

@@ -1,4 +1,4 @@
-"""Children that say whether they have a portal."""
+"""Child tasks that tell whether they have a portal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from greenback import await_
 
 
 def can_bridge(checkpoint: Callable[[], Any]) -> bool:
-    """Whether a bridge that suspends works here; has_portal() has to agree."""
+    """Whether a suspending bridge works here; asserts that has_portal() agrees."""
     expected = greenback.has_portal()
     try:
         await_(checkpoint())
@@ -24,7 +24,7 @@ def can_bridge(checkpoint: Callable[[], Any]) -> bool:
 
 
 async def child() -> bool:
-    """An asyncio task that says whether it has inherited."""
+    """An asyncio task that tells whether it has inherited a portal."""
     return can_bridge(lambda: asyncio.sleep(0))
 
 
@@ -33,4 +33,4 @@ def factory_of_loop() -> Any:
 
 
 class MyTask(asyncio.Task):  # type: ignore[type-arg]
-    """What an application's factory may make."""
+    """A subclass of tasks that an application's factory makes."""

@@ -22,7 +22,7 @@ needs_eager_tasks = pytest.mark.skipif(
 class TestEagerTasks:
     @staticmethod
     def factory(which: int) -> Any:
-        """asyncio's own factory, or that for a subclass."""
+        """asyncio's own eager factory, or one for a subclass of tasks."""
         factory = (
             asyncio.create_eager_task_factory(MyTask)  # type: ignore[attr-defined]
             if which
@@ -30,7 +30,7 @@ class TestEagerTasks:
         )
 
         def without_eager_start(loop: Any, coro: Any, **kwds: Any) -> Any:
-            # uvloop 0.23 passes None, which asyncio's factories take for no since Python 3.13.3,
+            # uvloop 0.23 passes None. asyncio's factories take it as false since Python 3.13.3,
             # and do not take at all before.
             kwds.pop("eager_start", None)
             return factory(loop, coro, **kwds)
@@ -39,7 +39,7 @@ class TestEagerTasks:
 
     @pytest.mark.parametrize("which", [0, 1])
     def test_in_the_first_step(self, asyncio_backend: Any, which: int) -> None:
-        """An eager child can bridge in the step that it takes before its task is returned."""
+        """An eager child can bridge in its first step, before create_task() returns."""
         log: List[Any] = []
 
         async def eager() -> int:
@@ -71,7 +71,7 @@ class TestEagerTasks:
 
     @pytest.mark.parametrize("which", [0, 1])
     def test_that_never_waits(self, asyncio_backend: Any, which: int) -> None:
-        """An eager child that ends in its first step is done, and leaves no portal."""
+        """An eager child that ends in its first step leaves no portal."""
 
         async def eager(error: Optional[Exception]) -> bool:
             if error is not None:
@@ -99,7 +99,7 @@ class TestEagerTasks:
     def test_as_eager_as_outside(
         self, asyncio_backend: Any, has_factory: bool, eager_start: Optional[bool]
     ) -> None:
-        """With `eager_start`, and uvloop's None for it, a child starts when it would outside."""
+        """With `eager_start` (also None, as from uvloop), a child starts as without a scope."""
 
         async def start() -> Tuple[bool, bool]:
             log: List[str] = []
@@ -128,7 +128,7 @@ class TestEagerTasks:
 
     @pytest.mark.parametrize("which", [0, 1])
     def test_grandchildren(self, asyncio_backend: Any, which: int) -> None:
-        """Eager children of eager children inherit, bridging in between as they like."""
+        """Eager children of eager children inherit, and may bridge in between."""
 
         async def down(depth: int) -> List[bool]:
             found = [await child()]

@@ -15,7 +15,7 @@ from .children import MyTask, child
 
 
 class Factory:
-    """An application's task factory, which keeps account."""
+    """An application's task factory, which notes the names of its coroutines."""
 
     def __init__(self, then: Optional[Callable[..., Any]] = None) -> None:
         self.names: List[str] = []
@@ -30,7 +30,7 @@ class Factory:
 
 class TestTaskFactories:
     def test_restored(self, asyncio_backend: Any) -> None:
-        """On leaving, the loop has the factory that it had, which may be none."""
+        """After the scope, the loop has its former factory again, or none."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -45,7 +45,7 @@ class TestTaskFactories:
         asyncio_backend.run(main)
 
     def test_of_the_application(self, asyncio_backend: Any) -> None:
-        """The application's factory makes the tasks, and sees the names that it would see."""
+        """The application's factory makes the tasks, and gets their names as without a scope."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -61,7 +61,7 @@ class TestTaskFactories:
         asyncio_backend.run(main)
 
     def test_that_raises(self, asyncio_backend: Any) -> None:
-        """What a factory raises goes to who wanted a task, and nothing is left behind."""
+        """An exception of a factory reaches the task's creator, and nothing is left behind."""
 
         def refuses(loop: Any, coro: Any, **kwds: Any) -> Any:
             raise LookupError("no more tasks")
@@ -83,7 +83,7 @@ class TestTaskFactories:
             gc.collect()
 
     def test_that_raises_leaves_the_coroutine(self, asyncio_backend: Any) -> None:
-        """A coroutine that a factory has refused still can be awaited by its owner."""
+        """A coroutine that a factory has refused can still be awaited by its owner."""
 
         def refuses(loop: Any, coro: Any, **kwds: Any) -> Any:
             raise LookupError("no more tasks")
@@ -101,7 +101,7 @@ class TestTaskFactories:
         asyncio_backend.run(main)
 
     def test_set_inside(self, asyncio_backend: Any) -> None:
-        """One that is set inside makes the tasks from then on, and is still set afterwards."""
+        """A factory set inside a scope makes the tasks from then on, and stays afterwards."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -119,7 +119,7 @@ class TestTaskFactories:
         asyncio_backend.run(main)
 
     def test_set_inside_to_none(self, asyncio_backend: Any) -> None:
-        """Nor does leaving bring back a factory that the application has taken away."""
+        """A factory that the application removes inside a scope does not come back."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -131,7 +131,7 @@ class TestTaskFactories:
         asyncio_backend.run(main)
 
     def test_wrapped_inside(self, asyncio_backend: Any) -> None:
-        """One that is set inside and calls the one before has its tasks inherit."""
+        """The tasks of a factory set inside a scope inherit, if it calls the one before."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -146,7 +146,7 @@ class TestTaskFactories:
 
     @pytest.mark.parametrize("is_left", [True, False])
     def test_wrapped_and_entered_again(self, asyncio_backend: Any, is_left: bool) -> None:
-        """Two scopes with the application's factory in between give a task one portal."""
+        """Two scopes with an application's factory in between give a task one portal."""
 
         async def parent() -> List[bool]:
             return [await child(), await asyncio.ensure_future(child())]
@@ -170,7 +170,7 @@ class TestTaskFactories:
         asyncio_backend.run(main)
 
     def test_loop_that_does_not_run(self, asyncio_backend: Any) -> None:
-        """Whoever creates a task between two runs of the loop is no child of anybody."""
+        """A task that is created between two runs of the loop inherits no portal."""
 
         async def stops() -> None:
             loop = asyncio.get_running_loop()
@@ -201,11 +201,11 @@ class TestTaskFactories:
             loop.close()
 
     def test_that_makes_no_task(self, asyncio_backend: Any) -> None:
-        """One that returns something else than a task is the application's own business."""
+        """A factory may return an object that is not a task."""
 
         class Named(asyncio.Future):  # type: ignore[type-arg]
             def set_name(self, name: object) -> None:
-                """asyncio calls this on whatever a factory returns."""
+                """asyncio calls this on the factory's result."""
 
         def deferred(loop: Any, coro: Any, **kwds: Any) -> Any:
             coro.close()
@@ -226,7 +226,7 @@ class TestTaskFactories:
             gc.collect()
 
     def test_that_wraps_the_coroutine(self, asyncio_backend: Any) -> None:
-        """One that runs the coroutine inside another one leaves the child its portal."""
+        """If a factory wraps the coroutine in another one, the child still has its portal."""
         log: List[str] = []
 
         def logs(loop: Any, coro: Any, **kwds: Any) -> Any:

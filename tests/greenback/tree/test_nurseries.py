@@ -42,7 +42,7 @@ class TestTrioNurseries:
         }
 
     def test_child_starts_a_task_outside(self) -> None:
-        """It is the nursery that counts, and not the task that calls start_soon()."""
+        """The nursery decides who inherits, not the task that calls start_soon()."""
         found: List[bool] = []
 
         async def say() -> None:
@@ -62,7 +62,7 @@ class TestTrioNurseries:
         assert found == [False]
 
     def test_nursery_start(self) -> None:
-        """A task that is started with start() inherits, before and after it has reported."""
+        """A task started with start() inherits, before and after task_status.started()."""
         found: List[bool] = []
 
         async def service(task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
@@ -79,7 +79,7 @@ class TestTrioNurseries:
         assert found == [True, True]
 
     def test_system_tasks(self) -> None:
-        """A system task is nobody's child."""
+        """A system task inherits no portal."""
         found: List[bool] = []
 
         async def say() -> None:
@@ -95,7 +95,7 @@ class TestTrioNurseries:
         assert found == [False]
 
     def test_child_that_is_cancelled_before_its_first_step(self) -> None:
-        """Such a child ends as it would without a portal, and nothing warns."""
+        """A child that is cancelled before its first step does not run, and causes no warning."""
         ran: List[int] = []
 
         async def never() -> None:

@@ -26,7 +26,7 @@ needs_refcounts = pytest.mark.skipif(
 
 class TestWithPortalRunTree:
     def test_result_and_arguments(self, backend: Any) -> None:
-        """Arguments go to the function, and what it returns comes back."""
+        """The function gets the arguments, and its result is returned."""
 
         async def fn(*args: int, **kwds: int) -> Any:
             await_(backend.checkpoint())
@@ -39,7 +39,7 @@ class TestWithPortalRunTree:
         backend.run(main)
 
     def test_exception(self, backend: Any) -> None:
-        """What the function raises is raised, and the scope is left."""
+        """The function's exception is raised, and the scope is left."""
 
         async def fails() -> None:
             await_(backend.checkpoint())
@@ -55,7 +55,7 @@ class TestWithPortalRunTree:
         backend.run(main)
 
     def test_descendants(self, backend: Any) -> None:
-        """The function, the tasks that it starts and those that they start have portals."""
+        """The function, its child tasks and their children have portals."""
 
         async def main() -> None:
             async def tree() -> None:
@@ -68,7 +68,7 @@ class TestWithPortalRunTree:
         backend.run(main)
 
     def test_as_the_main_function(self, backend: Any) -> None:
-        """It can be what the event loop is started with, so that all of a program has portals."""
+        """An event loop can be started with it, so that the whole program has portals."""
 
         async def main() -> List[bool]:
             return await grandchildren(backend)
@@ -76,7 +76,7 @@ class TestWithPortalRunTree:
         assert backend.run(greenback.with_portal_run_tree, main) == [True] * 3
 
     def test_inside_a_portal(self, backend: Any) -> None:
-        """In a task that has a portal, that one stays, and children inherit all the same."""
+        """In a task with a portal, that portal stays, and children inherit, too."""
 
         async def main() -> None:
             await greenback.ensure_portal()
@@ -87,7 +87,7 @@ class TestWithPortalRunTree:
         backend.run(main)
 
     def test_adds_no_checkpoint(self, backend: Any) -> None:
-        """If the function does not wait, nothing else runs."""
+        """If the function does not wait, no other task runs."""
         others: List[int] = []
 
         async def other() -> None:
@@ -107,7 +107,7 @@ class TestWithPortalRunTree:
 
 
 async def grandchildren(backend: Any, depth: int = 3) -> List[bool]:
-    """Whether a child, its child and so on can bridge."""
+    """Whether a child, its child and so on can each bridge."""
     found: List[bool] = []
 
     async def level() -> None:
@@ -135,7 +135,7 @@ class TestPortalsForTree:
         backend.run(main)
 
     def test_again(self, backend: Any) -> None:
-        """It can be entered as often as one likes."""
+        """A task can enter scopes one after another."""
 
         async def main() -> None:
             for _ in range(3):
@@ -165,7 +165,7 @@ class TestPortalsForTree:
         backend.run(main)
 
     def test_bestow_afterwards(self, backend: Any) -> None:
-        """A portal can be bestowed on a task that has left a scope, also by itself."""
+        """A task that has left a scope can be given a portal by bestowing, also by itself."""
 
         async def main() -> None:
             async with greenback.portals_for_tree():
@@ -192,7 +192,7 @@ class TestPortalsForTree:
         backend.run(main)
 
     def test_error_in_the_body(self, backend: Any) -> None:
-        """An error leaves the scope and closes the portal, and is not changed."""
+        """An exception in the body closes the portal, and leaves the scope unchanged."""
 
         async def main() -> None:
             error = LookupError("here")
@@ -208,7 +208,7 @@ class TestPortalsForTree:
         backend.run(main)
 
     def test_cancelled_in_the_body(self, backend: Any) -> None:
-        """A task that is cancelled inside leaves the scope like any other."""
+        """A cancellation inside the scope leaves it like any exception."""
         log: List[Any] = []
 
         async def victim() -> None:
@@ -240,7 +240,7 @@ class TestPortalsForTree:
         backend.run(main)
 
     def test_entering_and_leaving_let_others_run(self, asyncio_backend: Any) -> None:
-        """Entering and leaving are schedule points, as upstream's are."""
+        """Entering and leaving let other tasks run, as upstream's do."""
         log: List[str] = []
 
         async def other() -> None:
@@ -271,7 +271,7 @@ class TestPortalsForTree:
         trio.run(main)
 
     def test_cancelled_while_entering_on_asyncio(self, asyncio_backend: Any) -> None:
-        """A task that is cancelled on its way in has neither a portal nor a scope."""
+        """A task that is cancelled while it enters has neither a portal nor a scope."""
 
         async def main() -> None:
             task = asyncio.current_task()
@@ -291,7 +291,7 @@ class TestPortalsForTree:
 
 class TestPortalsForChildren:
     def test_not_the_task_itself(self, backend: Any) -> None:
-        """Children inherit, the current task gets nothing."""
+        """Children inherit; the current task gets no portal."""
 
         async def main() -> None:
             with greenback.portals_for_children():
@@ -315,7 +315,7 @@ class TestPortalsForChildren:
         backend.run(main)
 
     def test_overlapping(self, backend: Any) -> None:
-        """Of two scopes of one task, whichever is left first takes nothing from the other."""
+        """Two scopes of one task can be left in any order; each works until its own end."""
 
         async def main() -> None:
             first, second = greenback.portals_for_children(), greenback.portals_for_children()
@@ -329,7 +329,7 @@ class TestPortalsForChildren:
         backend.run(main)
 
     def test_in_several_tasks(self, backend: Any) -> None:
-        """Scopes of tasks that know nothing of each other do not disturb each other."""
+        """Scopes of independent tasks do not disturb each other."""
         found: List[Any] = []
         first_is_in: Any = None
         second_is_in: Any = None
@@ -370,7 +370,7 @@ class TestPortalsForChildren:
         backend.run(main)
 
     def test_in_a_child(self, backend: Any) -> None:
-        """A scope of a task that has itself inherited ends nothing when it is left."""
+        """A task that has inherited keeps its portal when it leaves a scope of its own."""
 
         async def inherits() -> None:
             assert can_bridge(backend.checkpoint)
@@ -386,12 +386,12 @@ class TestPortalsForChildren:
         backend.run(main)
 
     def test_no_library(self) -> None:
-        """Where no event loop runs, entering says so."""
+        """If no event loop runs, entering says so."""
         with pytest.raises(RuntimeError), greenback.portals_for_children():
             raise AssertionError
 
     def test_exception_passes(self, backend: Any) -> None:
-        """An error in the body is not swallowed."""
+        """An exception in the body is not swallowed."""
 
         async def main() -> None:
             with pytest.raises(LookupError), greenback.portals_for_children():
@@ -421,7 +421,7 @@ class TestAutoPortalInstrument:
         assert found == [True] * 3
 
     def test_scopes_inside(self) -> None:
-        """Scopes do not take away what the instrument of the run gives."""
+        """Leaving a scope does not end the effect of the run's instrument."""
 
         async def main() -> None:
             async with greenback.portals_for_tree():
@@ -438,7 +438,7 @@ class TestAutoPortalInstrument:
         trio.run(main, instruments=[greenback.AutoPortalInstrument()])
 
     def test_is_a_trio_instrument(self) -> None:
-        """Only the hooks that it needs are called by Trio, and none for each step."""
+        """Trio calls only the hooks that are needed, and none for each step."""
         instrument = greenback.AutoPortalInstrument()
         assert not any(
             hasattr(instrument, name)
@@ -450,7 +450,7 @@ class TestAutoPortalInstrument:
         )
 
     def test_nothing_is_left(self) -> None:
-        """After the last scope no instrument slows the run down."""
+        """After the last scope, the run has no instrument any more."""
 
         async def main() -> None:
             async with greenback.portals_for_tree():
@@ -468,7 +468,7 @@ class TestAutoPortalInstrument:
 @needs_refcounts
 class TestNothingIsKept:
     def test_loop_of_a_task_that_never_leaves_its_scope(self) -> None:
-        """A task that is dropped inside a scope keeps neither itself nor its loop alive."""
+        """A task that is dropped inside a scope is freed, and so is its loop."""
 
         async def forever() -> None:
             with greenback.portals_for_children():
@@ -504,7 +504,7 @@ class TestNothingIsKept:
             await asyncio.create_task(opener())
 
         def in_thread() -> None:
-            # A thread of its own has no worker yet, so that the inherited portal makes the first.
+            # A new thread has no worker yet, so the inherited portal makes the first one.
             asyncio_backend.run(main)
             gc.collect()
             alive.extend(reference() is not None for reference in references)

@@ -36,7 +36,7 @@ class TestAsyncioTasks:
         ids=["create_task", "ensure_future", "gather", "wait_for", "shield"],
     )
     def test_ways_to_start_one(self, asyncio_backend: Any, start: Callable[..., Any]) -> None:
-        """A task inherits whichever function of asyncio has made it."""
+        """A task inherits, whichever function of asyncio has made it."""
 
         async def main() -> None:
             async with greenback.portals_for_tree():
@@ -48,7 +48,7 @@ class TestAsyncioTasks:
 
     @needs_task_group
     def test_task_group(self, asyncio_backend: Any) -> None:
-        """Tasks of a group inherit, also if the group was opened before the scope."""
+        """Tasks of a TaskGroup inherit, even if the group was opened before the scope."""
 
         async def main() -> None:
             async with asyncio.TaskGroup() as group:
@@ -62,7 +62,7 @@ class TestAsyncioTasks:
 
     @needs_task_group
     def test_explicit_context(self, asyncio_backend: Any) -> None:
-        """A task with a context of its own inherits, runs in that, and so do its children."""
+        """A task with its own context inherits and runs in that context; its children, too."""
         var = contextvars.ContextVar("var", default="unset")
 
         async def in_context(depth: int) -> List[Any]:
@@ -86,7 +86,7 @@ class TestAsyncioTasks:
 
     @needs_task_group
     def test_callback_of_a_task_with_an_explicit_context(self, asyncio_backend: Any) -> None:
-        """A callback is code of the task that has scheduled it, whatever context that is in."""
+        """A callback counts as code of the task that scheduled it, in any context."""
 
         async def schedules() -> bool:
             loop = asyncio.get_running_loop()
@@ -103,7 +103,7 @@ class TestAsyncioTasks:
         asyncio_backend.run(main)
 
     def test_callbacks(self, asyncio_backend: Any) -> None:
-        """A task that a callback creates is a child of the task that has scheduled the callback."""
+        """A task that a callback creates is a child of the task that scheduled the callback."""
 
         async def by_callback() -> bool:
             loop = asyncio.get_running_loop()
@@ -127,7 +127,7 @@ class TestAsyncioTasks:
         asyncio_backend.run(main)
 
     def test_callback_that_outlives_the_scope(self, asyncio_backend: Any) -> None:
-        """A callback that was scheduled inside and runs after the scope gives nothing any more."""
+        """The tasks of a callback that runs after the scope do not inherit."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
@@ -139,7 +139,7 @@ class TestAsyncioTasks:
         asyncio_backend.run(main)
 
     def test_server(self, asyncio_backend: Any) -> None:
-        """The handlers of a server that was started inside have portals."""
+        """The handlers of a server that was started in a scope have portals."""
         found: List[bool] = []
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -163,7 +163,7 @@ class TestAsyncioTasks:
         assert found == [True]
 
     def test_executor(self, asyncio_backend: Any) -> None:
-        """A function in a thread is no task."""
+        """A function in a thread, which is no task, has no portal."""
 
         async def main() -> None:
             async with greenback.portals_for_tree():
@@ -227,7 +227,7 @@ class TestAsyncioTasks:
         asyncio_backend.run(main)
 
     def test_created_outside(self, asyncio_backend: Any) -> None:
-        """A task of somebody else, and what it creates while the scope is open, do not inherit."""
+        """Tasks from before the scope, and their new children, do not inherit."""
 
         async def stranger(go: asyncio.Event) -> List[bool]:
             await go.wait()
@@ -243,7 +243,7 @@ class TestAsyncioTasks:
         asyncio_backend.run(main)
 
     def test_stranger_with_a_portal_of_its_own(self, asyncio_backend: Any) -> None:
-        """A portal alone, without a scope, is not inherited."""
+        """Without a scope, a portal is not inherited."""
 
         async def stranger(go: asyncio.Event) -> List[bool]:
             await greenback.ensure_portal()
@@ -260,7 +260,7 @@ class TestAsyncioTasks:
         asyncio_backend.run(main)
 
     def test_outlives_the_scope(self, asyncio_backend: Any) -> None:
-        """A task keeps its portal until it ends; what it creates after the scope has none."""
+        """A task keeps its portal until it ends; its children from after the scope have none."""
 
         async def long(left: asyncio.Event) -> List[bool]:
             found = [await child(), await asyncio.ensure_future(child())]
@@ -275,7 +275,7 @@ class TestAsyncioTasks:
                     await asyncio.sleep(0)
             left.set()
             assert await task == [True, True, True, False]
-            # Not even if the task that opened that scope has opened another one since.
+            # Not even if the scope's task has opened another scope since.
             left = asyncio.Event()
             async with greenback.portals_for_tree():
                 task = asyncio.ensure_future(long(left))
@@ -328,7 +328,7 @@ class TestAsyncioTasks:
         asyncio_backend.run(main)
 
     def test_cancelled_before_the_first_step(self, asyncio_backend: Any) -> None:
-        """A task that never begins is cancelled, and nothing warns of its coroutine."""
+        """A task that is cancelled before its first step causes no warning for its coroutine."""
 
         async def never() -> None:
             raise AssertionError
@@ -347,7 +347,7 @@ class TestAsyncioTasks:
             gc.collect()
 
     def test_names(self, asyncio_backend: Any) -> None:
-        """What shows the coroutine of a task shows the one that it was made for."""
+        """get_coro() and repr() show the coroutine that the task was made for."""
 
         async def main() -> None:
             async with greenback.portals_for_tree():
@@ -362,7 +362,7 @@ class TestAsyncioTasks:
         asyncio_backend.run(main)
 
     def test_exception(self, asyncio_backend: Any) -> None:
-        """What a child raises is what its task raises."""
+        """An exception of a child is its task's exception."""
 
         async def fails() -> None:
             await_(asyncio.sleep(0))
@@ -377,7 +377,7 @@ class TestAsyncioTasks:
         asyncio_backend.run(main)
 
     def test_generator_based_coroutine(self, asyncio_backend: Any) -> None:
-        """A task of an object that merely is like a coroutine inherits as well."""
+        """A task of an object that only resembles a coroutine inherits, too."""
         from collections.abc import Coroutine
 
         class Like(Coroutine):  # type: ignore[type-arg]
@@ -403,7 +403,7 @@ class TestAsyncioTasks:
         asyncio_backend.run(main)
 
     def test_not_a_coroutine(self, asyncio_backend: Any) -> None:
-        """create_task() refuses what it refuses anyway, in the same words."""
+        """create_task() refuses the same objects as without a scope, in the same words."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
