@@ -44,7 +44,7 @@ from .report.top.live import follow
 
 @contextmanager
 def _telling() -> Iterator[None]:
-    """Where there is nothing to report, say why, and end with the status 2."""
+    """If there is nothing to report, print the reason and end with the status 2."""
     try:
         yield
     except NothingToReportError as error:
@@ -55,8 +55,8 @@ def _telling() -> Iterator[None]:
 
 @contextmanager
 def _printing() -> Iterator[Console]:
-    """What prints tables to standard output."""
-    # Names of a trace have letters that the encoding may not have.
+    """Give a console that prints tables to standard output."""
+    # The encoding of the terminal may lack letters of the names in a trace.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with _writing():
@@ -70,9 +70,9 @@ def _print_json(content: Dict[str, Any]) -> None:
 
 @contextmanager
 def _writing(output: str = "-") -> Iterator[None]:
-    """Where *output* cannot be written, say why, and end with the status 2.
+    """If *output* cannot be written, print the reason and end with the status 2.
 
-    Nobody reads a pipe to its end who wants the first lines only: click ends quietly then.
+    A reader that closes a pipe early (``| head``) is no error: click ends quietly then.
     """
     try:
         yield
@@ -82,7 +82,7 @@ def _writing(output: str = "-") -> Iterator[None]:
         name, advice = visible(output) or "''", ". Name another file with --output"
         if output == "-":
             name, advice = "standard output", ""
-            # What is left in the buffer would fail again, with a traceback, at the very end.
+            # At exit, Python would write the rest of the buffer and fail again, with a traceback.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         click.echo(f"greenback-trace: {name} cannot be written: {error.strerror}{advice}", err=True)
         sys.exit(2)
@@ -90,7 +90,7 @@ def _writing(output: str = "-") -> Iterator[None]:
 
 def _print_version(context: click.Context, option: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
-        # Another distribution of that name has no command, but can be what is imported.
+        # Upstream has no such command. But its package can be the one that is imported.
         place = os.path.dirname(os.path.abspath(greenback.__file__))
         click.echo(f"greenback {greenback.__version__} from {visible(place)}")
         context.exit()
@@ -364,7 +364,7 @@ def top(path: str) -> None:
     PATH is the GREENBACK_TRACE_SOCKET of the program. It can also be its GREENBACK_TRACE_FILE: that
     has new numbers every 5 seconds, and tells nothing of tasks.
     """
-    # Only here: a second of imports.
+    # Only here: these imports take a second.
     try:
         from .report.top.top import Top
     except ImportError as error:
@@ -376,7 +376,7 @@ def top(path: str) -> None:
         live = follow(path)
         click.get_current_context().call_on_close(live.close)
         live.read()
-    # These two are what Textual reads keys from, and paints on. Either can be closed, and None.
+    # Textual reads keys from the first and paints on the second. A closed one is None.
     if not all(each is not None and each.isatty() for each in (sys.__stdin__, sys.__stderr__)):
         click.echo(
             "greenback-trace: top needs a terminal, as standard input and standard error. Without "
@@ -384,9 +384,9 @@ def top(path: str) -> None:
             err=True,
         )
         sys.exit(2)
-    # The terminal knows its size. What says otherwise was true of another one, or of this one until
-    # it was resized: a program with GNU readline, for one, hands these down to all that it starts.
-    # A view that is higher than the terminal loses its first lines or its last.
+    # The terminal knows its size. These variables can have the size of another terminal, or a size
+    # from before a resize: a program with GNU readline, for example, sets them for its children.
+    # A view that is higher than the terminal would lose its first or last lines.
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
     Top(live).run()
