@@ -289,7 +289,7 @@ class TestProgram:
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
     def test_mode(self, python: Any, program: str, tmp_path: Path) -> None:
-        """Only its owner can read a new file; an existing one keeps its mode, behind a link, too."""
+        """Only its owner can read a new file; an existing one keeps its mode, also by a link."""
         new, old, link = (tmp_path / name for name in ("new.jsonl", "old.jsonl", "link.jsonl"))
         old.touch()
         old.chmod(0o640)
