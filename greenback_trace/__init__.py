@@ -1,9 +1,9 @@
-"""What the portals and bridges of greenback do, as OpenTelemetry metrics and spans.
+"""OpenTelemetry metrics and spans of greenback's portals and bridges.
 
 Set ``GREENBACK_TRACE=1`` before the program starts, or call `enable`.
 """
 
-# Before all the rest: with GREENBACK_TRACE set, greenback imports modules of this package.
+# First: with GREENBACK_TRACE set, greenback itself imports modules of this package.
 import greenback as _greenback  # noqa: F401
 
 from ._activate import disable as disable

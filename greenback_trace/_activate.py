@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-# Written under the lock of _session.py, by any thread.
+# These three are written under the lock of _session.py, by any thread.
 _current: Optional[Session] = None
-# The same, but kept when tracing is disabled.
+# The last session. It stays when tracing is disabled.
 _last: Optional[Session] = None
 _hooks_are_registered = False
 
@@ -34,18 +34,19 @@ def enable(
     tracer_provider: Optional[TracerProvider] = None,
     meter_provider: Optional[MeterProvider] = None,
 ) -> None:
-    """Trace from now on, in every thread. Counts start at zero, also if tracing was enabled.
+    """Trace from now on, in every thread.
 
-    Those of `snapshot`, that is: counters that a meter provider has seen go on where they were.
+    `snapshot` starts at zero, also if tracing was enabled before. Counters that a meter provider
+    has already exported go on from their last values.
 
-    Telemetry goes to the providers that are given; else to `Config.file`, if that is set; else to
-    the global ones of OpenTelemetry, whenever the application sets them.
+    Telemetry goes to the providers in the arguments. Without any, it goes to `Config.file`; without
+    a file, to OpenTelemetry's global providers, as soon as the application sets them.
 
     Args:
-        config: What to trace. By default, what the environment says, where ``GREENBACK_TRACE``
-            itself plays no part unless it is ``debug``.
-        tracer_provider: Where spans go.
-        meter_provider: Where metrics go.
+        config: The settings; by default those of the environment. ``GREENBACK_TRACE`` itself then
+            matters only if it is ``debug``.
+        tracer_provider: The provider that gets the spans.
+        meter_provider: The provider that gets the metrics.
 
     Raises:
         ConfigError: ``config.mode`` is ``"off"``.
@@ -61,9 +62,9 @@ def enable(
 
 
 def disable() -> None:
-    """Stop tracing. A file is completed and closed; registered metrics report nothing from now on.
+    """Stop tracing. Complete and close the file; registered metrics report nothing from now on.
 
-    Does nothing if tracing is not enabled. `snapshot` keeps the last totals.
+    Do nothing if tracing is not enabled. `snapshot` keeps the last totals.
     """
     global _current
     with _session.lock:
@@ -78,7 +79,7 @@ def is_enabled() -> bool:
 
 
 def snapshot() -> Snapshot:
-    """The exact totals since tracing was enabled, or of the last time that it was."""
+    """The exact totals since tracing was last enabled. They stay when it is disabled."""
     session = _last
     if session is None:
         return take(Totals(1))
@@ -86,7 +87,7 @@ def snapshot() -> Snapshot:
 
 
 def from_environment() -> None:
-    """Enable tracing if ``GREENBACK_TRACE`` says so. Never raises: the program comes first."""
+    """Enable tracing if ``GREENBACK_TRACE`` says so. Never raise: the program comes first."""
     try:
         config = Config.from_env()
         if config.mode != "off":
@@ -105,7 +106,7 @@ def _enable(config: Config, tracer_provider: Any, meter_provider: Any, at_import
         _tell_of_missing("debug", "executing", "pure_eval")
     with _session.lock:
         disable()
-        # Now, since importing structlog at the first slow step would make it slower still.
+        # Import structlog now: to import it at the first slow step would make that step slower.
         from .emit.log import start_over
 
         start_over()
@@ -123,7 +124,7 @@ def _enable(config: Config, tracer_provider: Any, meter_provider: Any, at_import
 
 
 def require_packages(is_to_file: bool) -> None:
-    """Make sure that what tracing needs is installed.
+    """Check that the packages that tracing needs are installed.
 
     Raises:
         ImportError: A package is missing; the message names the extra that has it.
@@ -142,7 +143,7 @@ def _require(extra: str, *modules: str) -> None:
     for module in modules:
         try:
             found = importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:  # a package that it is in
+        except ModuleNotFoundError:  # one of its parent packages is missing
             found = False
         if not found:
             raise ImportError(
@@ -168,12 +169,12 @@ def _register_hooks() -> None:
 
 
 def _finish_with_multiprocessing() -> None:
-    """Finish with a process of multiprocessing, most of which end with `os._exit`."""
+    """Call `_at_exit` in a process of multiprocessing. Most of them end with `os._exit`."""
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         from multiprocessing.util import Finalize
 
-        # After the application's own, which may bridge.
+        # After the application's own finalizers, which may bridge.
         Finalize(None, _at_exit, exitpriority=-1_000)
 
 
@@ -190,7 +191,8 @@ def _at_exit() -> None:
     if session.is_to_file:
         disable()
         set_primary(Gate(_tell_of_end, session.totals))
-    # Else, whoever set up an SDK before tracing was enabled closes it after this: it still asks.
+    # An SDK that the application set up before it enabled tracing is shut down after this, and
+    # collects the metrics once more then. So tracing stays enabled.
 
 
 def _tell_of_end() -> None:
@@ -202,7 +204,7 @@ def _tell_of_end() -> None:
 
 
 def _after_fork() -> None:
-    """In a forked child, where nobody holds our locks. Those of an SDK are left alone."""
+    """Start over in a forked child. Takes no lock, and leaves an SDK's locks alone."""
     _session.after_fork()
     _providers.after_fork()
     _start_log_over()
@@ -211,7 +213,7 @@ def _after_fork() -> None:
 
 
 def _start_log_over() -> None:
-    log = sys.modules.get("greenback_trace.emit.log")  # which imports structlog, if it is needed
+    log = sys.modules.get("greenback_trace.emit.log")  # not an import: it would import structlog
     if log is not None:
         log.start_over()
 

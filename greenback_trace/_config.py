@@ -13,57 +13,59 @@ from .misuse.policy import ALLOWED_ACTIONS, actions_of
 
 _MODES = {"0": "off", "off": "off", "1": "on", "on": "on", "debug": "debug"}
 _SPANS = ("all", "suspended", "portals", "none")
-# Bad values of this process's environment that were told of. Written by whoever reads them, which
-# is whoever imports greenback or enables tracing.
+# The invalid environment variables of this process that a warning has named. Written by
+# `Config.from_env`, in any thread that imports greenback or enables tracing.
 _told: Set[Tuple[str, str]] = set()
 _UNITS = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class ConfigError(ValueError):
-    """A setting has a value that it cannot have. The message says what it can be."""
+    """A setting has an invalid value. The message names the valid ones."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is traced, and where it goes. The variable that sets a field is named in parentheses.
+    """Settings of tracing. Each field names its environment variable in parentheses.
 
     Raises:
-        ConfigError: A field has a value that it cannot have.
+        ConfigError: A field has an invalid value.
     """
 
     #: ``"off"``, ``"on"`` or ``"debug"``. (``GREENBACK_TRACE``, where ``0`` is off and ``1`` is on)
     mode: str = "on"
-    #: OTLP JSON lines are appended to this file; ``{pid}`` in it is replaced by the number of the
-    #: process. (``GREENBACK_TRACE_FILE``)
+    #: Append OTLP JSON lines to this file. ``{pid}`` in the path becomes the process number.
+    #: (``GREENBACK_TRACE_FILE``)
     file: Optional[str] = None
-    #: Bytes after which the file is closed. (``GREENBACK_TRACE_FILE_LIMIT``, where ``k``, ``M`` and
-    #: ``G`` are powers of 1024)
+    #: Close the file at this size, in bytes. (``GREENBACK_TRACE_FILE_LIMIT``, where ``k``, ``M``
+    #: and ``G`` are powers of 1024)
     file_limit: int = 1 << 30
-    #: A Unix socket is opened at this path, to which ``greenback-trace top`` connects; ``{pid}`` in
-    #: it is replaced by the number of the process. (``GREENBACK_TRACE_SOCKET``)
+    #: Open a Unix socket at this path, for ``greenback-trace top``. ``{pid}`` in the path becomes
+    #: the process number. (``GREENBACK_TRACE_SOCKET``)
     socket: Optional[str] = None
-    #: What gets a span, one of ``"all"``, ``"suspended"``, ``"portals"`` and ``"none"``.
+    #: Make spans of these: ``"all"``, ``"suspended"`` (bridges), ``"portals"`` or ``"none"``.
     #: (``GREENBACK_TRACE_SPANS``)
     spans: str = "all"
-    #: Spans per second at most, 0 for no limit. ``None`` is no limit into a file and 100 elsewhere.
+    #: Make at most this many spans per second; 0 is no limit. ``None`` is no limit for a file, and
+    #: 100 elsewhere.
     #: (``GREENBACK_TRACE_SPAN_RATE``)
     span_rate: Optional[float] = None
-    #: Calls of an SDK's histograms per second at most, by sampling; 0 for no limit.
+    #: Record at most this many durations per second in an SDK's histograms, a sample; 0 is no
+    #: limit.
     #: (``GREENBACK_TRACE_MEASUREMENT_RATE``)
     measurement_rate: float = 500.0
-    #: A step that holds the event loop for more seconds than this is a slow step, which is counted,
-    #: logged and marked on the span. (``GREENBACK_TRACE_SLOW``)
+    #: A step that holds the event loop for more seconds than this is a slow step. Slow steps are
+    #: counted, logged and marked on their spans. (``GREENBACK_TRACE_SLOW``)
     slow: float = 0.1
-    #: Sites that are kept; later ones count under the function name ``_OTHER``.
+    #: Count at most this many sites apart. Further sites count under the function name ``_OTHER``.
     #: (``GREENBACK_TRACE_SITES``)
     sites: int = 500
-    #: ``"warn"``, ``"raise"`` or ``"off"`` is what debug mode does about misuse; something else
-    #: about the kinds that are named, as in ``"raise,import=warn"``. Advice is only logged, unless
-    #: its kind is named. (``GREENBACK_TRACE_MISUSE``)
+    #: The action of debug mode on a misuse: ``"warn"``, ``"raise"`` or ``"off"``. Kinds can have an
+    #: action of their own, as in ``"raise,import=warn"``. Advice is only logged, unless its kind is
+    #: named. (``GREENBACK_TRACE_MISUSE``)
     misuse: str = "warn"
-    #: The address of a copy of this documentation, which links in reports begin with, as in
-    #: ``"https://docs.example.org/greenback"``. Without one, a report names ``greenback-trace
-    #: explain KIND``, which prints the same. (``GREENBACK_TRACE_DOCS``)
+    #: Begin the links in reports with this address of a copy of the documentation, for example
+    #: ``"https://docs.example.org/greenback"``. Without it, a report names the command
+    #: ``greenback-trace explain KIND``, which prints the same text. (``GREENBACK_TRACE_DOCS``)
     docs: Optional[str] = None
 
     def __post_init__(self) -> None:
@@ -79,13 +81,13 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Optional[Mapping[str, str]] = None) -> Config:
-        """What the variables ``GREENBACK_TRACE...`` say.
+        """The settings of the environment variables ``GREENBACK_TRACE...``.
 
-        A variable that is unset or empty has its default. So has one with a bad value, of which one
-        warning is logged: a typo must not stop a service. ``GREENBACK_TRACE`` is off by default.
+        An unset or empty variable has its default. An invalid value logs one warning and falls back
+        to the default, since a typo must not stop a service. ``GREENBACK_TRACE`` is off by default.
 
         Args:
-            environ: Where to look instead of `os.environ`.
+            environ: Read these variables instead of `os.environ`.
         """
         told = _told if environ is None else set()
         environ = os.environ if environ is None else environ

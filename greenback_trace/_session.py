@@ -1,4 +1,4 @@
-"""A session of tracing: what it consists of, from when it is enabled until it is disabled."""
+"""One session of tracing: its listeners and outputs, from `enable` to `disable`."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 _DEFAULT_SPAN_RATE = 100.0
 
-#: Held by whoever switches tracing on or off, and at the first portal.
+#: Held while tracing is switched on or off, and at the first portal.
 lock = threading.RLock()
-#: Seconds that the end of an event loop waits for the file to be written, at most.
+#: The end of an event loop waits at most this many seconds for the file to be written.
 _FLUSH_PATIENCE = 1.0
-#: Seconds that no step takes, and that can still be waited for.
+#: Seconds. No step takes longer, and time-outs of locks still accept this.
 _NEVER = 1e9
 
 
@@ -49,16 +49,16 @@ def after_fork() -> None:
 
 
 class Session(Observer):
-    """Tracing from when it is enabled until it is disabled.
+    """One session of tracing, from `enable` to `disable`.
 
     Args:
-        config: What to trace.
-        is_to_file: Into the file of *config*, not to these providers.
-        tracer_provider: Where spans go; None for the application's global one.
-        meter_provider: Where metrics go; None for the application's global one.
-        at_import: The application may not have set its global ones yet.
-        at_loop_end: Called when an event loop ends that had portals, if it goes into a file.
-        at_start_of_child: Called in a forked child when it does something that is traced.
+        config: The settings.
+        is_to_file: Telemetry goes to the file of *config*, not to the two providers.
+        tracer_provider: The provider for spans; None for the application's global one.
+        meter_provider: The provider for metrics; None for the application's global one.
+        at_import: greenback is being imported: the application may set its providers later.
+        at_loop_end: Called when an event loop with portals ends, if telemetry goes to a file.
+        at_start_of_child: Called in a forked child at its first portal.
     """
 
     def __init__(
@@ -76,22 +76,22 @@ class Session(Observer):
         self._at_start_of_child = at_start_of_child
         self._is_stopped = False
         self.is_to_file = is_to_file
-        #: Providers of the application were given; otherwise its global ones are used.
+        #: `enable` was given a provider. Otherwise the global ones are used.
         self._is_given = tracer_provider is not None or meter_provider is not None
         slow_ns = int(config.slow * 1e9)
         self.totals = Totals(config.sites, slow_ns, self, gives_outermost=config.mode == "debug")
         from .live.stalls import Stalls
 
         self._stalls = Stalls(self.totals, _tell_stall)
-        #: To be done once, when there is a portal. The lock is held by whoever takes it away.
+        #: Called once, at the first portal. Taken away under the lock.
         self._at_first_portal: Optional[Callable[[], None]] = None
-        #: Called for each portal, until histograms get their samples.
+        #: Called for each portal until the histograms get their samples.
         self._look_for_sdk: Optional[Callable[[], None]] = None
         self._loops: Optional[Loops] = None
         self._spans: Optional[Spans] = None
         self._watch: Optional[Watch] = None
         self._pipeline: Optional[Pipeline] = None
-        #: The path of the socket that is to be opened yet, if any.
+        #: The path of the socket, until it is opened.
         self._socket = config.socket
         self._server: Optional[Server] = None
         self._source: Optional[Source] = None
@@ -109,8 +109,8 @@ class Session(Observer):
             self._listener = self._debug = self._look_for_misuse(config)
         self._gate: Optional[Gate] = None
         if at_import and not is_to_file:
-            # The application may not have set its own yet, and asking for the global providers
-            # could have OpenTelemetry create some.
+            # The application may not have set its providers yet. To ask OpenTelemetry for the
+            # global ones now could create some.
             self._at_first_portal = lambda: self.connect(None, None)
         else:
             if is_to_file:
@@ -131,17 +131,17 @@ class Session(Observer):
         return Debug(self._listener, self.totals, self._spans, misuses, config.slow)
 
     def misuses(self) -> Tuple[Misuse, ...]:
-        """Those that were found: the first of each kind at each site, with their number."""
+        """The misuses found: the first of each kind at each site, with their number."""
         return () if self._debug is None else self._debug.misuses.all()
 
-    # What the totals tell
+    # Observer: called by the totals
 
     def portal_opened(self, portal: Portal) -> None:
         from .emit.log import portal_opened
 
         if self._at_first_portal is not None:
             self._begin()
-        # Another thread may take these away at any moment.
+        # Another thread can set these two to None at any moment.
         loops, look = self._loops, self._look_for_sdk
         if loops is not None:
             loops.see(portal)
@@ -164,10 +164,10 @@ class Session(Observer):
         try:
             primary_failed(self._listener, error)
         finally:
-            del error  # its traceback may have this frame
+            del error  # its traceback can refer to this frame
 
     def _begin(self) -> None:
-        """Do what was left for the first portal."""
+        """Do what waits for the first portal."""
         with lock:
             action, self._at_first_portal = self._at_first_portal, None
             if action is None or not self._is_called():
@@ -175,7 +175,7 @@ class Session(Observer):
             try:
                 self._open_socket()
                 action()
-            except Exception as error:  # nothing of this is felt by the program
+            except Exception as error:  # the program must not fail because of tracing
                 tell_failure(
                     "greenback only counts from now on: connecting to OpenTelemetry raised %s",
                     error=error,
@@ -212,14 +212,14 @@ class Session(Observer):
         self._server.start()
 
     def close_socket(self) -> None:
-        """Remove it, and open none any more."""
-        with lock:  # which whoever opens it has
+        """Remove the socket, or open none any more."""
+        with lock:  # the socket is opened under the lock, too
             self._socket = None
             if self._server is not None:
                 self._server.close()
 
     def after_fork(self) -> None:
-        """Start at zero, in a forked child. Takes no lock and calls no SDK."""
+        """Start at zero in a forked child. Takes no lock and calls no SDK."""
         if self._pipeline is not None:
             self._pipeline.abandon()
             self._pipeline = None
@@ -228,7 +228,7 @@ class Session(Observer):
             self._server = None
             self._socket = self._config.socket
         if not self._is_called():
-            return  # it has failed, and is removed
+            return  # tracing has failed, and the runtime no longer calls it
         was_pending = self._at_first_portal is not None and self._source is None
         self._unwatch_provider()
         self.totals.after_fork()
@@ -243,7 +243,7 @@ class Session(Observer):
         if source is not None:
             source.was_read = False
         if self.is_to_file:
-            # The child's own is opened when it does something.
+            # The child opens a file of its own at its first portal.
             if self._spans is not None:
                 self._spans.stop()
             self._watch_loops()
@@ -257,7 +257,7 @@ class Session(Observer):
         elif was_pending:
             self._at_first_portal = self._connect_in_child
         else:
-            # The global providers are proxies still, and so is what was made of them.
+            # The global providers are still proxies, and so are the tracer and the instruments.
             self._at_first_portal = self._at_start_of_child
             if source is not None:
                 self._measure_from_now_on(source)
@@ -285,17 +285,18 @@ class Session(Observer):
         )
 
     def _measure_from_now_on(self, source: Source) -> None:
-        """Have histograms get their samples, if there are some: once somebody is there for them.
+        """Pass samples on to the histograms of *source*, as soon as an SDK reads them.
 
-        It would cost each event something. A portal that is opened is when to look, and, for
-        those that were there before, a collection.
+        A sample costs time with each event. So each new portal looks for an SDK; for portals that
+        are open already, each collection does.
         """
         if source.histograms is None:
             return
         if self._is_given or _providers.sdk_is_set():
             self._measure(source.histograms)
             return
-        # Several threads can look at once, and those that collect have the locks of an SDK.
+        # Several threads can look at once. A thread that collects holds locks of the SDK: so this
+        # takes no lock.
         found = Ticks()
 
         def look() -> None:
@@ -309,13 +310,13 @@ class Session(Observer):
         source.on_read = self._look_for_sdk = look
 
     def _watch_provider(self, provider: Any) -> None:
-        if self._pipeline is None:  # a pipeline of our own is closed by us
+        if self._pipeline is None:  # the session itself closes the embedded pipeline
             watch = _providers.watch_shutdown(provider, self._on_shutdown)
             if watch is not None:
                 self._watch = watch
 
     def _watch_global_provider(self) -> None:
-        """The application has set one at last."""
+        """Watch the provider that the application has set meanwhile."""
         with lock:
             if not self._is_stopped:
                 self._watch_provider(None)
@@ -326,8 +327,9 @@ class Session(Observer):
             watch.at_shutdown = None
 
     def _on_shutdown(self) -> None:
-        """Make no more spans; the counts go on."""
-        with lock:  # else tracing could be disabled in between, and enabled by this
+        """Make no more spans; counting goes on."""
+        # Under the lock: a `disable` in the middle of this would be undone by set_primary().
+        with lock:
             self._unwatch_provider()
             if self._spans is not None:
                 self._spans.stop()
@@ -336,7 +338,7 @@ class Session(Observer):
                 set_primary(self._gate)
 
     def _tell_of_shutdown(self) -> None:
-        # When the program ends, an SDK shuts itself down, and daemon threads go on.
+        # An SDK shuts itself down when the program ends. Daemon threads go on after that.
         level = logging.WARNING if threading.main_thread().is_alive() else logging.INFO
         logging.getLogger("greenback").log(
             level,
@@ -350,7 +352,7 @@ class Session(Observer):
         self.totals.pass_on(Measurements(histograms, self._config.measurement_rate))
 
     def connect(self, tracer_provider: Any, meter_provider: Any) -> None:
-        """Send everything to these providers, or to the global ones where they are None."""
+        """Send telemetry to these providers; None stands for the global one."""
         if self._spans is not None:
             self._watch_provider(tracer_provider)
             self._spans.start(_providers.tracer_of(tracer_provider), self._watch_global_provider)
@@ -366,7 +368,7 @@ class Session(Observer):
         self._measure_from_now_on(source)
 
     def dropped(self) -> Dict[str, Dict[str, int]]:
-        """What was left out, by what it was and why."""
+        """The number of items left out, by item and reason."""
         dropped: Dict[str, Dict[str, int]] = {}
         if self._spans is not None:
             for reason, count in (
@@ -386,12 +388,12 @@ class Session(Observer):
         return dropped
 
     def tell_of_open_portals(self) -> None:
-        """Log those that are open when the program ends: nobody closes them."""
+        """Log the portals that are still open when the program ends: nothing closes them."""
         for portal, tally in self.totals.portals.copy().items():
             self.portal_closed(portal, tally)
 
     def is_silent(self) -> bool:
-        """Whether there was something to tell, and nobody who listened."""
+        """Whether portals were opened, but neither an SDK nor a file has got anything."""
         return (
             not self.is_to_file
             and (self._spans is None or not self._spans.was_recorded)
@@ -400,7 +402,7 @@ class Session(Observer):
         )
 
     def _is_heard(self) -> bool:
-        """Whether an SDK has asked, or will do so when it is closed."""
+        """Whether an SDK has collected the metrics, or will do so when it is shut down."""
         assert self._source is not None
         return self._source.was_read or self._is_given or _providers.sdk_is_set()
 
@@ -409,7 +411,7 @@ class Session(Observer):
             self._pipeline.flush(_FLUSH_PATIENCE)
 
     def stop(self) -> None:
-        """Report nothing more. Whoever calls this has the lock."""
+        """Report nothing more. The caller holds the lock."""
         self._is_stopped = True
         if self._is_called():
             set_primary(None)
@@ -429,9 +431,13 @@ class Session(Observer):
 
 
 class Gate:
-    """A listener for after an end, which is told of where the program goes on all the same.
+    """A listener for the time after a shutdown, in case that the program goes on all the same.
 
-    Before the next portal or bridge, it does that once, and gives way to the other listener.
+    At the next portal or bridge, it calls an action once and gives way to another listener.
+
+    Args:
+        action: Called once.
+        listener: The other listener.
     """
 
     __slots__ = (
@@ -473,7 +479,7 @@ class Gate:
             set_primary(self._listener)
             try:
                 action()
-            except Exception as error:  # nothing of this is felt by the program
+            except Exception as error:  # the program must not fail because of tracing
                 raise_if_from_signal_handler(error)
                 tell_failure("greenback could not log an end: that raised %s", error=error)
 

@@ -41,7 +41,7 @@ from .report.top.live import follow
 
 def _print_version(context: click.Context, option: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
-        # Another distribution of that name has no command, but can be what is imported.
+        # Upstream has no such command. But its package can be the one that is imported.
         place = os.path.dirname(os.path.abspath(greenback.__file__))
         click.echo(f"greenback {greenback.__version__} from {visible(place)}")
         context.exit()
@@ -315,7 +315,7 @@ def top(path: str) -> None:
     PATH is the GREENBACK_TRACE_SOCKET of the program. It can also be its GREENBACK_TRACE_FILE: that
     has new numbers every 5 seconds, and tells nothing of tasks.
     """
-    # Only here: a second of imports.
+    # Only here: these imports take a second.
     try:
         from .report.top.top import Top
     except ImportError as error:
@@ -327,7 +327,7 @@ def top(path: str) -> None:
         live = follow(path)
         click.get_current_context().call_on_close(live.close)
         live.read()
-    # These two are what Textual reads keys from, and paints on. Either can be closed, and None.
+    # Textual reads keys from the first and paints on the second. A closed one is None.
     if not all(each is not None and each.isatty() for each in (sys.__stdin__, sys.__stderr__)):
         click.echo(
             "greenback-trace: top needs a terminal, as standard input and standard error. Without "
@@ -335,9 +335,9 @@ def top(path: str) -> None:
             err=True,
         )
         sys.exit(2)
-    # The terminal knows its size. What says otherwise was true of another one, or of this one until
-    # it was resized: a program with GNU readline, for one, hands these down to all that it starts.
-    # A view that is higher than the terminal loses its first lines or its last.
+    # The terminal knows its size. These variables can have the size of another terminal, or a size
+    # from before a resize: a program with GNU readline, for example, sets them for its children.
+    # A view that is higher than the terminal would lose its first or last lines.
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
     Top(live).run()

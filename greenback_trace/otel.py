@@ -1,4 +1,4 @@
-"""Tracing as an instrumentation of OpenTelemetry, as ``opentelemetry-instrument`` finds it."""
+"""The instrumentation that ``opentelemetry-instrument`` finds by its entry point."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ._config import Config
 
 
 class GreenbackInstrumentor(BaseInstrumentor):  # type: ignore[misc, unused-ignore]
-    """Enables tracing with ``instrument()``, and disables it with ``uninstrument()``.
+    """``instrument()`` enables tracing, and ``uninstrument()`` disables it.
 
-    ``instrument(tracer_provider=None, meter_provider=None)`` sends everything to these providers;
-    to the global ones, or to ``GREENBACK_TRACE_FILE``, where neither is given. The environment
-    says what is traced, as for `greenback_trace.enable`, except that ``GREENBACK_TRACE`` is on
-    when it is unset, and that nothing is done when it is ``0`` or ``off``.
+    ``instrument(tracer_provider=None, meter_provider=None)`` sends telemetry to these providers.
+    Without any, telemetry goes to ``GREENBACK_TRACE_FILE`` or to the global providers. The settings
+    are those of the environment, as for `greenback_trace.enable`, with two differences: an unset
+    ``GREENBACK_TRACE`` means on, and with ``0`` or ``off``, ``instrument()`` does nothing.
     """
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """None: greenback comes in one distribution with this."""
+        """No other packages: greenback is in the same distribution."""
         return ()
 
     def _instrument(self, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
-"""``pytest --greenback-misuse=raise``: a suite in debug mode, whose tests fail where they misuse.
+"""``pytest --greenback-misuse=raise``: run a suite in debug mode, and fail its tests on misuse.
 
-A misuse in a finalizer raises where nobody can catch it: Python prints the exception and goes on.
-The test that was running fails all the same.
+A misuse in a finalizer raises where nothing can catch the exception: Python prints it and goes on.
+The test that is running fails all the same.
 """
 
 from __future__ import annotations

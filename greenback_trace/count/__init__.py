@@ -1,1 +1,1 @@
-"""What happened, exactly: sites, counts, totals, and a snapshot of these."""
+"""Exact counts: sites, sync chains, totals, and snapshots of them."""

@@ -1,21 +1,21 @@
-"""A function of a sync chain, with the line of its call: for all that counts, writes and reads."""
+"""One function of a sync chain with the line of its call: in counts, trace files and reports."""
 
 from __future__ import annotations
 
 
 class Caller:
-    """A place in the source that called something.
+    """A call in the source: a function, its file, and the line of the call.
 
     Attributes:
-        module: Empty where it is not known apart from the function's name, as in a trace of
-            version 1.
-        qualname: The name of the function in the module.
-        file: The file name that the code object has; empty if it is not known.
-        line: The line of the call; 0 if it is not known.
+        module: The module of the function. Empty if unknown: a trace of version 1 has the module
+            only as a part of the function's name.
+        qualname: The qualified name of the function in the module.
+        file: The file name of the code object; empty if unknown.
+        line: The line of the call; 0 if unknown.
     """
 
-    # Only what others hold anyway: a string of its own for the function would be a tenth of what
-    # a site takes.
+    # These strings exist anyway. A further string for `function` would take a tenth of the memory
+    # of a site.
     __slots__ = ("file", "line", "module", "qualname")
 
     def __init__(self, module: str, qualname: str, file: str, line: int) -> None:
@@ -26,7 +26,7 @@ class Caller:
 
     @property
     def function(self) -> str:
-        """``module.qualname``, as ``code.function.name`` has it."""
+        """``module.qualname``: the value of ``code.function.name``."""
         return f"{self.module}.{self.qualname}" if self.module else self.qualname
 
     def __eq__(self, other: object) -> bool:
@@ -42,7 +42,7 @@ class Caller:
         return hash((self.qualname, self.line))
 
     def __str__(self) -> str:
-        """As ``greenback.sync_chain`` has it."""
+        """An item of ``greenback.sync_chain``."""
         return f"{self.function} ({self.file}:{self.line})" if self.file else self.function
 
     def __repr__(self) -> str:

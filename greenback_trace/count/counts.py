@@ -1,6 +1,6 @@
-"""What tracing counts with. Times are in nanoseconds.
+"""The objects that hold counts. Times are in nanoseconds.
 
-Whoever writes to an object of these classes is the thread that it belongs to; others only read.
+Each object belongs to one thread. That thread writes to it; other threads only read.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 BOUNDS: List[int] = [step * 10**exponent for exponent in range(3, 10) for step in (1, 2, 5)] + [
     10**10
 ]
-#: The same of portals, which can live long: up to a day.
+#: The upper ends for portals, which can be open for long: up to a day.
 PORTAL_BOUNDS: List[int] = BOUNDS + [
     seconds * 10**9 for seconds in (30, 60, 300, 900, 3_600, 14_400, 43_200, 86_400)
 ]
 
-# A histogram is a list: the sum in nanoseconds, and then the counts of its buckets, the last one
-# for what is longer than all bounds. The sum comes first since CPython has a short way for indices
-# that are not negative. Looking a duration up in the edges gives the index of its bucket.
+# A histogram is a list: the sum in nanoseconds, then the counts of its buckets. The last bucket has
+# the durations above all bounds. The sum comes first because CPython is slower with negative
+# indices. `bisect_left(EDGES, duration)` is the index of a duration's bucket.
 Histogram = List[int]
 EDGES: List[int] = [-1, *BOUNDS]
 PORTAL_EDGES: List[int] = [-1, *PORTAL_BOUNDS]
@@ -42,27 +42,27 @@ def count_of(durations: Histogram) -> int:
 
 
 class Ticks:
-    """A number that any thread adds one to, of which none is lost.
+    """A counter that any thread can increase, without loss and without a lock.
 
-    ``+= 1`` loses some, and a lock could be held by whoever a signal handler or a finalizer has
-    interrupted.
+    ``+= 1`` in several threads loses some. A lock could be held by the code that a signal handler
+    or a finalizer has interrupted.
     """
 
     __slots__ = ("_count", "add")
 
     def __init__(self) -> None:
         self._count = itertools.count()
-        #: Adds one, and gives how many there were. (The only operation of `itertools.count` cannot
-        #: be interrupted, and is atomic on free-threaded builds.)
+        #: Adds one, and returns the number before. (`next()` of `itertools.count` cannot be
+        #: interrupted, and is atomic on free-threaded builds.)
         self.add: Callable[[], int] = self._count.__next__
 
     def read(self) -> int:
-        # Nothing else gives its value without drawing it.
+        # Only repr() tells the value without increasing it.
         return int(repr(self._count)[len("count(") : -1])
 
 
 class Tally:
-    """Bridges that have finished, counted."""
+    """Counts of finished bridges."""
 
     __slots__ = ("cancelled", "errors", "ok", "suspended", "suspended_ns", "time_ns")
 
@@ -98,7 +98,7 @@ class Tally:
 
 
 class Node(Tally):
-    """A site and the chain that led to it, in one thread; or the inner part of such a chain."""
+    """A sync chain in one thread, or the inner part of one: a site and the callers up to here."""
 
     __slots__ = (
         "code",
@@ -116,23 +116,23 @@ class Node(Tally):
         Tally.__init__(self)
         self.site = site
         self.inner = inner
-        #: Whether a walk ends here without looking further out.
+        #: A walk ends here and does not look further out.
         self.ends = ends
-        #: The instruction of a site, in two parts: comparing them takes half as long as making a
-        #: key of them. Of what is not one place, and of callers, None.
+        #: The code and the offset of a site's instruction: to compare the two takes half as long as
+        #: to compute a key. None for callers, and for the node of all sites over the limit.
         self.code: Optional[CodeType] = None
         self.offset = -1
-        #: The caller that was learned first, which mostly is the only one, and its instruction. A
-        #: node is its own caller where a walk ends with that caller.
+        #: The first caller that was learned, mostly the only one, and its instruction. Where a walk
+        #: ends at this caller, the node is its own caller.
         self.outer: Any = None
         self.outer_code: Optional[CodeType] = None
         self.outer_offset = -1
-        #: The other callers, by their key.
+        #: The other callers, by key.
         self.others: Dict[int, Node] = _NO_OTHERS
 
     def add_caller(self, frame: FrameType, key: int, caller: Node) -> None:
         if self.outer is None:
-            # In this order, lest a signal handler that bridges in between finds half of it.
+            # In this order: a signal handler can bridge in between, and compares the code first.
             self.outer = caller
             self.outer_offset = frame.f_lasti
             self.outer_code = frame.f_code
@@ -146,7 +146,7 @@ class Node(Tally):
             self.others[key] = caller
 
     def chain(self) -> Chain:
-        """From the outermost caller to the site."""
+        """The sites of the chain, outermost caller first."""
         sites = []
         node: Optional[Node] = self
         while node is not None:
@@ -155,23 +155,23 @@ class Node(Tally):
         return tuple(sites)
 
     def root(self) -> Node:
-        """The one of the site itself."""
+        """The node of the site itself."""
         node = self
         while node.inner is not None:
             node = node.inner
         return node
 
 
-#: Shared, and never written to: a dictionary of its own is as large as the rest of a node.
+#: Shared by all nodes, and never written: an empty dictionary per node would double its size.
 _NO_OTHERS: Dict[int, Node] = {}
 
 _NOWHERE: Any = None
-#: That of a portal in which nothing has bridged yet. No instruction is its.
+#: The root of a portal without a bridge so far. It matches no instruction.
 NO_NODE = Node(_NOWHERE, None, True)
 
 
 class KindTally(Tally):
-    """The portals of one kind, and what was bridged in those that are closed."""
+    """Counts of the portals of one kind, and of the bridges in the closed ones."""
 
     __slots__ = ("closed", "durations", "open", "opened")
 
@@ -179,13 +179,13 @@ class KindTally(Tally):
         Tally.__init__(self)
         self.opened = 0
         self.closed = 0
-        #: Those that are open. Counted by whoever reads: the other two can be off by what a signal
-        #: handler has interrupted.
+        #: Portals open now. `Sums` counts these anew: a signal handler that raises can keep a
+        #: portal from being counted in the other two.
         self.open = 0
         self.durations = histogram(PORTAL_BOUNDS)
 
 
-# The outcome of a bridge, whether it suspended, and the type of its error.
+# The outcome of a bridge, whether it suspended, and the name of its error's type.
 Ending = Tuple[str, bool, Optional[str]]
 
 
@@ -198,7 +198,7 @@ class LibraryTally:
         self.steps = histogram(BOUNDS)
         #: Bridges that returned a value and did not suspend.
         self.quick = histogram(BOUNDS)
-        #: Those that returned a value and did suspend.
+        #: Bridges that returned a value and suspended.
         self.waited = histogram(BOUNDS)
         self.durations: Dict[Ending, Histogram] = {
             ("ok", False, None): self.quick,
@@ -231,7 +231,7 @@ def add_histogram(total: Histogram, other: Histogram) -> None:
 
 
 class PortalTally(Tally):
-    """One open portal, and what was bridged in it."""
+    """One open portal, and the counts of its bridges."""
 
     __slots__ = (
         "began",
@@ -258,37 +258,37 @@ class PortalTally(Tally):
 
     def __init__(self, totals: Any, kind: str, library: str, counts: Counts, now: int) -> None:
         Tally.__init__(self)
-        #: Whose it is: a portal can see tracing enabled more than once.
+        #: The totals that this belongs to: tracing can be enabled again while a portal is open.
         self.totals = totals
         self.kind = kind
         self.library_name = library
         self.opened_at = now
-        #: When its current step began, if debug mode has put `Portal.entered` off, since its own
-        #: time is not the step's; else 0.
+        #: When the current step really began, if debug mode has moved `Portal.entered` to leave its
+        #: own time out; else 0.
         self.began = 0
         self.closed = False
-        #: Those of the thread that runs its current step, so that a bridge need not ask for them.
+        #: The counts of the thread that runs the current step: a bridge need not look them up.
         self.counts = counts
         self.library = counts.library(library)
-        #: That of the last one's site: most of them are in loops.
+        #: The node of the last bridge's site. Most bridges are in loops, and have the same one.
         self.root = NO_NODE
-        #: Its bridges, by weak reference: those under way, and `spares`. How many are under way is
-        #: counted by looking at them, not by adding and subtracting, so that one which a signal
-        #: handler has cut off in the middle of that is none of them as soon as it is freed.
+        #: Weak references to the bridges under way and to `spares`. `active` looks at each of them.
+        #: A number that is increased and decreased would stay wrong after a signal handler has cut
+        #: a bridge off in between; here, such a bridge is gone as soon as it is freed.
         self.running: Set[weakref.ref[Running]] = set()
-        #: The last one in this step, for whoever wants to know what held the event loop.
+        #: The node of the last bridge in this step: its function held the event loop.
         self.last: Optional[Node] = None
-        #: Those of bridges that are over, to be used again: as many as were ever nested.
+        #: Objects of finished bridges, to be used again: as many as were ever nested.
         self.spares: List[Running] = []
-        #: What held the event loop in the step that is about to end, if debug mode has seen it.
+        #: What debug mode saw holding the event loop in the step that is about to end.
         self.held: Optional[Held] = None
-        #: Whether nothing around it is in a ``with`` block. For debug mode; None if not known yet.
+        #: No caller around the portal is in a ``with`` block. For debug mode; None if unknown yet.
         self.is_bare: Optional[bool] = None
-        #: Whether bridges get no spans without another parent, since this would have been that.
+        #: The span of this portal is not sampled: bridges without another parent get none, either.
         self.is_unsampled = False
         self.step_max_ns = 0
         self.slow_steps = 0
-        #: The length of the step that the waiting bridge has ended, if that was a slow one.
+        #: The duration of the step that the waiting bridge has ended, if it was a slow step.
         self.slow_ns = 0
         self.switches = 0
         self.switch_ns = 0
@@ -299,13 +299,13 @@ class PortalTally(Tally):
         return bridge
 
     def active(self) -> int:
-        """How many bridges are under way in it."""
+        """How many bridges are under way in this portal."""
         bridges = [reference() for reference in list(self.running)]
         return sum(bridge is not None and bridge.runs for bridge in bridges)
 
 
 class Running:
-    """A bridge that is under way. Whoever starts one sets everything."""
+    """A bridge under way. `Totals.start_bridge` sets the fields anew each time."""
 
     __slots__ = (
         "__weakref__",
@@ -325,31 +325,31 @@ class Running:
 
     node: Node
     started: int
-    #: How often it switched, for how long it has waited, and the longest slow step that it ended
-    #: by suspending.
+    #: The number of switches, the time waited so far, and the longest slow step that the bridge
+    #: ended by suspending.
     switches: int
     suspended_ns: int
     slow_ns: int
-    # What is set on demand: by emit/spans.py and debug mode, by emit/spans.py alone, by debug mode
-    # alone.
+    # Set on demand. The first two by emit/spans.py and debug mode, the third by emit/spans.py, the
+    # others for debug mode.
     portal: Any
     awaitable: Any
     opened: Any
-    #: The frame of the outermost function of the sync chain. Who wants it takes it away at once.
+    #: The frame of the outermost function of the sync chain. Debug mode deletes it at once.
     outermost: Any
     #: No caller can be inside of a ``with`` block.
     is_clear: bool
 
     def __init__(self, tally: PortalTally) -> None:
         self.tally = tally
-        #: It has begun, and not finished.
+        #: The bridge has begun, and has not finished.
         self.runs = False
-        # What is interrupted before it has set these may still be asked for them.
+        # These are read even of a bridge that was interrupted before it set them.
         self.portal = self.awaitable = self.opened = None
 
 
 class Counts:
-    """What one thread has counted."""
+    """The counts of one thread."""
 
     __slots__ = (
         "is_alive",
@@ -371,27 +371,27 @@ class Counts:
         self.roots: Dict[int, Node] = {}
         #: All nodes, in the order in which they were learned.
         self.nodes: List[Node] = []
-        #: The code objects at which chains end: they stay, so that their ids do.
+        #: The code objects at which chains end. They are kept so that their ids stay their own.
         self.kept: List[CodeType] = []
         self.kinds: Dict[str, KindTally] = {}
         self.libraries: Dict[str, LibraryTally] = {}
-        #: Slow steps, by function.
+        #: The number of slow steps, by function.
         self.slow: Dict[str, int] = {}
-        #: Events to let pass before the next one that an SDK's histogram is told of, and how many
-        #: there were to begin with. Each thread has its own: `-=` on one they share loses some.
-        #: `Totals` only count down; all else is up to `Measurements`, which they call then. Below 0
-        #: where an event has come in the middle of counting down for another.
+        #: The number of events to skip before the next sample for an SDK's histogram, and its first
+        #: value. Each thread has its own: `-=` on a shared number loses some. `Totals` count down,
+        #: and call `Measurements` at 0, which do the rest. Below 0 if an event has come in the
+        #: middle of counting down for another.
         self.skip = 0
         self.skipped_from = 0
-        #: Events that no histogram was told of, but for those let pass since `skip` was drawn.
+        #: Events in no histogram, without the events skipped since `skip` was last drawn.
         self.unmeasured = 0
         #: How long switches took.
         self.to_loop = histogram(BOUNDS)
         self.to_task = histogram(BOUNDS)
 
     def left_out(self) -> int:
-        """The events that no histogram was told of. To another thread, never too many."""
-        # In this order, which is the reverse of the one in which a thread draws again.
+        """The number of events in no histogram. Another thread never reads too many."""
+        # The reverse of the order in which the thread writes these when it draws again.
         return self.unmeasured + self.skipped_from - self.skip
 
     def library(self, name: str) -> LibraryTally:
@@ -407,7 +407,7 @@ class Counts:
         return kind
 
     def add(self, other: Counts) -> None:
-        """All but the nodes."""
+        """Add all counts but the nodes."""
         self.unmeasured += other.left_out()
         for name, kind in other.kinds.copy().items():
             mine = self.kind(name)

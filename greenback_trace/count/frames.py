@@ -1,4 +1,4 @@
-"""Looking at frames without changing the program."""
+"""Reading frames without changing the program."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _IS_CPYTHON = sys.implementation.name == "cpython"
 
 
 def can_look_at_others() -> bool:
-    """Whether the frames of other threads can be looked at.
+    """Whether this thread can read the frames of other threads.
 
-    Without the GIL, they run meanwhile. To read the variables of a frame that runs, or those of one
-    that is resumed at this moment, can crash the interpreter then. Once the GIL is there, it stays.
+    Without the GIL, other threads run meanwhile. To read the variables of a frame that runs, or is
+    resumed at this moment, can crash the interpreter then. A GIL that is enabled stays so.
     """
     is_gil_enabled = getattr(sys, "_is_gil_enabled", None)  # from 3.13 on
     return is_gil_enabled is None or is_gil_enabled()
 
 
 def can_look_at(library: Library, task: Any) -> bool:
-    """Whether the frames of a task can be looked at from this thread."""
+    """Whether this thread can read the frames of a task."""
     if can_look_at_others():
         return True
     if library.name == "trio":
@@ -40,23 +40,23 @@ if _IS_CPYTHON and (3, 11) <= sys.version_info < (3, 11, 12):
     _call: Callable[[Any], Any] = methodcaller("__call__")
 
     def current_frames() -> Dict[int, FrameType]:
-        """What `sys._current_frames` returns.
+        """Call `sys._current_frames` without a garbage collection in the middle.
 
-        Up to CPython 3.11.11 (gh-106883), a collection in the middle of that which frees
-        a `threading.local` waits for ever for a lock of the interpreter's own, and has the GIL. So
-        there is none. No other thread sees `gc` switched off, or is overruled in what it switches:
-        all of this is one call of C code, unless the program has an audit hook in Python.
+        Up to CPython 3.11.11 (gh-106883), such a collection hangs with the GIL held if it frees a
+        `threading.local`: it waits for a lock of the interpreter that this thread has. So `gc` is
+        switched off. No other thread sees that, or has a switch of its own overruled: all of it is
+        one call of C code, unless the program has an audit hook in Python.
         """
         was_enabled: List[bool] = []
         steps = chain(
             map(was_enabled.append, map(_call, [gc.isenabled])),
             map(_call, [gc.disable, sys._current_frames]),
-            # Comes to its list when that has been filled.
+            # chain() comes to this last, when the list has been filled.
             map(_call, map({True: gc.enable, False: gc.isenabled}.get, was_enabled)),
         )
         try:
             return list(steps)[2]  # type: ignore[no-any-return]
-        except BaseException:  # of an audit hook, or no memory
+        except BaseException:  # an audit hook raised, or memory ran out
             if was_enabled == [True]:
                 gc.enable()
             raise
@@ -64,7 +64,7 @@ if _IS_CPYTHON and (3, 11) <= sys.version_info < (3, 11, 12):
 else:
 
     def current_frames() -> Dict[int, FrameType]:
-        """What `sys._current_frames` returns."""
+        """Call `sys._current_frames`."""
         return sys._current_frames()
 
 
@@ -77,14 +77,15 @@ if sys.version_info >= (3, 13):
 else:
 
     def locals_of(frame: FrameType) -> Mapping[str, Any]:
-        """The local variables of a frame, which keeps no copy of them where that can be helped.
+        """The local variables of a frame.
 
-        A function's frame holds on to the dictionary that it makes of them, and so keeps objects
-        alive after the function has dropped them. It is emptied, unless somebody else has it too,
-        or a trace function is at work, after which variables are set from it.
+        A function's frame keeps the dictionary that ``f_locals`` makes, and so keeps objects alive
+        after the function has dropped them. So this empties the dictionary and returns a copy. Two
+        cases are left alone: other code refers to the dictionary, or a trace function is active
+        (the interpreter sets the variables from the dictionary after a call of it).
         """
         names = frame.f_locals
-        if not frame.f_code.co_flags & 0x01:  # CO_OPTIMIZED: not of a module or a class
+        if not frame.f_code.co_flags & 0x01:  # CO_OPTIMIZED is set for functions only
             return names
         copy = dict(names)
         if (

@@ -1,4 +1,4 @@
-"""The names of types, of tasks, and of what a portal runs."""
+"""The names of types, of tasks, and of the function that a portal runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any, Optional
 from greenback._listener.failures import raise_if_from_signal_handler
 from greenback.instruments import Portal
 
-#: What a metaclass, or the class itself, may shadow.
+#: The getters of `type`: a metaclass or a class can shadow these attributes.
 _MODULE: Any = type.__dict__["__module__"]
 _QUALNAME: Any = type.__dict__["__qualname__"]
 
 
 def full_name(kind: type) -> str:
+    """``module.qualname`` of a class; a builtin class has no module. Runs no code of the class."""
     name: str = _QUALNAME.__get__(kind)
     module = _MODULE.__get__(kind)
     if module == "builtins":
@@ -21,19 +22,20 @@ def full_name(kind: type) -> str:
 
 
 def task_name(task: Any) -> Optional[str]:
+    """The name of a task; None if its class gives none."""
     try:
-        get_name = getattr(task, "get_name", None)  # asyncio has this, Trio an attribute
+        get_name = getattr(task, "get_name", None)  # of asyncio; Trio has an attribute
         name = getattr(task, "name", None) if get_name is None else get_name()
-    except Exception as error:  # a class of the program's, which cannot say it now
+    except Exception as error:  # raised by a task class of the program
         raise_if_from_signal_handler(error)
         return None
     return name if issubclass(type(name), str) else None
 
 
 def work_of(portal: Portal) -> str:
-    """The async function that a portal's task waits in, or the function that it was made of.
+    """The innermost async function of a portal's task, or the function that the task runs.
 
-    Those of the async libraries themselves only say that it waits.
+    Functions of the async libraries themselves are passed over: they only say that the task waits.
     """
     coroutine = portal.coroutine
     name = None
@@ -47,7 +49,7 @@ def work_of(portal: Portal) -> str:
         coroutine = coroutine.cr_await
     if name is not None:
         return name
-    # It has ended.
+    # The coroutine has ended.
     work = getattr(portal, "function", None) or portal.coroutine
     name = getattr(work, "__qualname__", None) or type(work).__qualname__
     return f"{getattr(work, '__module__', None) or '?'}.{name}"

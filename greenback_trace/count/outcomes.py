@@ -1,4 +1,4 @@
-"""How bridges end."""
+"""The outcome of a bridge: a value, an error, or a cancellation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .names import full_name
 
 
 def ending_of(error: Optional[BaseException], suspended: bool) -> Ending:
+    """The key of a bridge's histogram; *error* is None if the bridge returned a value."""
     if error is None:
         return "ok", suspended, None
     if is_cancellation(error):
@@ -21,7 +22,7 @@ def ending_of(error: Optional[BaseException], suspended: bool) -> Ending:
 def is_cancellation(error: BaseException) -> bool:
     """Whether *error* is a cancellation of asyncio or Trio, or a group of nothing else."""
     asyncio = sys.modules.get("asyncio")
-    # Not isinstance(), which asks what it is given for its class; nor is the error asked below.
+    # Not isinstance(): it reads `__class__` of the error, which can run code of the program.
     kind = type(error)
     if asyncio is not None and issubclass(kind, asyncio.CancelledError):
         return True
@@ -33,7 +34,8 @@ def is_cancellation(error: BaseException) -> bool:
     group: Any = _group_type()
     if group is None or not issubclass(kind, group):
         return False
-    members = vars(group)["exceptions"].__get__(error)  # Trio's nurseries put even one into a group
+    # Trio's nurseries put even a single exception into a group.
+    members = vars(group)["exceptions"].__get__(error)
     return all(map(is_cancellation, members))
 
 

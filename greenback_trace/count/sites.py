@@ -1,8 +1,8 @@
 """Frames -> interned sites.
 
-A site is known by its `key`, made of the id of its code object and the offset of the instruction,
-since hashing a code object alone costs 0.2 us, and a tuple of the two half as much again as their
-sum. The code object is kept, so that no other one can take over its id.
+The key of a site is the sum of the id of its code object and the offset of its instruction: to hash
+a code object alone costs 0.2 us, and a tuple of the two half as much again as their sum. The site
+keeps the code object alive, so that no other one gets its id.
 """
 
 from __future__ import annotations
@@ -19,37 +19,39 @@ import greenback
 from .caller import Caller
 from .frames import locals_of
 
-#: The flags of functions whose calls return something to await or to iterate with ``async for``.
+#: The flags of functions that return an awaitable or an async iterator.
 ASYNC = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
-#: The sync functions that a chain has at most.
+#: A chain has at most this many sync functions.
 CHAIN_LIMIT = 32
-#: Where worker greenlets have their outermost frame. Everything in it counts as not the program's.
+#: The directory of the runtime: the outermost frame of a worker is there. Code below it does not
+#: count as the program's.
 RUNTIME = os.path.dirname(greenback.__file__) + os.sep
 _ADAPTERS_FILE = RUNTIME + "_adapters.py"
 
-#: Callers that are kept apart, for each site that is.
+#: Callers that are counted apart, per site.
 CALLERS_PER_SITE = 20
-#: Sites over the limit that are told apart, for each that is kept.
+#: Sites over the limit that are counted as left out, per site within it.
 _LEFT_OUT_PER_SITE = 20
 
-#: ``id(code) + offset * STRIDE`` is the key of a site. From CPython 3.11 on, a code object contains
-#: its instructions, so that no other object's id can be that close.
+#: The key of a site is ``id(code) + offset * STRIDE``. From CPython 3.11 on, a code object contains
+#: its instructions. So no other object has an id within them, and a stride of 1 is enough.
 STRIDE = 1 if sys.version_info >= (3, 11) and sys.implementation.name == "cpython" else 1 << 48
 
 
 def key_of(frame: FrameType) -> int:
-    """The key of what *frame* is calling. The hot path has this written out."""
+    """The key of the call that *frame* is making. The hot path computes it inline."""
     return id(frame.f_code) + frame.f_lasti * STRIDE
 
 
 class Site(Caller):
-    """A place in the source that called something: `greenback.await_`, or what leads to it.
+    """A call in the source: of `greenback.await_`, or of a function in a sync chain.
 
-    Two calls on one line have a site each, since they are known by their instruction, but nobody
-    who reads a trace can tell them apart: they are equal, and so counted together.
+    Two calls on one line have a site each, since a site has the key of its instruction. The two are
+    equal, and so counted together: a reader of a trace could not tell them apart.
 
     Attributes:
-        is_async: Whether the function is an async one.
+        code: The code object of the function.
+        is_async: Whether the function is async.
     """
 
     __slots__ = ("code", "is_async")
@@ -62,15 +64,15 @@ class Site(Caller):
         self.is_async = code is not None and bool(code.co_flags & ASYNC)
 
 
-#: Stands for all the sites, or chains, that are not kept.
+#: Stands for all sites and chains over the limit.
 OTHER = Site("", "_OTHER", "", 0, None)
 
 
 def outside_adapters(frame: FrameType) -> FrameType:
-    """*frame*, or the first of its callers that is not a function of greenback's adapters.
+    """*frame*, or its first caller outside of greenback's adapters.
 
-    An adapter has no other caller than the portal where a decorator that is written in C calls it.
-    Then it is the site itself.
+    If a decorator written in C calls an adapter, the adapter's only caller in Python is the portal.
+    Then the adapter itself is the site.
     """
     caller: Optional[FrameType] = frame
     while caller is not None and caller.f_code.co_filename == _ADAPTERS_FILE:
@@ -81,7 +83,7 @@ def outside_adapters(frame: FrameType) -> FrameType:
 
 
 class Sites:
-    """The sites that have been seen, one object each, in all threads."""
+    """All sites seen so far, one object each, for all threads."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -89,16 +91,16 @@ class Sites:
         # Written under the lock, by any thread.
         self._bridging: Dict[int, Site] = {}
         self._calling: Dict[int, Site] = {}
-        #: Those over the limit, with their code, such that its id stays: as many as one can count.
+        #: The code of sites over the limit, by key. It is kept so that its id stays its own.
         self._left_out: Dict[int, CodeType] = {}
 
     def after_fork(self) -> None:
-        """Another thread may have held the lock when this process was forked."""
+        """Replace the lock in a forked child: another thread of the parent may have held it."""
         self._lock = threading.RLock()
         self._left_out = {}
 
     def count_left_out(self) -> int:
-        """The sites that were not kept, as far as they are told apart."""
+        """The number of sites over the limit, up to `_LEFT_OUT_PER_SITE` times the limit."""
         return len(self._left_out)
 
     def bridging(self, frame: FrameType) -> Site:
@@ -117,20 +119,21 @@ class Sites:
         return site
 
     def calling(self, frame: FrameType) -> Site:
-        """The site of a frame further out."""
+        """The site of a frame further out in a chain."""
         key = key_of(frame)
         site = self._calling.get(key)
         if site is None:
             with self._lock:
                 if len(self._calling) >= self._limit * CALLERS_PER_SITE:
-                    # What is in use is kept by whoever uses it. Code that is compiled again and
-                    # again, as that of templates, would otherwise stay for ever.
+                    # Nodes keep the sites that they use. Without this, code that the program
+                    # compiles again and again, such as templates, would stay for ever.
                     self._calling.clear()
                 site = self._calling.setdefault(key, site_of(frame))
         return site
 
 
 def site_of(frame: FrameType) -> Site:
+    """A new site for the call that *frame* is making."""
     code = frame.f_code
     qualname = getattr(code, "co_qualname", None) or _guess_qualname(frame)
     module = frame.f_globals.get("__name__", "?")
@@ -138,17 +141,17 @@ def site_of(frame: FrameType) -> Site:
 
 
 def _guess_qualname(frame: FrameType) -> str:
-    """The qualified name before Python 3.11, where code objects do not know it.
+    """The qualified name before Python 3.11, where code objects do not have it.
 
-    The plain name, unless a function that is found under that name, in the module or in the class
-    of the first argument, certainly is the one that runs.
+    Look for a function with the plain name in the module and in the class of the first argument. If
+    it has the code of *frame*, its qualified name is the answer; else the plain name is.
     """
     code = frame.f_code
     name = code.co_name
     places: List[Mapping[str, Any]] = [frame.f_globals]
     if code.co_argcount and code.co_varnames:
         first = locals_of(frame).get(code.co_varnames[0])
-        # Not isinstance(), which asks the object, and that may be a dead weak proxy.
+        # Not isinstance(): it asks the object for its class, and a dead weak proxy raises.
         owner: Any = first if issubclass(type(first), type) else type(first)
         places += [vars(base) for base in owner.__mro__]
     for place in places:

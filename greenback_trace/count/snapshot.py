@@ -1,4 +1,4 @@
-"""The exact totals at one moment, as `greenback_trace.snapshot` gives them."""
+"""`greenback_trace.snapshot`: the exact totals at one moment."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BridgeTotals:
-    """Bridges that have finished, counted. Times are in seconds.
+    """Counts of finished bridges. Times are in seconds.
 
     Attributes:
-        ok: Those that returned a value.
-        errors: Those that raised.
-        cancelled: Those that raised because their task, or their scope, was cancelled.
-        suspended: Those that had to wait for the event loop at least once.
-        time: What all of them took, from call to return.
-        suspended_time: The part of it that they waited for the event loop.
+        ok: Bridges that returned a value.
+        errors: Bridges that raised.
+        cancelled: Bridges that raised because their task or their scope was cancelled.
+        suspended: Bridges that waited for the event loop at least once.
+        time: Total time of all bridges, from call to return.
+        suspended_time: The part of ``time`` that bridges waited for the event loop.
     """
 
     ok: int
@@ -35,7 +35,7 @@ class BridgeTotals:
 
     @property
     def bridges(self) -> int:
-        """All of them."""
+        """All finished bridges."""
         return self.ok + self.errors + self.cancelled
 
 
@@ -45,8 +45,8 @@ class SiteTotals(BridgeTotals):
 
     Attributes:
         function: ``module.qualname`` of the calling function; ``_OTHER`` beyond the limit.
-        qualname: Its second part alone.
-        file: Its file.
+        qualname: The qualified name of the function alone.
+        file: The file of the function.
         line: The line of the call.
     """
 
@@ -58,11 +58,11 @@ class SiteTotals(BridgeTotals):
 
 @dataclass(frozen=True)
 class ChainTotals(SiteTotals):
-    """The bridges that came to one site through one sync chain.
+    """The bridges of one site that one sync chain led to.
 
     Attributes:
-        chain: ``module.qualname (file:line)`` of the sync functions between the nearest async
-            function and the site, outermost first and with the site's own. At most 32.
+        chain: ``module.qualname (file:line)`` of each sync function in the chain, outermost first.
+            The last one is the site's. At most 32.
     """
 
     chain: Tuple[str, ...]
@@ -73,7 +73,7 @@ class PortalTotals(BridgeTotals):
     """The portals of one kind, and the bridges that finished in them.
 
     Attributes:
-        opened: Portals opened, and those that were found open when tracing was enabled.
+        opened: Portals opened, and portals that were open when tracing was enabled.
         closed: Portals closed.
     """
 
@@ -96,14 +96,14 @@ class StepTotals:
 
 @dataclass(frozen=True)
 class DurationTotals:
-    """How long something took, as an exact histogram. Times are in seconds.
+    """An exact histogram of durations. Times are in seconds.
 
     Attributes:
-        name: The name of the metric, ``greenback.bridge.duration`` for example.
-        attributes: The attributes that the metric has.
-        bounds: The upper ends of the buckets, inclusive; the last bucket has none.
-        counts: How many fell into each bucket; one more than there are bounds.
-        sum: What all of them took.
+        name: The name of the metric, for example ``greenback.bridge.duration``.
+        attributes: The attributes of the metric.
+        bounds: The upper ends of the buckets, inclusive. The last bucket has no upper end.
+        counts: The number of durations in each bucket. One item more than ``bounds``.
+        sum: The sum of all durations.
     """
 
     name: str
@@ -114,27 +114,27 @@ class DurationTotals:
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """The number of durations."""
         return sum(self.counts)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything counted since tracing was enabled.
+    """All counts since tracing was enabled.
 
     Attributes:
-        portals: By the kind of the portal.
-        sites: By total time, the longest first.
-        chains: By total time, the longest first.
-        steps: By the name of the async library.
-        active: Bridges that are under way, by the name of the async library.
-        switches: Greenlet switches of bridges, by direction: ``to_loop`` and ``to_task``.
-        slow_steps: Steps that held the event loop for too long, by the function that held it.
-        durations: How long bridges, switches, steps and portals took.
-        dropped: What tracing has left out, by what it was (``span``, ``measurement``, ``site`` or
-            ``line``) and why.
-        misuses: What debug mode has found: the first misuse of each kind at each site, with their
-            number in ``count``. The most frequent first.
+        portals: Portals by their kind.
+        sites: Sites, sorted by total time, longest first.
+        chains: Sync chains, sorted by total time, longest first.
+        steps: Steps by the name of the async library.
+        active: The number of bridges under way, by the name of the async library.
+        switches: The number of switches, by direction: ``to_loop`` and ``to_task``.
+        slow_steps: The number of slow steps, by the function that held the event loop.
+        durations: Histograms of bridges, switches, steps and portals.
+        dropped: The number of items that tracing left out, by item (``span``, ``measurement``,
+            ``site`` or ``line``) and reason.
+        misuses: The misuses that debug mode found, most frequent first: the first of each kind at
+            each site. Its ``count`` has the number of all of them.
     """
 
     portals: Dict[str, PortalTotals]
@@ -149,7 +149,7 @@ class Snapshot:
     misuses: Tuple[Misuse, ...]
 
     def as_dict(self) -> Dict[str, Any]:
-        """The same as dictionaries, lists and plain values, fit for `json.dumps`."""
+        """The snapshot as dictionaries, lists and plain values, for `json.dumps`."""
         result = asdict(self)
         result["sites"] = list(result["sites"])
         result["chains"] = [dict(chain, chain=list(chain["chain"])) for chain in result["chains"]]
@@ -170,10 +170,14 @@ def take(
     misuses: Tuple[Misuse, ...] = (),
     is_brief: bool = False,
 ) -> Snapshot:
-    """The snapshot of *totals*, and of what was left out besides what they know of themselves.
+    """Take a snapshot of *totals*.
 
-    A brief one has neither chains nor durations: with thousands of chains it takes milliseconds,
-    where the whole takes tenths of a second.
+    Args:
+        totals: The counts.
+        dropped: The items left out, besides the sites that *totals* left out.
+        misuses: The misuses that debug mode found.
+        is_brief: Leave out chains and durations. With thousands of chains, a brief snapshot takes
+            milliseconds, and a whole one tenths of a second.
     """
     chains = [
         ChainTotals(
@@ -210,7 +214,7 @@ def take(
 
 
 def durations(totals: Totals) -> Iterator[DurationTotals]:
-    """All histograms that are not empty."""
+    """All histograms that have a duration in them."""
     for name, library in totals.by_library().items():
         for ending, each in library.durations.items():
             yield from _durations("bridge", bridge_attributes(name, ending), BOUNDS, each)

@@ -1,4 +1,4 @@
-"""What all threads have counted, added up for those who read it."""
+"""The counts of all threads, added up for readers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Sums:
-    """The counts of each thread, and the portals in which bridges can be under way.
+    """The counts of all threads, and the portals in which bridges can be under way.
 
     Args:
-        node_limit: Chains that are kept of threads that have ended.
+        node_limit: Keep at most this many chains of ended threads.
     """
 
     __slots__ = (
@@ -39,28 +39,28 @@ class Sums:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Start at zero, in a child that was forked. Takes no lock: somebody may have held it."""
-        # What was open stays its parent's: nobody adds it up here.
+        """Start at zero in a forked child. Takes no lock: the parent's threads may have held it."""
+        # Open portals stay the parent's: their counts are not added up here.
         for tally in list(getattr(self, "portals", {}).values()):
             tally.totals = None
-        #: The open portals. One is added and removed by the thread that it runs in; single
-        #: operations of a dictionary are atomic, also on free-threaded builds.
+        #: The open portals. The thread of a portal adds and removes it. A single operation of a
+        #: dictionary is atomic, also on free-threaded builds.
         self.portals: Dict[Portal, PortalTally] = {}
-        #: Closed ones that bridges are still under way in, by their id.
+        #: Closed portals with bridges that are still under way, by the id of their tally.
         self.late: Dict[int, PortalTally] = {}
-        # Reentrant: a finalizer that runs in here may be the first in its thread to bridge.
+        # Reentrant: a finalizer that runs under the lock can be the first of its thread to bridge.
         self._lock = threading.RLock()
-        # These are written under the lock, by any thread.
+        # The rest is written under the lock, by any thread.
         self._all: List[Counts] = []
-        #: The closed portals that somebody was told of, by kind.
+        #: The number of closed portals that readers have seen, by kind.
         self._closed: Dict[str, int] = {}
-        #: What was told of those that no histogram was told of.
+        #: The number of unmeasured events that readers have seen.
         self._unmeasured = 0
         self._ended = Counts(bool)
         self._ended_chains: Dict[Chain, Tally] = {}
 
     def holder(self, portal: Portal) -> str:
-        """The function whose bridge was the last one in the portal's step; else its work."""
+        """The function of the last bridge in the portal's step; else the task's own function."""
         node = portal.note.last
         return work_of(portal) if node is None else node.root().site.function
 
@@ -92,7 +92,7 @@ class Sums:
             return totals
 
     def by_kind(self) -> Dict[str, KindTally]:
-        with self._lock:  # lest one close between the two
+        with self._lock:  # no portal may close between the two
             totals = self._sum().kinds
             for portals, is_open in ((self.portals, 1), (self.late, 0)):
                 for portal in list(portals.values()):
@@ -101,7 +101,7 @@ class Sums:
                         found.add(portal)
                         found.open += is_open
             for name, kind in totals.items():
-                # One that was opened since its kind was added up is no portal that is closed less.
+                # Never less than readers have seen: a portal may be opened in the middle of this.
                 closed = max(self._closed.get(name, 0), kind.opened - kind.open)
                 self._closed[name] = closed
                 kind.open = kind.opened - closed
@@ -111,7 +111,7 @@ class Sums:
         return self._sum().libraries
 
     def active(self) -> Dict[str, int]:
-        """The bridges that are under way, by the name of their library; 0 where there were some."""
+        """The number of bridges under way, by library. A library that has had steps can have 0."""
         totals = dict.fromkeys(self.by_library(), 0)
         for portal in [*list(self.portals.values()), *list(self.late.values())]:
             name = portal.library_name
@@ -119,7 +119,7 @@ class Sums:
         return totals
 
     def switches(self) -> Dict[str, Histogram]:
-        """How long they took, by direction."""
+        """How long switches took, by direction."""
         everything = self._sum()
         return {"to_loop": everything.to_loop, "to_task": everything.to_task}
 
@@ -127,9 +127,9 @@ class Sums:
         return self._sum().slow
 
     def unmeasured(self) -> int:
-        """The bridges, switches, steps and closed portals that no histogram of an SDK was told of.
+        """The number of bridges, switches, steps and closed portals in no histogram of an SDK.
 
-        What was told once is never more than what is told later.
+        It never falls from one call to the next.
         """
         with self._lock:
             self._unmeasured = max(self._unmeasured, self._sum().unmeasured)
@@ -141,7 +141,7 @@ class Sums:
             self._all.append(counts)
 
     def _sum(self) -> Counts:
-        """What all threads have counted, but for the nodes."""
+        """The counts of all threads, without nodes."""
         with self._lock:
             self._take_over_from_ended_threads()
             totals = Counts(bool)
@@ -150,12 +150,12 @@ class Sums:
             return totals
 
     def _take_over_from_ended_threads(self) -> None:
-        """Add up what ended threads have counted, so that many short-lived ones take no memory."""
+        """Add up the counts of ended threads, so that many short-lived threads take no memory."""
         for counts in [counts for counts in self._all if counts.is_alive() is None]:
             try:
                 self._all.remove(counts)
             except ValueError:
-                continue  # a finalizer that ran in here was the first in its thread to bridge
+                continue  # a finalizer ran in here, and its bridge has taken them over already
             self._add_ended(counts)
 
     def _add_ended(self, counts: Counts) -> None:

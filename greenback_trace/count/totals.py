@@ -1,14 +1,14 @@
 """Exact counts per site, sync chain and portal: the hot path of tracing.
 
-Every thread counts for itself, and whoever reads adds up, so that counting needs no lock: adding to
-a number that threads share loses some. The runtime calls `Totals` directly: to tell an instrument
-takes longer than all of the counting.
+Each thread has counts of its own, and `Sums` adds them up for readers. So counting needs no lock;
+``+= 1`` on a number that threads share would lose some. The runtime calls `Totals` directly: to
+call an instrument takes longer than all of the counting.
 
-A chain is found by walking outwards from the site, along a tree that the thread has learned: one
-dictionary look-up per sync function. Bridges are added to the node at which the walk ends.
+To find its chain, a bridge walks outwards from the site along a tree of nodes that the thread has
+learned: at most one dictionary look-up per sync function. The node where the walk ends counts it.
 
-This module stays simple enough to compile: no closures, no decorators, no dynamic attributes. What
-it costs is measured by ``benchmarks/``.
+This module stays simple enough to compile: no closures, no decorators, no dynamic attributes.
+``benchmarks/`` measures what it costs.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ if TYPE_CHECKING:
     from ..emit.measurements import Measurements
     from ..misuse.watchdog import Held
 
-#: In place of the key of what is too much.
+#: The key of the node for all sites, or all callers, over the limit.
 _OVERFLOW = 0
 
 
 class _Presence:
-    """Lives as long as the thread that made it."""
+    """An object that lives as long as its thread."""
 
     __slots__ = ("__weakref__",)
 
@@ -66,38 +66,38 @@ class _Local(threading.local):
 
 
 class Observer:
-    """Whom `Totals` tell of portals, slow steps and failures. Each method is to be overridden."""
+    """`Totals` call these methods for portals, slow steps and failures. Override each of them."""
 
     __slots__ = ()
 
     def portal_opened(self, portal: Portal) -> None:
-        """The totals know of *portal* from now on: it is new, or was open when they began."""
+        """The totals count *portal* from now on: it is new, or was open when tracing began."""
 
     def portal_closed(self, portal: Portal, tally: PortalTally) -> None:
-        """It is gone, and *tally* has what was counted in it."""
+        """*portal* is closed; *tally* has its counts."""
 
     def slow_step(self, function: str, seconds: float, held: Optional[Held]) -> None:
         """A slow step has ended.
 
         Args:
             function: The function that held the event loop.
-            seconds: For how long.
-            held: What was seen of it, if debug mode has looked.
+            seconds: The duration of the step.
+            held: What debug mode saw of the step; None without debug mode.
         """
 
     def failed(self, error: Exception) -> None:
-        """Counting has raised *error*, which the program is not to feel."""
+        """Counting raised *error*. The program must not notice."""
         raise error
 
 
 class Totals(Sums):
-    """Counts everything that the runtime tells of: a `greenback._listener.listener.Listener`.
+    """The `greenback._listener.listener.Listener` that counts.
 
     Args:
-        site_limit: Sites that are kept apart.
-        slow_ns: Steps that take longer are slow ones.
-        observer: Who is told of portals, of slow steps and of failures.
-        gives_outermost: Whether `Running.outermost` is set, for debug mode.
+        site_limit: Count at most this many sites apart.
+        slow_ns: A step that takes more nanoseconds than this is a slow step.
+        observer: Is told of portals, slow steps and failures.
+        gives_outermost: Set `Running.outermost`, for debug mode.
     """
 
     __slots__ = (
@@ -125,7 +125,7 @@ class Totals(Sums):
         #: Written by `pass_on`, from any thread.
         self._measurements: Optional[Measurements] = None
         self.sites = Sites(site_limit)
-        # A thread learns at most this many nodes. Each takes 250 bytes.
+        # A thread learns at most this many nodes. A node takes 250 bytes.
         super().__init__(node_limit=site_limit * CALLERS_PER_SITE)
 
     def after_fork(self) -> None:
@@ -134,12 +134,12 @@ class Totals(Sums):
         self._local = _Local()
 
     def pass_on(self, measurements: Optional[Measurements]) -> None:
-        """Give *measurements* their samples for an SDK's histograms from now on; None ends that."""
+        """Pass samples for an SDK's histograms to *measurements* from now on; None ends that."""
         self._measurements = measurements
 
-    # What the runtime calls. An instrument must not be felt by the program, hence the handlers.
+    # Listener: called by the runtime. The handlers keep a failure away from the program.
 
-    #: Nobody wants to know of these: `Portal.left` and `Portal.entered` tell when switches began.
+    #: Not needed: `Portal.left` and `Portal.entered` have the times at which switches began.
     suspend_bridge: Optional[Callable[[Any], None]] = None
     start_step: Optional[Callable[[Portal], None]] = None
 
@@ -173,7 +173,7 @@ class Totals(Sums):
                     if outer is None:
                         outer = self._new_caller(tally.counts, node, key, caller)
                 if outer is node:
-                    break  # what called it is async, or the portal
+                    break  # the caller is async, or the portal
                 node = outer
                 frame = caller
             tally.last = node
@@ -187,7 +187,7 @@ class Totals(Sums):
                 bridge.outermost = frame
             bridge.switches = bridge.suspended_ns = bridge.slow_ns = 0
             bridge.started = perf_counter_ns()
-            bridge.runs = True  # last: what a signal handler raises in here begins no bridge
+            bridge.runs = True  # last: if a signal handler raises before, no bridge has begun
             return bridge
         except BaseException as error:
             if bridge is not None:
@@ -198,7 +198,7 @@ class Totals(Sums):
             return None
 
     def resume_bridge(self, bridge: Running, portal: Portal, left: int) -> None:
-        # In this order: a finalizer that bridges may put the beginning of the step off.
+        # In this order: a finalizer that bridges can make the step begin later.
         entered = portal.entered
         now = perf_counter_ns()
         bridge.suspended_ns += now - left
@@ -224,9 +224,10 @@ class Totals(Sums):
                     measurements.switch(counts, "to_task", spent)
 
     def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> int:
-        """Count it, and give how long it took.
+        """Count the bridge, and return its duration in nanoseconds.
 
-        Does nothing where that was done: a signal handler may have kept the caller from noticing.
+        A second call does nothing and returns 0: if a signal handler raised just after the first
+        call, the caller calls again.
         """
         if not bridge.runs:
             return 0
@@ -305,7 +306,7 @@ class Totals(Sums):
         tally = portal.note
         if tally is None or tally.totals is not self:
             return
-        try:  # it may have been opened by another thread
+        try:  # another thread may have opened the portal
             tally.counts = self._counts()
             tally.library = tally.counts.library(tally.library_name)
             tally.root = NO_NODE
@@ -315,15 +316,15 @@ class Totals(Sums):
     def close_portal(self, portal: Portal) -> None:
         tally = portal.note
         if tally is None or tally.totals is not self or tally.closed:
-            return  # it was opened before tracing was enabled, and never bridged since
+            return  # the portal was opened before tracing was enabled, and has not bridged since
         try:
             spent = perf_counter_ns() - tally.opened_at
             counts = self._counts()
             kind = counts.kind(tally.kind)
-            with self._lock:  # whoever reads finds it among the open ones or the closed ones
+            with self._lock:  # for a reader, the portal is either open or closed, and never both
                 self.portals.pop(portal, None)
                 tally.closed = True
-                tally.spares.clear()  # these refer to the tally, and perhaps to the portal
+                tally.spares.clear()  # spares refer to the tally, and can refer to the portal
                 kind.durations[bisect_left(PORTAL_EDGES, spent)] += 1
                 kind.durations[0] += spent
                 kind.closed += 1
@@ -351,12 +352,12 @@ class Totals(Sums):
         began = tally.began
         if began:
             tally.began = 0
-            if began <= left < entered:  # a finalizer has bridged when the step was about to end
+            if began <= left < entered:  # a finalizer bridged when the step was about to end
                 left = portal.left = entered
         if entered < tally.opened_at:
-            return  # it began before tracing did, or in the process that this one was forked from
+            return  # the step began before tracing did, or before a fork in the parent process
         counts = tally.counts
-        if left >= entered:  # a bridge has ended it by suspending
+        if left >= entered:  # a bridge ended the step by suspending
             spent = now - left
             tally.switch_ns += spent
             durations = counts.to_loop
@@ -374,7 +375,7 @@ class Totals(Sums):
                 else:
                     measurements.step(counts, tally.library_name, spent)
             elif counts.skip > 1:
-                counts.skip -= 2  # at once: each time is a hundredth of the bridge's
+                counts.skip -= 2  # in one operation, which takes a hundredth of a bridge
             else:
                 measurements.switch_and_step(counts, now - left, tally.library_name, spent)
         if spent > tally.step_max_ns:
@@ -383,10 +384,10 @@ class Totals(Sums):
             self._slow_step(portal, tally, spent, left >= entered)
         tally.last = None
 
-    # What these do when they meet something for the first time, or that seldom happens
+    # Slow paths: first encounters and rare events
 
     def _counts(self) -> Counts:
-        """Those of this thread."""
+        """The counts of this thread."""
         counts = self._local.counts
         if counts is not None:
             return counts
@@ -394,7 +395,7 @@ class Totals(Sums):
         counts = Counts(weakref.ref(presence))
         measurements = self._measurements
         if measurements is not None:
-            measurements.skip_some(counts)  # a thread's first event is no better than its others
+            measurements.skip_some(counts)  # else the first event of each thread was in the sample
         self._add_thread(counts)
         self._local.counts = counts
         return counts
@@ -420,7 +421,7 @@ class Totals(Sums):
         return node
 
     def _new_caller(self, counts: Counts, inner: Node, key: int, frame: FrameType) -> Node:
-        """The node of a caller of *inner*; or *inner* itself where the chain ends with it."""
+        """The node of a caller of *inner*; *inner* itself where the chain ends there."""
         code = frame.f_code
         is_full = len(counts.nodes) + len(counts.kept) >= self._node_limit
         if code.co_flags & ASYNC or code.co_filename.startswith(RUNTIME):
@@ -453,7 +454,7 @@ class Totals(Sums):
         return tally
 
     def _finished_late(self, tally: PortalTally) -> None:
-        """A bridge has finished in a portal that was closed under it."""
+        """A bridge has finished after its portal was closed."""
         with self._lock:
             if not tally.active() and self.late.pop(id(tally), None) is not None:
                 self._counts().kind(tally.kind).add(tally)

@@ -1,1 +1,1 @@
-"""To OpenTelemetry and structlog: metrics, spans, events of the log."""
+"""Telemetry for OpenTelemetry and structlog: metrics, spans and log events."""

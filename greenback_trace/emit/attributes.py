@@ -1,4 +1,4 @@
-"""The attributes of spans: what ``docs/traces.rst`` explains."""
+"""The attributes of spans, which ``docs/traces.rst`` explains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def first_attributes(bridge: Running) -> Dict[str, Any]:
-    """What the span of a bridge has from its beginning on, for samplers to see."""
+    """The attributes of a bridge's span at its start, where samplers see them."""
     chain = bridge.node.chain()
     site = chain[-1]
     attributes: Dict[str, Any] = {
@@ -29,7 +29,7 @@ def first_attributes(bridge: Running) -> Dict[str, Any]:
 
 
 def portal_attributes(tally: PortalTally) -> Dict[str, Any]:
-    """The totals that the span of a portal gets at its end."""
+    """The attributes that a portal's span gets at its end: the totals of the portal."""
     return {
         "greenback.portal.bridges": tally.bridges,
         "greenback.portal.suspended": tally.suspended,
@@ -45,9 +45,10 @@ def portal_attributes(tally: PortalTally) -> Dict[str, Any]:
 
 def _awaitable_name(awaitable: Any) -> str:
     kind = type(awaitable)
-    # Coroutines and their like have a name. Other objects are not asked: they may do anything.
+    # Coroutines and similar objects have a name in C. Other objects are not asked: an attribute of
+    # theirs can run code of the program.
     for base in type.__dict__["__mro__"].__get__(kind):
         name = vars(base).get("__qualname__")
-        if type(name) is GetSetDescriptorType:  # in C, which runs nothing of the program's
+        if type(name) is GetSetDescriptorType:  # it is in C
             return str(name.__get__(awaitable))
     return full_name(kind)

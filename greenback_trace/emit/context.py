@@ -1,4 +1,4 @@
-"""OpenTelemetry's context: the current span, and how one is taken out again."""
+"""OpenTelemetry's context: reading it, and taking a span out of it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
-#: The key of the current span of a pipeline of our own.
+#: The key of the embedded pipeline's current span.
 OWN_SPAN = otel_context.create_key("greenback-span")
-#: With this, an SDK asks for what it does to export not to be traced.
+#: An SDK sets this key while it exports, so that nothing traces its export.
 _SUPPRESSED = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
 
 
 def own_span() -> Span:
-    """The current span of a pipeline of our own; `opentelemetry.trace.INVALID_SPAN` if none is."""
+    """The current span of the embedded pipeline, or `opentelemetry.trace.INVALID_SPAN`."""
     span = otel_context.get_value(OWN_SPAN)
     return span if isinstance(span, Span) else trace.INVALID_SPAN
 
 
 def _reader_of_context() -> Callable[[], Context]:
-    """What `opentelemetry.context.get_current` asks, two calls of Python functions further down."""
+    """The method that `opentelemetry.context.get_current` calls, which saves two Python calls."""
     runtime = getattr(otel_context, "_RUNTIME_CONTEXT", None)
     variable: Any = getattr(runtime, "_current_context", None)
     if isinstance(variable, ContextVar) and isinstance(variable.get(None), Context):
@@ -35,7 +35,7 @@ current_context = _reader_of_context()
 
 
 def is_unsampled(view: Context) -> bool:
-    """Whether nothing is to be traced within a context: also what an SDK does to export."""
+    """Whether a context is not sampled, or belongs to the export of an SDK."""
     if view.get(_SUPPRESSED):
         return True
     context = trace.get_current_span(view).get_span_context()
@@ -47,12 +47,13 @@ def has_span(view: Context) -> bool:
 
 
 def take_out(context: Context, span: Span, before: Context) -> None:
-    """Take the span out of the context that it was made current by.
+    """Take *span* out of *context*, in which it is current; *before* is the context before.
 
-    What the bridge has attached is detached some day, and makes that one current again: a coroutine
-    that enters a context manager is over long before another one leaves it.
+    Code in the bridge may have attached a context and detach it only later, in another bridge: a
+    context manager that is entered in one coroutine and left in another. Then *context* becomes
+    current again, and must not bring the ended span back.
     """
     for key, value in context.copy().items():
         if value is span:
-            # To everybody else, a context does not change.
+            # A Context is immutable for everyone else: hence the method of the base class.
             dict.__setitem__(context, key, before.get(key))

@@ -1,4 +1,4 @@
-"""Events -> structlog."""
+"""Log events, through structlog."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from ..misuse.wording import Misuse
 
 _SITES_IN_SUMMARY = 5
-#: Seconds for which the same event of the same site is not told again.
+#: Seconds in which an event of a site is logged only once.
 _QUIET = 10.0
-#: Pairs of event and site that are kept apart.
+#: Pairs of event and site that are remembered.
 _KEPT = 2_000
 
 
 class _Told:
-    """When an event was told, and how often it was left out since."""
+    """When an event was last logged, and how often it was left out since."""
 
     __slots__ = ("_left_out", "_lock", "_told", "at", "leave_out")
 
@@ -42,13 +42,16 @@ class _Told:
         self.at = at
         self._left_out = Ticks()
         self.leave_out = self._left_out.add
-        #: Of those that were left out, how many were told of.
+        #: How many of the events left out were already reported.
         self._told = 0
-        # Reentrant, for finalizers and signal handlers that log in the middle of this.
+        # Reentrant: a finalizer or a signal handler can log in the middle of this.
         self._lock = threading.RLock()
 
     def tell(self, now: float) -> int:
-        """It is told: how often it was left out. Of two that are told at once, one says so."""
+        """Note that the event is logged now, and return how many were left out before.
+
+        If two threads log at once, one of them gets the number, and the other one 0.
+        """
         with self._lock:
             self.at = now
             left_out = self._left_out.read() - self._told
@@ -56,25 +59,25 @@ class _Told:
             return left_out
 
 
-# Used by any thread, by finalizers and by signal handlers, in single operations: where two of them
-# find at once that it is time to tell an event again, both tell it.
+# Written by any thread, by finalizers and by signal handlers, in single operations. If two of them
+# find at once that an event is due again, both log it.
 _told: Dict[Tuple[str, str], _Told] = {}
 
 
 def _logger() -> Any:
-    """The application's, if it has configured structlog; otherwise one for standard error."""
+    """The application's logger, if it has configured structlog; else one for standard error."""
     if structlog.is_configured():
         config = structlog.get_config()
         if not hasattr(config["wrapper_class"], "sync_bl"):
             return structlog.get_logger("greenback").bind()
-        # A wrapper whose methods are coroutines, and which needs asyncio's loop in this thread: the
-        # same factory and processors, called as a function. Asked of the class, since the instances
-        # of another wrapper have every attribute.
+        # The methods of this wrapper are coroutines, and it needs asyncio's loop in this thread. So
+        # take a sync wrapper with the same factory and processors. hasattr() asks the class, since
+        # instances of structlog's generic wrapper have every attribute.
         return structlog.wrap_logger(
             config["logger_factory"]("greenback"), wrapper_class=structlog.stdlib.BoundLogger
         ).bind()
     return structlog.wrap_logger(
-        structlog.WriteLogger(sys.stderr),  # one write, lest two processes share a line
+        structlog.WriteLogger(sys.stderr),  # one write per line: processes share a terminal
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
@@ -84,14 +87,14 @@ def _logger() -> Any:
 
 
 def emit(level: str, event: str, *, site: Optional[str] = None, **fields: Any) -> None:
-    """Log an event. Never raises: what logs is the application's, and it may fail.
+    """Log an event. Never raises, although the application's logger may.
 
     Args:
         level: The name of the logger's method.
-        event: What happened.
-        site: Where. Repeats of the same event there are left out for a while, and their number is
-            on the next one. Events without a site are all logged.
-        fields: What else there is to tell.
+        event: The name of the event.
+        site: The function where it happened. For 10 s, repeats of the event at this site are left
+            out; the next event has their number. Events without a site are all logged.
+        fields: Further fields of the event.
     """
     try:
         if site is not None:
@@ -101,7 +104,7 @@ def emit(level: str, event: str, *, site: Optional[str] = None, **fields: Any) -
             fields["code.function.name"] = site
             if left_out:
                 fields["left_out"] = left_out
-        # A span of the application, if one is current; else what is known already; else ours.
+        # The application's span, if one is current; else the ids in *fields*; else our own span.
         context = trace.get_current_span().get_span_context()
         if not context.is_valid and "trace_id" not in fields:
             context = own_span().get_span_context()
@@ -113,12 +116,12 @@ def emit(level: str, event: str, *, site: Optional[str] = None, **fields: Any) -
         raise_if_from_signal_handler(error)
         try:
             logging.getLogger("greenback").warning("%s could not be logged: %r", event, error)
-        except Exception:  # nothing is left to tell it to
+        except Exception:  # there is no further way to report it
             return
 
 
 def _left_out(event: str, site: str) -> Optional[int]:
-    """How many were left out since the last one; None if this one is to be, too."""
+    """How many events were left out since the last one; None if this one is left out, too."""
     now = monotonic()
     key = event, site
     last = _told.get(key)
@@ -136,7 +139,7 @@ def _left_out(event: str, site: str) -> Optional[int]:
 
 
 def start_over() -> None:
-    """Tell everything again."""
+    """Forget which events were logged: the next one of each is logged."""
     _told.clear()
     _Debug.until = 0.0
 
@@ -148,7 +151,7 @@ def portal_opened(portal: Portal) -> None:
 
 
 def portal_closed(portal: Portal, tally: PortalTally) -> None:
-    """Log ``greenback.portal.closed``, also for one that is open when the program ends."""
+    """Log ``greenback.portal.closed``, also for a portal still open when the program ends."""
     if _shows_debug():
         emit(
             "debug",
@@ -176,17 +179,17 @@ def _described(portal: Portal) -> Dict[str, Any]:
 
 
 class _Debug:
-    """Whether debug events are shown, and until when that is taken for granted."""
+    """Whether debug events are shown, and the time until which this is remembered."""
 
     shown = False
     until = 0.0
 
 
 def _shows_debug() -> bool:
-    """Asked for each portal, hence looked up once a second only.
+    """Whether the application shows debug events. Each portal asks, so the answer lasts a second.
 
-    Never without the application's configuration of structlog: a line on standard error for each
-    portal is more than anybody asks for by switching tracing on.
+    False if the application has not configured structlog: to switch tracing on is not to ask for a
+    line on standard error per portal.
     """
     now = monotonic()
     if now >= _Debug.until:
@@ -199,26 +202,26 @@ def _is_enabled_for_debug() -> bool:
     try:
         logger = _logger()
         for asked in (logger, getattr(logger, "_logger", None)):
-            # The filtering ones of structlog have the first, those around the standard library's
-            # loggers and these themselves the second. Asked of the class: structlog's generic
-            # wrapper would take it for the name of a level, and log.
+            # The filtering loggers of structlog have the first method. Those of the standard
+            # library, and structlog's wrappers of them, have the second. getattr() asks the class:
+            # an instance of structlog's generic wrapper would take the name for a level, and log.
             for name in ("is_enabled_for", "isEnabledFor"):
                 ask = getattr(type(asked), name, None)
                 if ask is not None:
                     return bool(ask(asked, logging.DEBUG))
         return True
-    except Exception as error:  # it is the application's; `emit` tells of it
+    except Exception as error:  # raised by the application's logger; `emit` will report it
         raise_if_from_signal_handler(error)
         return True
 
 
 def slow_step(function: str, seconds: float, held: Optional[Held] = None) -> None:
-    """Log ``greenback.slow_step``: the event loop was held for so many *seconds*.
+    """Log ``greenback.slow_step``: a step held the event loop for *seconds*.
 
     Args:
         function: The function whose bridge was the last one in the step.
         seconds: How long the step took.
-        held: The code that was seen to hold the loop, if somebody watched.
+        held: The code that debug mode saw holding the loop; None without debug mode.
     """
     fields: Dict[str, Any] = {"seconds": round(seconds, 6)}
     if held is not None:
@@ -227,13 +230,14 @@ def slow_step(function: str, seconds: float, held: Optional[Held] = None) -> Non
 
 
 def stalled(function: str, is_first: bool, describe: Callable[[], Stall]) -> None:
-    """Log ``greenback.stalled``: the event loop is being held, and for how long it has been.
+    """Log ``greenback.stalled``: a step holds the event loop and goes on.
 
     Args:
         function: The function whose bridge was the last one in the step.
-        is_first: The step has just got over the limit: it is not told of if another step of that
-            function was a moment ago. Each time that it has taken twice as long, it is.
-        describe: Gives the rest, which takes time.
+        is_first: The step has just exceeded the limit. Then the event is left out if another step
+            of this function was logged within 10 s. Later events of the same step, each after twice
+            the time, are all logged.
+        describe: Returns the rest, which takes time.
     """
     event = "greenback.stalled"
     left_out = _left_out(event, function) if is_first else 0
@@ -258,13 +262,13 @@ def stalled(function: str, is_first: bool, describe: Callable[[], Stall]) -> Non
 
 
 def misuse(level: str, kind: str, site: str, describe: Callable[[], Misuse]) -> None:
-    """Log ``greenback.misuse``, unless the same kind was logged for the same site just now.
+    """Log ``greenback.misuse``, unless the same kind was logged for the same site within 10 s.
 
     Args:
         level: ``"warning"``, or ``"info"`` for advice.
         kind: The kind of misuse.
-        site: Where it was.
-        describe: Gives the rest, which takes time, if it is to be logged.
+        site: The function where it happened.
+        describe: Returns the rest, which takes time. Called only if the event is logged.
     """
     left_out = _left_out(f"greenback.misuse {kind}", site)
     if left_out is None:
@@ -287,7 +291,7 @@ def misuse(level: str, kind: str, site: str, describe: Callable[[], Misuse]) -> 
         "stack": "".join(found.stack),
     }
     if found.span_id is not None:
-        # Where a span of the application is current, that is the one.
+        # `emit` replaces these if a span of the application is current.
         fields.update(trace_id=found.trace_id, span_id=found.span_id)
     if left_out:
         fields["left_out"] = left_out
@@ -295,7 +299,7 @@ def misuse(level: str, kind: str, site: str, describe: Callable[[], Misuse]) -> 
 
 
 def summary(totals: Snapshot) -> None:
-    """Log ``greenback.summary``: what was counted, where nobody else will tell."""
+    """Log ``greenback.summary``: the totals, if neither an SDK nor a file gets them."""
     sites = totals.sites
     emit(
         "info",

@@ -1,6 +1,7 @@
-"""A sample of the events, for the histograms of an SDK.
+"""Samples for the histograms of an SDK.
 
-Histograms have to be told of each event as it happens, which is too dear for all of them.
+A histogram has to be called with each event. A call takes the SDK 3 to 7 us, too long for all of
+them.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from ..count.outcomes import ending_of
 from ..count.snapshot import bridge_attributes
 from .sdk import Call, inside, is_within, no_call, reference_to
 
-#: More events than there will ever be.
+#: More events than any program has.
 _ALL = 1 << 60
 
 
 class Measurements:
-    """Passes on to an SDK's histograms one event in so many: a call takes the SDK 3 to 7 us.
+    """Passes a random sample of the events on to an SDK's histograms.
 
-    Which ones is left to chance, since what a program does is often periodic. How many are left
-    out follows from how many there were, which is known exactly. Each thread counts down for
-    itself (`Counts.skip`) to the next one; the methods are called when it has come to 0.
+    The sample is random because programs are often periodic. Each thread counts down
+    (`Counts.skip`) to its next event in the sample, and calls a method of this class at 0. The
+    number of events left out is known: the number of all events is counted exactly.
 
     Args:
-        histograms: Those of one meter.
-        rate: Calls per second at most; 0 for no limit.
+        histograms: The histograms of one meter, by name.
+        rate: Record at most this many events per second; 0 is no limit.
     """
 
     __slots__ = (
@@ -49,11 +50,11 @@ class Measurements:
     def __init__(self, histograms: Dict[str, Histogram], rate: float) -> None:
         self._histograms = histograms
         self._rate = rate
-        #: Whose turn it is, by None: that thread's call. One operation takes it, and it is over
-        #: when the call is, so that nothing a signal handler raises can leave it taken.
+        #: The turn: under the key None, the `Call` of the thread that records. One operation takes
+        #: it. It ends with the call: so an exception of a signal handler cannot leave it taken.
         self._turn: Dict[None, Callable[[], Optional[Call]]] = {}
         self._has_failed = False
-        # These are written by whoever has the turn.
+        # The rest is written by the thread that has the turn.
         self._every = 1.0
         self._seen = 0
         self._in_window = 0
@@ -77,7 +78,7 @@ class Measurements:
         self._measure(counts, "step", spent, {"greenback.async_library": library})
 
     def switch_and_step(self, counts: Counts, switched: int, library: str, spent: int) -> None:
-        """A step that has ended by a switch to the loop: two events, at least one of them due."""
+        """A step that a switch to the loop has ended: two events, at least one in the sample."""
         if counts.skip > 0:
             counts.skip -= 1
         else:
@@ -91,7 +92,7 @@ class Measurements:
         self._measure(counts, "portal", spent, {"greenback.portal.kind": kind})
 
     def skip_some(self, counts: Counts) -> None:
-        """Draw how many events of a thread are to pass before its next one."""
+        """Draw how many events this thread skips before the next one in the sample."""
         passed = counts.skipped_from - counts.skip
         every = self._every
         if self._has_failed:
@@ -114,10 +115,10 @@ class Measurements:
         try:
             turn = self._turn.setdefault(None, mine)
             if turn is not mine and turn() is None:
-                # A signal handler has kept somebody from giving it back.
+                # The call is over: a signal handler kept its thread from giving the turn back.
                 self._turn.pop(None, None)
                 turn = self._turn.setdefault(None, mine)
-            if turn is not mine:  # another thread is here
+            if turn is not mine:  # another thread records
                 counts.skipped_from += 1
             elif self._may_call(counts):
                 self._histograms[name].record(spent / 1e9, attributes)
@@ -139,7 +140,7 @@ class Measurements:
     def _may_call(self, counts: Counts) -> bool:
         if not self._rate:
             return True
-        # This one, those let pass, and those that came in the middle of another one.
+        # This event, the skipped ones, and those that came in the middle of another one.
         self._seen += counts.skipped_from - counts.skip + 1
         elapsed = perf_counter() - self._since
         if elapsed >= 1:
@@ -149,7 +150,7 @@ class Measurements:
         may = self._in_window < max(self._rate, 1)
         if may:
             self._in_window += 1
-        else:  # more than in the second before, which 'every' was made for
+        else:  # more events than in the second before, from which _every was computed
             self._every = max(self._every, self._seen / max(elapsed, 0.001) / self._rate)
         self.skip_some(counts)
         return may

@@ -1,7 +1,7 @@
-"""Totals -> the instruments of OpenTelemetry.
+"""The instruments of OpenTelemetry, and the source of their values.
 
-Counters are exact: the SDK asks for them when it collects, and the embedded pipeline when it
-writes. Histograms of an SDK get a sample: `greenback_trace.emit.measurements`.
+Counters are exact: the SDK reads them when it collects, and the embedded pipeline when it writes.
+The histograms of an SDK get a sample: see measurements.py.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from ..count.counts import Tally
 from ..count.totals import Totals
 from .table import COUNTER, GAUGE, HISTOGRAMS, METRICS, UP_DOWN_COUNTER, Metric, Values
 
-# Attributes that can be looked up: those of one counter always come in the same order.
+# Attributes as a dictionary key. Those of one counter always have the same order.
 _Key = Tuple[Tuple[str, Any], ...]
 
 
 class Source:
-    """What the metrics of one meter, or of one file, are read from.
+    """The values of the metrics of one meter, or of one file.
 
-    The callbacks of a meter stay registered, so that it outlives tracing. To whoever collects it, a
-    counter never falls: when tracing is enabled again, it goes on where it was, although the totals
-    begin at zero.
+    The callbacks of a meter stay registered. So a source outlives the session, and its counters
+    never fall: when tracing is enabled again, they go on where they were, although the totals start
+    at zero.
     """
 
     def __init__(self) -> None:
-        #: None while tracing is disabled: then there are no values.
+        #: None while tracing is disabled. Then the metrics have no values.
         self.totals: Optional[Totals] = None
-        #: What was left out so far, by what it was and why, besides sites.
+        #: The number of items left out, by item and reason, without sites.
         self.dropped: Callable[[], Mapping[str, Mapping[str, int]]] = dict
-        #: The number of misuses by kind and function. None where nobody looks for them.
+        #: The number of misuses by kind and function. None without debug mode.
         self.misuses: Optional[Callable[[], Iterable[Tuple[Tuple[str, str], int]]]] = None
-        #: Whether anybody has ever collected.
+        #: Whether the metrics were ever collected in this session.
         self.was_read = False
-        #: Called when somebody collects.
+        #: Called at each collection.
         self.on_read: Optional[Callable[[], None]] = None
-        #: By name. None where nobody is to be called: the embedded pipeline has exact ones.
+        #: The SDK's histograms by name. None for the embedded pipeline, which has exact ones.
         self.histograms: Optional[Dict[str, Histogram]] = None
         self.functions = _Functions()
-        #: What the counters were when tracing was disabled.
+        #: The values of the counters when tracing was disabled.
         self._before: Dict[str, Dict[_Key, float]] = {}
 
     def read(self, metric: Metric) -> List[Tuple[float, Dict[str, Any]]]:
@@ -51,15 +51,15 @@ class Source:
         if totals is None:
             return []
         on_read = self.on_read
-        if on_read is not None:  # another thread may take it away now
+        if on_read is not None:  # another thread can set the attribute to None
             on_read()
         found = _added_up(self._before.get(metric.name, {}), metric.read(self, totals))
         if self.totals is not totals:
-            return []  # it was disabled in between, so that something may be in there twice
+            return []  # tracing was disabled meanwhile: some values may be counted twice
         return [(value, dict(key)) for key, value in found.items()]
 
     def leave(self) -> None:
-        """Report nothing any more, but remember what was reported."""
+        """Report nothing more, and remember the values reported so far."""
         totals, self.totals, self.on_read = self.totals, None, None
         if totals is not None:
             self._before = {
@@ -69,16 +69,16 @@ class Source:
             }
 
     def forget(self) -> None:
-        """Start at zero, in a forked child whose SDK is yet to be set."""
+        """Start at zero in a forked child that has not set its SDK yet."""
         self._before = {}
 
 
 def register(meter: Meter, source: Source) -> None:
-    """Create the instruments on *meter*. Once for each meter: they cannot be taken away.
+    """Create the instruments of *meter*. Call this once per meter: they cannot be removed.
 
     Args:
-        meter: Whose they are to be.
-        source: What they report.
+        meter: The meter that gets the instruments.
+        source: The source of their values.
     """
     create = {
         COUNTER: meter.create_observable_counter,
@@ -115,10 +115,10 @@ def _added_up(before: Dict[_Key, float], values: Values) -> Dict[_Key, float]:
 
 
 class _Functions(threading.local):
-    """The totals by function, added up once for all metrics of a collection.
+    """The totals by function, added up once per collection.
 
-    An SDK asks for one metric after the other, in one thread. Whoever asks again has begun another
-    collection.
+    An SDK reads the metrics one after the other, in one thread. When it reads a metric for the
+    second time, another collection has begun.
     """
 
     def __init__(self) -> None:

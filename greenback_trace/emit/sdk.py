@@ -1,12 +1,12 @@
-"""When OpenTelemetry may be called: the locks of its SDK are not reentrant.
+"""When the SDK of OpenTelemetry may be called: its locks are not reentrant.
 
-A signal handler, a finalizer or an exporter can run in the middle of a call of the SDK, and so of
-whatever lock that holds. Bridges there are only counted.
+A signal handler, a finalizer or an exporter can run in the middle of a call of the SDK, while that
+holds a lock. Bridges there are counted, but get no spans.
 
-So are those in finalizers that CPython 3.11 and older run while they collect garbage, which can be
-in the middle of `contextvars.ContextVar.set`: setting one there, as making a span the current one
-does, frees what the outer call is working on, and the interpreter crashes. From 3.12 on, garbage is
-collected between two instructions.
+The same holds for bridges in finalizers that CPython 3.11 and older run during a garbage
+collection. Such a collection can start in the middle of `contextvars.ContextVar.set`. To make a
+span current sets a context variable, too, and frees the object that the outer call is working on:
+the interpreter crashes. From 3.12 on, garbage is collected between two instructions.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from weakref import ref
 
 
 class Call:
-    """A call of the SDK that we make: a local variable of the function that makes it.
+    """A call that greenback makes of the SDK: a local variable of the calling function.
 
-    So it ends with the function, wherever a signal handler raises in there.
+    So it ends with the function, also if a signal handler raises anywhere in there.
     """
 
     __slots__ = ("__weakref__", "_frame")
@@ -32,10 +32,10 @@ class Call:
             self._frame = sys._getframe(1)
 
     def unless_over(self) -> Optional[Call]:
-        """Gives the call, or None when its function has ended, where objects live on unused."""
+        """The call, or None when its function has ended. For PyPy, which frees objects later."""
         try:
             self._frame.clear()
-        except RuntimeError:  # it is executing
+        except RuntimeError:  # the function is still executing
             return self
         return None
 
@@ -45,12 +45,12 @@ def no_call() -> None:
 
 
 def reference_to(call: Call) -> Callable[[], Optional[Call]]:
-    """What gives a call until its function has ended, and None from then on."""
+    """A function that returns *call*, and None once the function of the call has ended."""
     return ref(call) if sys.implementation.name == "cpython" else call.unless_over
 
 
 class _Inside(threading.local):
-    """The call that this thread is inside of; gives None if there is none."""
+    """`call()` returns the call of the SDK that this thread is inside of, or None."""
 
     def __init__(self) -> None:
         self.call: Callable[[], Optional[Call]] = no_call
@@ -60,7 +60,7 @@ inside = _Inside()
 
 
 class _Last:
-    """What the collector said last, whichever phase that was of: attributes that are one."""
+    """The garbage collector's last message. `start`, `stop` and `said` are one attribute."""
 
     __slots__ = ("said",)
 
@@ -68,25 +68,25 @@ class _Last:
 for _phase in ("start", "stop"):
     setattr(_Last, _phase, _Last.said)  # type: ignore[attr-defined]
 
-# What it says is a dictionary that is made for the occasion. No two collections overlap.
+# Each message of the collector has a new dictionary. No two collections overlap.
 _last: Any = _Last()
 _last.said = _last
-#: What it said in this thread, by phase.
+#: The last message in this thread, by phase.
 _here = threading.local()
-# Methods in C. In a function, a signal handler might run, and what it raises would be lost, since
-# the collector ignores exceptions: a KeyboardInterrupt, say. Another thread might run, too.
+# Methods in C. In a Python function, a signal handler could run, and its exception, for example
+# KeyboardInterrupt, would be lost: the collector drops exceptions. Another thread could run, too.
 _notes: Tuple[Any, ...] = (_last.__setattr__, _here.__setattr__)
-#: By their ids. Each of them takes itself off.
+#: The ids of those who need `is_collecting`.
 _watchers: Set[int] = set()
 
 
 def is_collecting() -> bool:
-    """Whether this thread is collecting garbage; False where that does not matter."""
+    """Whether this thread is collecting garbage. False on PyPy, and from CPython 3.12 on."""
     return getattr(_here, "start", None) is _last.said
 
 
 def watch_collections(whom: object) -> None:
-    """Have `is_collecting` tell, for *whom*: until nobody wants to know any more."""
+    """Keep `is_collecting` up to date until *whom* no longer needs it."""
     if _COLLECTS_ANYWHERE:
         _watchers.add(id(whom))
         gc.callbacks.extend([note for note in _notes if note not in gc.callbacks])
@@ -105,7 +105,7 @@ _COLLECTS_ANYWHERE = sys.implementation.name == "cpython" and sys.version_info <
 
 
 def is_within(frame: Optional[FrameType]) -> bool:
-    """Whether one of the callers is the SDK, called by the application or a thread of its own."""
+    """Whether *frame* or one of its callers is in the SDK."""
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("opentelemetry.sdk."):
             return True

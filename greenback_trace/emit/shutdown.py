@@ -1,6 +1,7 @@
-"""When the application shuts its tracer provider down, of which an SDK tells span processors only.
+"""Notice that the application shuts its tracer provider down.
 
-Its own ones do the same for each further span: nothing, or log a warning.
+An SDK tells only span processors of that. After it, the SDK's own processors drop each further
+span, or log a warning for each.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from opentelemetry.sdk.trace import SpanProcessor
 
 
 class Watch(SpanProcessor):
-    """Added to a provider once, since it cannot be taken away."""
+    """A span processor that tells of the shutdown. It cannot be removed from its provider."""
 
     def __init__(self) -> None:
-        #: Whom to tell. Written by whoever enables tracing, or disables it.
+        #: Called at the shutdown. Written when tracing is enabled or disabled.
         self.at_shutdown: Optional[Callable[[], None]] = None
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Have nothing to flush. That of older SDKs returns None, which is taken for a failure."""
+        """Return True. The inherited method of older SDKs returns None, which means a failure."""
         return True
 
     def shutdown(self) -> None:

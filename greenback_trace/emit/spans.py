@@ -1,7 +1,7 @@
-"""Portals and bridges -> OpenTelemetry spans.
+"""OpenTelemetry spans of portals and bridges.
 
-A span takes 20 to 100 us, most of it in the SDK, so there are at most so many per second; totals
-count everything all the same.
+Creating a span costs 20-100 us, most of it in the SDK. So spans are rate-limited. Totals still
+count every bridge.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from .sdk import (
 if TYPE_CHECKING:
     from greenback.instruments import Portal
 
-#: The kinds of portals whose spans are parents of the bridges in them: they end with one call.
+#: Portals of these kinds end with one call. Their spans are the parents of their bridges' spans.
 _ROOTS = ("run", "run_sync")
 
 
 class _Open:
-    """The span of a bridge that is under way.
+    """The span of a bridge that is under way, in `Running.opened`.
 
-    One that has none for now, but should have, has what counts it as left out in its place.
+    If a span was left out, `Running.opened` has the `Ticks` that count it when the bridge finishes.
     """
 
     __slots__ = ("before", "context", "owner", "process", "span")
@@ -54,34 +54,35 @@ class _Open:
     def __init__(
         self, owner: Spans, span: Span, before: Context, context: Context, process: object
     ) -> None:
-        #: Who is to end it. None once that is done, and until all is here.
+        #: The object that ends the span. None after the end, and until all fields are set.
         self.owner: Optional[Spans] = None
         self.span = span
-        #: What was current before the bridge, and what is while it runs.
+        #: The current context before the bridge, and the one during it.
         self.before = before
         self.context = context
-        #: Whose it is: a forked child is not to end its parent's.
+        #: The process of the span: a forked child does not end its parent's spans.
         self.process = process
         self.owner = owner
 
     def __del__(self) -> None:
         owner = getattr(self, "owner", None)
-        if owner is not None:  # a signal handler has cut its bridge off
+        if owner is not None:  # a signal handler has cut the bridge off
             owner.abandon(self)
 
 
 class Spans:
-    """A `greenback._listener.listener.Listener` around `Totals`, whose times so leave out what
-    spans cost.
+    """A `greenback._listener.listener.Listener` around `Totals`, which makes spans.
+
+    The times of the totals leave out what spans cost.
 
     Args:
-        totals: What counts.
+        totals: The listener that counts.
         which: ``"all"``, ``"suspended"`` or ``"portals"``.
-        rate: Spans per second at most; 0 for no limit.
-        slow_ns: A bridge that took longer gets its span from the second budget, if the first one
-            was used up.
-        is_private: The spans go to a pipeline of our own. The application's spans are then neither
-            parents nor children of ours.
+        rate: Make at most this many spans per second; 0 is no limit.
+        slow_ns: A bridge that took more nanoseconds than this gets its span from a second budget if
+            the first one is used up.
+        is_private: The spans go to the embedded pipeline. Then the application's spans are neither
+            their parents nor their children.
     """
 
     __slots__ = (
@@ -119,37 +120,38 @@ class Spans:
         self._rate = rate
         self._slow_ns = slow_ns
         self._is_private = is_private
-        #: None until it is known where the spans go.
+        #: None until `start`, and after `stop`.
         self._tracer: Optional[Tracer] = None
-        #: The application has set no SDK, but may still do so.
+        #: The application has not set an SDK yet.
         self._waits_for_sdk = False
         self._on_sdk: Optional[Callable[[], None]] = None
         self._all_bridges = False
         self.after_fork()
-        # Of these, only the totals want to know.
+        # The runtime calls these methods of the totals directly.
         self.enter_portal = totals.enter_portal
         self.resume_bridge = totals.resume_bridge
         self.finish_step = totals.finish_step
 
     def after_fork(self) -> None:
-        """Forget the spans of the parent, whose they are to end. Calls nothing of the SDK."""
+        """Forget the parent's spans, which the parent ends. Calls nothing of the SDK."""
         self._process = object()
-        #: Held by whoever tells that spans have failed.
+        #: Held while a failure is logged.
         self._failing = threading.RLock()
-        # Added to and removed from by the thread of the portal.
+        # The thread of a portal adds and removes its span.
         self._portals: Dict[Portal, Span] = {}
         self._budget = Budget(self._rate)
         self._second_budget = Budget(self._rate)
         self._dropped = Ticks()
         self._dropped_inside = Ticks()
-        #: A context whose span is not sampled, so that nothing is done within it.
+        #: The last context whose span was not sampled: a short way for bridges in it.
         self._unsampled: Optional[Context] = None
         self.was_recorded = False
 
     def start(self, tracer: Tracer, on_sdk: Callable[[], None]) -> None:
         """Make spans with *tracer* from now on.
 
-        If the application has no SDK yet, *on_sdk* is called when it has, before the first span.
+        If the application has set no SDK yet, *on_sdk* is called when it has, before the first
+        span.
         """
         self._waits_for_sdk = type(tracer) is trace.ProxyTracer and _no_sdk()
         self._on_sdk = on_sdk
@@ -158,20 +160,20 @@ class Spans:
         watch_collections(self)
 
     def stop(self) -> None:
-        """Make no more. Those that are open are still ended."""
+        """Make no more spans. Open spans are still ended."""
         self._tracer = None
         self._all_bridges = False
         unwatch_collections(self)
 
     def count_dropped(self) -> int:
-        """The spans that were left out because of the limit: a bridge's, once it has finished."""
+        """The number of spans left out because of the limit, without bridges still under way."""
         return self._dropped.read()
 
     def count_inside_sdk(self) -> int:
-        """The spans that were left out because the SDK was in the middle of something."""
+        """The number of spans left out because a call of the SDK was under way in the thread."""
         return self._dropped_inside.read()
 
-    # What the runtime calls
+    # Listener: called by the runtime
 
     suspend_bridge: Optional[Callable[[Any], None]] = None
     start_step: Optional[Callable[[Portal], None]] = None
@@ -219,12 +221,12 @@ class Spans:
     def finish_bridge(self, bridge: Running, error: Optional[BaseException], left: int) -> None:
         try:
             if not bridge.runs:
-                # Once more, since a signal handler has kept the caller from noticing.
+                # A second call: a signal handler raised just after the first one.
                 if type(bridge.opened) is _Open:
                     self._finish(bridge, error, perf_counter_ns())
                 return
             spent = self._totals.finish_bridge(bridge, error, left)
-            # The common cases first: nothing to end, nothing to report.
+            # The common case first: no span to end or to make.
             if (
                 spent < self._slow_ns
                 and error is None
@@ -236,7 +238,7 @@ class Spans:
                     if opened is not None:
                         opened.add()
                     return
-            # The next bridge would get it, and that may begin in what is called here.
+            # The calls below can begin a bridge, which would get this object from the spares.
             bridge.tally.spares.clear()
             self._finish(bridge, error, bridge.started + spent)
         except BaseException as failure:
@@ -245,9 +247,9 @@ class Spans:
     def note_misuse(
         self, bridge: Optional[Running], portal: Portal, frame: Any, attributes: Dict[str, Any]
     ) -> Optional[Tuple[str, str]]:
-        """Add an event to the bridge's span, or to the nearest one that there is.
+        """Add an event to the span of the bridge, or else to the nearest span around it.
 
-        Returns the ids of its trace and of itself in hexadecimal, if there is one.
+        Returns the ids of the trace and of the span in hexadecimal; None if there is no span.
         """
         span = self._nearest(bridge, portal)
         if span is None:
@@ -270,10 +272,10 @@ class Spans:
         span = trace.get_current_span(self._own_view(current_context()))
         return span if span.is_recording() else self._portals.get(portal)
 
-    # What has failed
+    # Failures
 
     def _failed(self, error: Exception) -> None:
-        """Make no more spans, because *error* was raised in making one. Logged once."""
+        """Make no more spans, since making one raised *error*. Logs once."""
         try:
             raise_if_from_signal_handler(error)
             with self._failing:
@@ -285,14 +287,14 @@ class Spans:
                 error=error,
             )
         finally:
-            del error  # its traceback may have this frame
+            del error  # its traceback can refer to this frame
 
     def _failed_to_start(self, bridge: Running, error: BaseException) -> None:
         try:
             if not issubclass(type(error), Exception):
                 raise error
             self._failed(cast(Exception, error))
-        except BaseException:  # then nobody else will finish it
+        except BaseException:  # the runtime does not finish a bridge whose start raised
             self.finish_bridge(bridge, error, 0)
             raise
         finally:
@@ -301,7 +303,7 @@ class Spans:
     def _failed_to_finish(self, bridge: Running, error: BaseException) -> None:
         try:
             if type(bridge.opened) is _Open:
-                # It was interrupted before that was done, or while: twice does no harm.
+                # The error came before or in the middle of this. Twice does no harm.
                 self._finish(bridge, error, perf_counter_ns())
         except Exception as failure:
             self._failed(failure)
@@ -312,7 +314,7 @@ class Spans:
         finally:
             del error  # its traceback has this frame
 
-    # A portal
+    # The span of a portal
 
     def _start_portal(self, portal: Portal) -> None:
         assert self._tracer is not None
@@ -355,7 +357,7 @@ class Spans:
         finally:
             inside.call = no_call
 
-    # A bridge that is traced from its beginning
+    # The span of a bridge, made at its start
 
     def _start(self, bridge: Running, frame: Any, current: Context) -> None:
         view = self._own_view(current)
@@ -386,18 +388,18 @@ class Spans:
             within = otel_context.set_value(OWN_SPAN, span, current)
         else:
             within = trace.set_span_in_context(span, current)
-        # First, so that whatever happens next, the span is taken out again.
+        # Before attach(): so _leave() takes the span out again, whatever happens next.
         opened = bridge.opened = _Open(self, span, current, within, self._process)
         otel_context.attach(within)
-        opened.context = current_context()  # the same, unless a context of its own copies it
+        opened.context = current_context()  # equal, or a copy by another kind of runtime context
         bridge.started = perf_counter_ns()
 
     def _leave(self, opened: _Open) -> None:
-        """Make current what was so before, unless somebody else has changed it in between."""
+        """Restore the context from before the bridge, unless other code has attached another."""
         current = current_context()
         if current is opened.context:
-            # Not detach(): its token is good only in the contextvars context in which it was made,
-            # and a task's can be replaced while it waits.
+            # Not detach(): a token is valid only in the contextvars context that made it, and the
+            # context of a task can be replaced while the task waits.
             otel_context.attach(opened.before)
             return
         take_out(opened.context, opened.span, opened.before)
@@ -410,7 +412,7 @@ class Spans:
             otel_context.attach(trace.set_span_in_context(outer, current))
 
     def abandon(self, opened: _Open) -> None:
-        """End the span of a bridge that was lost between its beginning and its caller."""
+        """End the span of a bridge that was interrupted before its caller got it."""
         opened.owner = None
         try:
             self._leave(opened)
@@ -438,17 +440,17 @@ class Spans:
             return
         bridge.opened = None
         left_out = self._make_late(bridge, error, now, opened)
-        # Not when it began, since a counter cannot be taken back.
+        # Counted only now: at its start, the bridge could still get a span at its end.
         if left_out is not None:
             left_out.add()
 
     def _make_late(
         self, bridge: Running, error: Optional[BaseException], now: int, left_out: Optional[Ticks]
     ) -> Optional[Ticks]:
-        """Make the span of a bridge that has none yet, if it is worth one by now.
+        """Make a span for a finished bridge without one, if it failed, was slow, or suspended.
 
-        Returns what counts it as left out: *left_out* where that has not changed, None if it is not
-        left out at all.
+        Returns the counter for the span if it is left out: *left_out* if nothing has changed. None
+        if it is not left out.
         """
         if self._tracer is None or self._which == "portals" or self._is_idle():
             return left_out
@@ -474,10 +476,10 @@ class Spans:
             self._end(span, bridge, error, now, finished)
         return None
 
-    # All of them
+    # All spans
 
     def _is_idle(self) -> bool:
-        """Whether there is no SDK yet."""
+        """Whether the application has set no SDK yet."""
         if not self._waits_for_sdk:
             return False
         if _no_sdk() or not self._may_call(sys._getframe(1)):
@@ -489,7 +491,7 @@ class Spans:
 
     def _may_call(self, frame: Any) -> bool:
         """Whether the SDK can be called from here."""
-        # The locks of a pipeline of our own are taken in calls of our own alone.
+        # Only calls made by greenback take the locks of the embedded pipeline.
         if inside.call() is not None or is_collecting():
             return False
         return self._is_private or not is_within(frame)
@@ -518,7 +520,7 @@ class Spans:
         now: int,
         finished: Optional[int],
     ) -> None:
-        # The step that it finishes in may be slow by now, too.
+        # The step in which the bridge finishes can be slow by now, too.
         entered = bridge.portal.entered
         held = now - entered if entered >= bridge.tally.opened_at else 0
         slow = max(bridge.slow_ns, held if held > self._slow_ns else 0)
@@ -541,15 +543,15 @@ class Spans:
             inside.call = no_call
 
     def _own_view(self, current: Context) -> Context:
-        """The context as the spans of our pipeline see it."""
+        """The context for our spans: with the embedded pipeline, it has its spans only."""
         if not self._is_private:
             return current
-        # The rest of the context is the application's, and would make its span the parent.
+        # With the rest of the context, a span of the application would become the parent.
         own: Any = current.get(OWN_SPAN)
         return Context() if own is None else trace.set_span_in_context(own, Context())
 
     def _parent(self, bridge: Running, view: Context) -> Context:
-        """The context whose span becomes the parent."""
+        """The context whose span becomes the parent of the bridge's span."""
         if bridge.tally.kind in _ROOTS:
             span = self._portals.get(bridge.portal)
             if span is not None and not has_span(view):

@@ -11,10 +11,10 @@ from ..live.stalls import seconds_stalled
 if TYPE_CHECKING:
     from .metrics import Source
 
-#: Each value of a metric, with its attributes.
+#: The values of a metric, each with its attributes.
 Values = Iterable[Tuple[float, Dict[str, Any]]]
 
-#: The kinds of metrics that are read when they are collected.
+#: The kinds of metrics whose values are read at each collection.
 COUNTER, UP_DOWN_COUNTER, GAUGE = "counter", "up_down_counter", "gauge"
 
 
@@ -23,7 +23,7 @@ class Metric(NamedTuple):
 
     Attributes:
         kind: One of `COUNTER`, `UP_DOWN_COUNTER` and `GAUGE`.
-        read: Gives what it is now.
+        read: Returns the current values.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ChainMetric(NamedTuple):
     """A row of `CHAIN_METRICS`: a counter.
 
     Attributes:
-        read: Gives what the bridges of one chain have counted, besides whose they are.
+        read: Returns the values of one chain, without the attributes of the chain.
     """
 
     name: str
@@ -49,8 +49,8 @@ class HistogramMetric(NamedTuple):
     """A row of `HISTOGRAMS`, in seconds.
 
     Attributes:
-        of: What takes the time.
-        bounds: In nanoseconds.
+        of: The thing that takes the time: the second word of the metric's name.
+        bounds: The upper ends of the buckets, in nanoseconds.
     """
 
     of: str
@@ -149,11 +149,11 @@ def _dropped(source: Source, totals: Totals) -> Values:
                 yield count, {"greenback.trace.item": item, "greenback.trace.drop.reason": reason}
 
 
-#: What has been left out. Alone, it is no news that a file is told of.
+#: The metric of items left out. A change of it alone is no reason to write to a file.
 DROPPED = "greenback.trace.item.dropped"
 
 # fmt: off
-#: What is read when it is collected, be it by an SDK or for a file.
+#: Metrics that are read at each collection of an SDK, and for each write to a file.
 METRICS = (
     _per_function("greenback.bridges", "{bridge}", "Calls of await_ that have finished.", _bridges),
     _per_function(
@@ -186,14 +186,14 @@ METRICS = (
     Metric("greenback.misuses", "{misuse}", COUNTER, "Bridges from unsafe places.", _misuses),
     Metric(DROPPED, "{item}", COUNTER, "What tracing has left out.", _dropped),
 )
-#: What an SDK gets a sample of. A file has them exactly.
+#: Histograms: a sample for an SDK, exact ones in a file.
 HISTOGRAMS = (
     HistogramMetric("bridge", "How long bridges took; a sample.", BOUNDS),
     HistogramMetric("switch", "How long greenlet switches took; a sample.", BOUNDS),
     HistogramMetric("step", "How long steps held the event loop; a sample.", BOUNDS),
     HistogramMetric("portal", "How long portals were open; a sample.", PORTAL_BOUNDS),
 )
-#: What only a file has: there are too many chains for an SDK.
+#: Metrics that only a file has: there are too many chains for an SDK.
 CHAIN_METRICS = (
     ChainMetric("greenback.chain.bridges", "{bridge}", _bridges),
     ChainMetric("greenback.chain.suspensions", "{bridge}", _suspensions),

@@ -1,1 +1,1 @@
-"""To a file: the embedded pipeline, and when it writes."""
+"""The trace file: the embedded pipeline, its lines, and the end of event loops."""

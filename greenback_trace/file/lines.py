@@ -1,4 +1,4 @@
-"""The file that lines are appended to: opening it, its limit, and the lines that were dropped."""
+"""The file of a trace: opening it, appending lines, its limit, and the lines dropped."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from typing import IO, Dict, Optional
 
 
 class LineFile:
-    """Appends lines to a file, and gives up, with one warning, when it cannot or may not.
+    """Appends lines to a file. Gives up with one warning at an error or at the limit.
 
-    A line is one ``write()`` at the end of the file, so that several processes can share it.
+    Each line is one ``write()`` at the end of the file: so several processes can share the file.
+
+    Args:
+        path: The path; ``{pid}`` in it becomes the process number.
+        limit: The size in bytes that the file may have at most.
     """
 
     def __init__(self, path: str, limit: int) -> None:
         self.path = os.path.abspath(path.replace("{pid}", str(os.getpid())))
-        #: Lines not written, by the reason: ``limit`` or ``write_error``.
+        #: The number of lines dropped, by reason: ``limit`` or ``write_error``.
         self.dropped: Dict[str, int] = {}
         self._limit = limit
-        # Written under the lock, by whoever writes or closes.
+        # The rest is written under the lock, by any thread that writes or closes.
         self._lock = threading.Lock()
         self._file: Optional[IO[bytes]] = None
         self._reason = "write_error"
         try:
-            # Without a buffer, so that what is written is there when the process is killed.
-            self._file = open(  # noqa: SIM115  (kept)
+            # Without a buffer: lines written before the process is killed are in the file.
+            self._file = open(  # noqa: SIM115  (it stays open)
                 self.path, "ab", buffering=0, opener=_open_at_once
             )
         except OSError as error:
@@ -44,7 +48,7 @@ class LineFile:
                 self.drop()
 
     def drop(self) -> None:
-        """Count a line that is not written."""
+        """Count a line as dropped."""
         self.dropped[self._reason] = self.dropped.get(self._reason, 0) + 1
 
     def close(self) -> None:
@@ -52,21 +56,21 @@ class LineFile:
             self.abandon()
 
     def abandon(self) -> None:
-        """Close the file without the lock: in a forked child, somebody may have held that."""
+        """Close the file without the lock: in a forked child, the lock may stay held for ever."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
     def _append(self, file: IO[bytes], line: bytes) -> bool:
         try:
-            # Other processes may write to it, too.
+            # Ask the system: other processes may write to the file, too.
             is_full = os.fstat(file.fileno()).st_size + len(line) > self._limit
             if not is_full:
                 written = file.write(line)
                 if written == len(line):
                     return True
-                # No more than a part of the line has found room. Take that back, unless another
-                # process has added something by now.
+                # The disk had room for a part of the line. Remove that part, unless another process
+                # has appended something meanwhile.
                 end = file.tell()
                 if end == os.fstat(file.fileno()).st_size:
                     file.truncate(end - written)
@@ -91,11 +95,11 @@ class LineFile:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file for writing, without waiting for anybody: an opener for `open`.
+    """Open a file for writing without waiting: an opener for `open`.
 
-    A new file can be read by its owner only: a trace shows what a program is made of. Opening a
-    pipe with a name waits until somebody reads it, which this does not. The file that is returned
-    waits when it is written, as a pipe that is full makes it: that is up to the pipeline's thread.
+    Only its owner can read a new file: a trace shows the functions of a program. To open a named
+    pipe usually waits for a reader; this does not. Writes do wait, for example for a full pipe.
+    They happen in the pipeline's thread.
 
     Raises:
         OSError: The file cannot be opened, or is a disk.
@@ -114,7 +118,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _said(path: str, error: OSError) -> str:
-    """Why *path* could not be opened, where the system's own words do not tell."""
+    """Why *path* could not be opened, in clearer words than the system's where needed."""
     if error.errno == errno.ENXIO:
         try:
             mode = os.stat(path).st_mode

@@ -1,8 +1,8 @@
-"""When an event loop that had portals ends, so that its trace is written then.
+"""The end of event loops with portals: their trace is written then.
 
-An event loop says nothing of its end to others. So one of asyncio, be it in C, gets a ``close`` of
-its own on top of that of its class, until it is closed. Trio has a hook, which costs it nothing
-before.
+asyncio has no hook for the end of a loop. So each loop with portals, also one written in C, gets an
+attribute ``close`` that hides the method of its class until the loop is closed. Trio has a hook,
+which costs nothing before the end.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Loops:
         self._at_start = at_start
         self._at_end = at_end
         self._last: Callable[[], Any] = _nothing
-        # Added to by the thread that runs the loop; threads that do so at once are in loops of
-        # their own, and one that is lost would only be watched twice.
+        # The thread of a loop adds it. Two threads that add at once have different loops. A loop
+        # that is lost from the set would only be watched twice.
         self._known: MutableSet[Any] = weakref.WeakSet()
         self._has_failed = False
 
     def see(self, portal: Portal) -> None:
-        """Called for each portal, hence the short way for the loop that had one last."""
+        """Called for each portal. So there is a short way for the loop of the last one."""
         try:
             loop = _loop_of(portal)
             if loop is None or loop is self._last():
@@ -56,12 +56,12 @@ class Loops:
         if library == "trio":
             sys.modules["trio"].lowlevel.add_instrument(_AfterRun(self._at_end))
         elif "close" not in vars(loop):
-            # Until it is closed, a loop refers to itself anyway.
+            # A reference cycle, but a loop refers to itself anyway until it is closed.
             loop.close = _Close(loop, self._at_end)
 
 
 class _Close:
-    """``close`` of one event loop of asyncio."""
+    """The attribute ``close`` of one asyncio loop."""
 
     __slots__ = ("_at_end", "_loop")
 
@@ -77,12 +77,12 @@ class _Close:
         finally:
             if loop.is_closed():
                 self._at_end()
-            else:  # it is running, which it has said by raising
+            else:  # the loop is running, and has raised because of that
                 loop.close = self
 
 
 class _AfterRun:
-    """An instrument of Trio."""
+    """A Trio instrument that calls *at_end* after the run."""
 
     __slots__ = ("after_run",)
 
@@ -96,7 +96,7 @@ def _loop_of(portal: Portal) -> Optional[Any]:
     try:
         return sys.modules["trio"].lowlevel.current_trio_token()
     except RuntimeError:
-        return None  # bestowed from outside of the run
+        return None  # the portal was bestowed from outside of the run
 
 
 def _nothing() -> None:

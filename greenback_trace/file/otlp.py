@@ -1,8 +1,8 @@
-"""What a trace file says, as OTLP: the resource, the metrics, and the JSON of a line.
+"""The content of a trace file as OTLP: the resource, the metrics, and the JSON of a line.
 
-One line is one OTLP request, of spans or of metrics. Besides the metrics that every SDK gets, with
-exact histograms, there are exact numbers per sync chain, as cumulative sums. A chain's point is
-written again only after a change:
+One line is one OTLP request, of spans or of metrics. The metrics are those of an SDK, with exact
+histograms, and these cumulative sums per sync chain. A chain's point is written again only after a
+change:
 
 ================================== ============ ====================================================
 ``greenback.chain.bridges``        ``{bridge}`` bridges that have finished, by ``greenback.outcome``
@@ -11,11 +11,11 @@ written again only after a change:
 ``greenback.chain.suspended_time`` ``s``        the part of it spent waiting on the event loop
 ================================== ============ ====================================================
 
-with the attributes ``code.function.name``, ``code.file.path``, ``code.line.number`` and
-``greenback.sync_chain`` (as on spans). The first line that has a function in a chain also says what
-its text there is made of: a point of the gauge ``greenback.chain.functions``, with the attributes
+Their attributes are ``code.function.name``, ``code.file.path``, ``code.line.number`` and
+``greenback.sync_chain`` (as on spans). The first line with a function in a chain also has the parts
+of its text: a point of the gauge ``greenback.chain.functions`` with the attributes
 ``greenback.function.module``, ``greenback.function.qualname``, ``code.file.path`` and
-``code.line.number``. So nobody who reads the file has to take a text apart.
+``code.line.number``. So readers need not parse the text.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
     from ..count.caller import Caller
     from ..count.counts import Chain
 
-#: Of the format, as the resource has it in ``greenback.trace.version``. Files of version 1 do not
-#: have that, and of the functions in a chain they have the texts alone.
+#: The version of the format: ``greenback.trace.version`` of the resource. Files of version 1 do not
+#: have this attribute, and have functions of chains only as texts.
 VERSION = 2
 _IDS = ("traceId", "spanId", "parentSpanId")
 
 
 def resource() -> Resource:
-    """What a file says of the process that writes it: a new instance with each call."""
+    """The resource for this process. Each call makes a new ``service.instance.id``."""
     return Resource(
         {
             "service.name": os.environ.get("OTEL_SERVICE_NAME") or _program(),
@@ -76,7 +76,7 @@ def line_of(message: Any) -> bytes:
 
 
 class Metrics:
-    """What has been counted, with histograms and chains, as OTLP requests."""
+    """All metrics, histograms and chains, as OTLP requests."""
 
     def __init__(
         self, totals: Totals, source: Source, resource: Resource, scope: Tuple[str, str, str]
@@ -90,11 +90,11 @@ class Metrics:
         self._written: Any = None
 
     def request(self) -> Optional[ExportMetricsServiceRequest]:
-        """None if there is no news: the file of an idle program does not grow."""
+        """All metrics. None if nothing has changed: the file of an idle program does not grow."""
         if not self._totals.by_kind():
             return None  # no portal was ever opened
         found = {metric.name: self._source.read(metric) for metric in METRICS}
-        # A line that is lost is no news that is worth another one.
+        # A dropped line alone is no reason to write a further one.
         news = {name: values for name, values in found.items() if name != DROPPED}
         if news == self._written:
             return None
@@ -123,9 +123,10 @@ class Metrics:
         return request
 
     def functions(self) -> Optional[ExportMetricsServiceRequest]:
-        """What the chains of the first spans are made of; None after the first metrics.
+        """The functions in the chains of the first spans; None after the first metrics.
 
-        Where the process is killed before these, its spans are all that there is.
+        If the process is killed before its first metrics, the file has spans only. Readers need the
+        functions for them.
         """
         if self._written is not None:
             return None
@@ -191,7 +192,7 @@ class _Chains:
                     _set(point, value)
 
     def add_functions(self, scope_metrics: ScopeMetrics, chains: Sequence[Chain], now: int) -> None:
-        """Say once of each function, and line, what its text in a chain is made of."""
+        """Add the parts of each function and line that was in no chain before."""
         new = {
             caller: None
             for chain in chains
@@ -230,7 +231,7 @@ def _set(point: NumberDataPoint, value: float) -> None:
 
 
 def _put(holder: Any, attributes: Any) -> None:
-    """Add attributes to those of an OTLP message."""
+    """Add *attributes* to the attributes of an OTLP message."""
     for key, value in attributes.items():
         to = holder.add(key=key).value
         if isinstance(value, bool):
@@ -259,7 +260,7 @@ def _program() -> str:
 
 
 def _ids_to_hex(fields: Any) -> None:
-    """OTLP writes ids in hexadecimal, where the JSON form of protobuf has base64."""
+    """Rewrite ids in hexadecimal, as OTLP wants. The JSON form of protobuf has base64."""
     if isinstance(fields, dict):
         for name, value in fields.items():
             if name in _IDS and isinstance(value, str):

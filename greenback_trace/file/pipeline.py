@@ -2,15 +2,16 @@
 
 Needs the packages of the extra ``report``.
 
-Spans are made by the SDK's tracer. What becomes of them, and the metrics, is up to one thread of
-ours: the SDK's own processors and readers take locks that a forked child may find held, and start
-their threads anew in it.
+The SDK's tracer makes the spans. The pipeline's own thread writes them, and the metrics. The SDK's
+processors and readers are not used: they take locks that a forked child may find held, and start
+their threads anew in the child.
 """
 
 from __future__ import annotations
 
-# What the SDK does in a forked child uses it, and has to come after what it does there itself: a
-# child that forks would wait for a lock that is held around each fork (OpenTelemetry SDK 1.45).
+# Imported before the SDK, whose fork handler uses this module: the module's own fork handler must
+# run first. Else a child that forks would wait for a lock that is held around each fork
+# (OpenTelemetry SDK 1.45).
 import concurrent.futures.thread  # noqa: F401
 import inspect
 import logging
@@ -31,18 +32,18 @@ from ..emit.metrics import Source
 from .lines import LineFile
 from .otlp import Metrics, line_of, resource
 
-#: Seconds.
+#: Seconds between two writes.
 FLUSH_INTERVAL = 5.0
-#: Seconds that closing waits for what is left to be written, at most.
+#: `Pipeline.close` waits at most this many seconds for the thread.
 _PATIENCE = 10.0
-#: Spans that wait to be written, at most. One takes about 3 kB.
+#: At most this many spans wait to be written. A span takes about 3 kB.
 _QUEUE = 16_384
-#: Spans in a line, at most; with so many waiting, they are written at once.
+#: At most this many spans are in a line. When so many wait, they are written at once.
 _BATCH = 512
 
 
 class _Queue(SpanProcessor):
-    """Spans that wait to be written. Whoever ends a span takes no lock here, and never waits."""
+    """Spans that wait to be written. To add one takes no lock, and never waits."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.spans: Deque[ReadableSpan] = deque()
@@ -54,27 +55,28 @@ class _Queue(SpanProcessor):
             self.dropped.add()
             return
         self.spans.append(span)
-        if len(self.spans) >= _BATCH:  # another thread may have added the one that fills it
+        if len(self.spans) >= _BATCH:  # not ==: another thread may have added a span, too
             self._wake()
 
 
 class Pipeline:
-    """A tracer provider of our own, and the file that its spans and all metrics are written to.
+    """A private tracer provider, and a thread that writes its spans and all metrics to a file.
 
-    Never global, and without regard to ``OTEL_*`` variables, but for the name of the service.
+    The provider is never the global one. It ignores the ``OTEL_*`` variables, except
+    ``OTEL_SERVICE_NAME``.
 
     Args:
-        path: Where the file is.
-        limit: How many bytes it has at most.
-        totals: What the chains and the histograms are read from.
-        scope: The name, the version and the schema of what counts.
+        path: The path of the file.
+        limit: The size in bytes that the file may have at most.
+        totals: The counts for chains and histograms.
+        scope: The name, the version and the schema URL of the instrumentation scope.
     """
 
     def __init__(self, path: str, limit: int, totals: Totals, scope: Tuple[str, str, str]) -> None:
         self.file = LineFile(path, limit)
         about = resource()
         self._queue = _Queue(self._wake_up)
-        #: What the other metrics are read from.
+        #: The source of the other metrics.
         self.source = Source()
         self._metrics = Metrics(totals, self.source, about, scope)
         self.tracer_provider = _tracer_provider(about)
@@ -82,17 +84,17 @@ class Pipeline:
         self._thread: Optional[threading.Thread] = None
         self._is_closing = False
         self._has_failed = False
-        # Held by whoever writes.
+        # Held while a thread writes.
         self._writing = threading.Lock()
-        # Released to wake the thread. Unlike an Event, whose lock a signal handler could find held
-        # by the code that it has interrupted, this can be done from anywhere.
+        # Released to wake the thread. Not an Event: a signal handler could find its lock held by
+        # the code that the handler has interrupted. A plain lock can be released from anywhere.
         self._alarm = threading.Lock()
         self._alarm.acquire()
-        #: Those who wait until all is written hold a lock each, to be released.
+        #: One lock for each call of `flush` that waits; the thread releases it after writing.
         self._waiting: Deque[threading.Lock] = deque()
 
     def start(self) -> None:
-        """Write every few seconds from now on. Until then, only `close` does."""
+        """Start the thread, which writes every 5 s. Before that, only `close` writes."""
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="greenback_trace", daemon=True)
             try:
@@ -102,7 +104,7 @@ class Pipeline:
             self._thread = thread
 
     def flush(self, timeout: float) -> bool:
-        """Have all written that there is now, waiting for it *timeout* seconds at most."""
+        """Have the thread write now, and wait at most *timeout* seconds. False if it has not."""
         if self._thread is None or not self._thread.is_alive():
             return False
         done = threading.Lock()
@@ -112,7 +114,7 @@ class Pipeline:
         return done.acquire(timeout=timeout)
 
     def close(self) -> None:
-        """Write what is left. Nothing is written after this."""
+        """Write the rest and close the file."""
         self._is_closing = True
         self._wake_up()
         thread = self._thread
@@ -126,23 +128,23 @@ class Pipeline:
                     _PATIENCE,
                 )
                 return
-        self._write(with_metrics=True)  # also what came while the thread was ending
+        self._write(with_metrics=True)  # spans can have come while the thread was ending
         self.file.close()
 
     def abandon(self) -> None:
-        """Forget it all, in a forked child: it is the parent's to write. Takes no lock."""
+        """Write nothing in a forked child: the parent does. Takes no lock."""
         self.file.abandon()
 
     def dropped_spans(self) -> int:
-        """Those that were not written because too many were waiting."""
+        """The number of spans dropped because too many were waiting."""
         return self._queue.dropped.read()
 
     def _wake_up(self) -> None:
-        if self._alarm.locked():  # asking takes a tenth of what the exception does
+        if self._alarm.locked():  # a question takes a tenth of the time of the exception
             try:
                 self._alarm.release()
             except RuntimeError:
-                pass  # another thread has woken it
+                pass  # another thread has released it meanwhile
 
     def _run(self) -> None:
         due = monotonic() + FLUSH_INTERVAL
@@ -162,7 +164,7 @@ class Pipeline:
         with self._writing:
             try:
                 spans = self._queue.spans
-                left = len(spans)  # those that are added meanwhile are for the next time
+                left = len(spans)  # spans that are added meanwhile wait for the next time
                 if left and not with_metrics:
                     request = self._metrics.functions()
                     if request is not None:
@@ -190,14 +192,14 @@ class Pipeline:
     def _write_line(self, request: Any) -> None:
         if self.file.is_open():
             self.file.write(line_of(request))
-        else:  # making the line would be for nothing
+        else:  # do not make a line for nothing
             self.file.drop()
 
 
 def _tracer_provider(resource: Resource) -> TracerProvider:
     options: Dict[str, Any] = {}
     if "meter_provider" in inspect.signature(TracerProvider).parameters:
-        # It would otherwise ask for the global one, which could install one.
+        # Without it, the provider asks for the global one, which can create one.
         options["meter_provider"] = NoOpMeterProvider()
     provider = TracerProvider(
         sampler=ALWAYS_ON,
@@ -215,6 +217,6 @@ def _tracer_provider(resource: Resource) -> TracerProvider:
         ),
         **options,
     )
-    # OTEL_SDK_DISABLED is for the application's; there is no argument that says so.
+    # OTEL_SDK_DISABLED is meant for the application's provider. No argument overrides it.
     provider._disabled = False
     return provider

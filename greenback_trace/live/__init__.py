@@ -1,1 +1,1 @@
-"""To who watches now: stacks, stalls, and the socket."""
+"""The program at this moment: stacks, stalls, and the socket."""

@@ -1,7 +1,7 @@
-"""What the program does at this moment, for whoever has connected to its socket.
+"""The state of the program at this moment: one line of its socket.
 
-Made in a thread of its own while the program runs on: what is read here is never locked, and can
-change while it is looked at.
+The socket's thread reads the state while the program runs on. Nothing is locked, and anything can
+change in between.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from ..count.totals import Totals
     from ..misuse.wording import Misuse
 
-#: Raised when a field is taken away or changes its meaning.
+#: Increased when a field is removed or changes its meaning.
 VERSION = 1
-#: Parked tasks whose stacks are told. A stack takes up to a millisecond.
+#: Parked tasks in a line, with their stacks. A stack takes up to a millisecond.
 _STACKS = 50
 
 
 def describe(
     totals: Totals, dropped: Mapping[str, Mapping[str, int]], misuses: Tuple[Misuse, ...]
 ) -> Dict[str, Any]:
-    """The totals but for sync chains and histograms, who holds the event loop, and who waits."""
+    """The totals without chains and histograms, and the running and the parked portal tasks."""
     now = perf_counter_ns()
     holding: List[Tuple[int, Dict[str, Any]]] = []
     parked: List[Tuple[int, Portal]] = []
@@ -48,7 +48,7 @@ def describe(
             else:
                 waits = portal.left >= max(portal.entered, tally.opened_at)
                 parked.append((portal.left if waits else now, portal))
-        except Exception:  # it has ended while it was looked at
+        except Exception:  # the task has ended meanwhile
             continue
     # The longest first.
     holding.sort(key=lambda item: item[0])
@@ -79,7 +79,7 @@ def describe(
 
 
 def _described(portal: Portal, since: int, now: int) -> Optional[Dict[str, Any]]:
-    """What is told of a task, or None where its end came in between."""
+    """The description of a task, or None if the task has ended meanwhile."""
     stack = format_task(portal.task)
     if portal.library.is_done(portal.task):
         return None
@@ -87,8 +87,7 @@ def _described(portal: Portal, since: int, now: int) -> Optional[Dict[str, Any]]
         "task": task_name(portal.task),
         "library": portal.library.name,
         "portal": portal.kind,
-        # A step that began before tracing did, or an async function that waits: for how long is not
-        # known.
+        # Unknown for a step that began before tracing did, and for an async function that waits.
         "seconds": max(now - since, 0) / 1e9 if since else None,
         "bridges": portal.note.bridges,
         "stack": stack,

@@ -1,9 +1,9 @@
-"""A Unix socket at which a running program says what it does: ``GREENBACK_TRACE_SOCKET``.
+"""``GREENBACK_TRACE_SOCKET``: a Unix socket that tells what a running program does.
 
-Whoever connects gets a line of JSON at once and one more each second (see describe.py for what is
-in it), until it closes the connection. Nothing is ever read from it. One thread serves all, waits
-without a time-out while nobody is connected, and is the only one that touches the sockets, but for
-a forked child, which closes its copies.
+A client gets a line of JSON at once and a further one each second (describe.py makes it), until it
+closes the connection. The server ignores what clients send. One thread serves all clients, and
+waits without a time-out while there is none. Only this thread uses the sockets; a forked child
+closes its copies.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ if sys.platform != "win32":
 INTERVAL = 1.0
 #: Seconds after which a client that has not read its line is dropped.
 _PATIENCE = 10.0
-#: Clients at a time. For a further one, the one that has not read for the longest time is closed.
+#: Clients at a time. A further one replaces the client that has not read for the longest time.
 _CLIENTS = 8
-#: Seconds that closing waits for the thread, at most.
+#: `Server.close` waits at most this many seconds for the thread.
 _FAREWELL = 2.0
-#: Bytes in the path of a socket, at most.
+#: The path of a socket has at most this many bytes.
 _LONGEST = 107 if sys.platform == "linux" else 103
-# A program can have set SIGPIPE to its default, which would end it. macOS has no such flag.
+# Without this flag, a program with the default action for SIGPIPE would end. macOS has no flag.
 _NO_SIGPIPE = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class _Client:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        #: What is left of its line, and when that was begun.
+        #: The rest of the line to be sent, and the time at which its sending began.
         self.rest = b""
         self.since = 0.0
-        #: When it was last seen to have read all that it was sent.
+        #: The time at which the client was last seen to have read everything.
         self.read_all = monotonic()
 
     def look(self) -> None:
-        """See whether it has read all."""
+        """Note the time if the client has read everything."""
         if not self.rest and _unread(self.connection) == 0:
             self.read_all = monotonic()
 
 
 class Server:
-    """Opens the socket, and answers at it.
+    """Opens the socket, and serves its clients in a thread.
 
     Args:
-        path: Where; ``{pid}`` in it is replaced.
-        describe: Gives what a line says.
+        path: The path of the socket; ``{pid}`` in it becomes the process number.
+        describe: Returns the content of a line. Called in the thread.
     """
 
     def __init__(self, path: str, describe: Callable[[], Dict[str, Any]]) -> None:
@@ -71,11 +71,11 @@ class Server:
         self._clients: List[_Client] = []
         # A byte through it wakes the thread.
         self._waker: Optional[Tuple[socket.socket, socket.socket]] = None
-        #: Device and inode of the file that is ours: somebody else may have replaced it.
+        #: Device and inode of our socket file. Another process may have replaced the file.
         self._identity: Optional[Tuple[int, int]] = None
 
     def start(self) -> None:
-        """Serve from now on. All that can take time, or fail, is up to the thread."""
+        """Start the thread. All that can take time or fail happens there."""
         if not hasattr(socket, "AF_UNIX") or not hasattr(select, "poll"):
             self._give_up("there are no Unix sockets on this system", "Unset the variable")
             return
@@ -92,7 +92,7 @@ class Server:
         self._thread = thread
 
     def close(self) -> None:
-        """Send everybody away, and remove the file."""
+        """Close all connections, and remove the file."""
         self._is_closing = True
         thread = self._thread
         if thread is None:
@@ -101,12 +101,12 @@ class Server:
             if self._waker is not None:
                 self._waker[1].send(b"x")
         except OSError:
-            pass  # it is awake, or has ended
+            pass  # the thread is awake, or has ended
         if thread is not threading.current_thread():
             thread.join(_FAREWELL)
 
     def abandon(self) -> None:
-        """In a forked child, where the thread is not: close the copies, leave the file alone."""
+        """Close the copies in a forked child, which lacks the thread. Leave the file alone."""
         self._identity = None
         self._close_all()
 
@@ -125,10 +125,11 @@ class Server:
             self._close_all()
 
     def _open(self) -> socket.socket:
-        """The listening socket, at its path, which nobody else can connect to at any moment.
+        """Make the listening socket. At no moment can another user connect to it.
 
-        The process's umask is shared by all threads. So the socket is made in a directory that only
-        this user can enter, gets its mode, and is then moved to its place in one operation.
+        All threads share the umask of the process, so it stays as it is. The socket is made in a
+        directory that only this user can enter, gets its mode, and is moved to its path in one
+        operation.
         """
         if len(os.fsencode(self.path)) > _LONGEST:
             raise _too_long()
@@ -140,7 +141,7 @@ class Server:
                 f"cannot be opened ({error.strerror})",
                 "Name a path in a directory that can be written",
             ) from None
-        # Mostly no longer than the path itself, but that counts for those who connect.
+        # Usually not longer than self.path, whose length clients have to care about.
         inside = os.path.join(directory, "s")
         listener = self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -152,7 +153,7 @@ class Server:
             os.rename(inside, self.path)
             self._identity = found.st_dev, found.st_ino
         except OSError as error:
-            if error.errno is None:  # Python's own, for what it does not even try
+            if error.errno is None:  # raised by Python itself: the path is too long
                 raise _too_long() from None
             raise _UnusableError(
                 f"cannot be opened ({error.strerror})",
@@ -163,11 +164,11 @@ class Server:
                 try:
                     remove(name)
                 except OSError:
-                    pass  # it was moved to its place, or never made
+                    pass  # the socket was moved, or never made
         return listener
 
     def _make_room(self) -> None:
-        """Make sure that nothing is lost when the file is replaced."""
+        """Check that the path is free, or has a socket without a process."""
         try:
             mode = os.lstat(self.path).st_mode
         except FileNotFoundError:
@@ -179,9 +180,9 @@ class Server:
             try:
                 probe.connect(self.path)
             except (ConnectionRefusedError, FileNotFoundError):
-                return  # whoever made it has ended without removing it
+                return  # its process has ended without removing it
             except BlockingIOError:
-                pass  # somebody is there, and busy
+                pass  # a process is there, and busy
         raise _UnusableError(
             "is another process's socket, which answers",
             "Give each process its own: {pid} in the path is replaced",
@@ -191,8 +192,8 @@ class Server:
         assert self._waker is not None
         due = 0.0
         while not self._is_closing:
-            # Made anew each time: an object of the system's own, as of epoll, would be shared with
-            # forked children.
+            # A new object each time. An epoll object would exist in the system, and forked children
+            # would share it.
             poll = select.poll()
             poll.register(listener, select.POLLIN)
             poll.register(self._waker[0], select.POLLIN)
@@ -212,7 +213,7 @@ class Server:
             new = self._accept(listener) if ready else []
             now = monotonic()
             if self._clients and now >= due:
-                # At the same pace, but with a pause after a line that has taken long.
+                # Keep the pace, but pause after a line that has taken long.
                 self._send_line(list(self._clients))
                 due = max(due + INTERVAL, monotonic() + INTERVAL / 2)
             elif new:
@@ -228,8 +229,8 @@ class Server:
             except BlockingIOError:
                 return new
             except OSError:
-                # It has gone already, or no descriptors are left: whoever waits is tried again with
-                # the next line, and not at once, over and over.
+                # The client has gone already, or no descriptors are left. Try again with the next
+                # line, not at once and over and over.
                 self._pause()
                 return new
             if len(self._clients) >= _CLIENTS:
@@ -243,9 +244,9 @@ class Server:
             new.append(client)
 
     def _idle_for_longest(self) -> _Client:
-        """The client that has not read for the longest time; of several, the one that came first.
+        """The client that has not read for the longest time; of several, the first one.
 
-        Who has connected and does nothing more cannot keep others out.
+        So a client that never reads cannot keep others out.
         """
         for client in self._clients:
             client.look()
@@ -269,7 +270,7 @@ class Server:
         try:
             line = json.dumps(self._describe(), separators=(",", ":")).encode() + b"\n"
         except Exception as error:
-            # The program has changed something under our eyes: the next line comes in a second.
+            # The program has changed something meanwhile. The next line comes in a second.
             if not self._has_failed:
                 self._has_failed = True
                 logging.getLogger("greenback").warning(
@@ -286,9 +287,9 @@ class Server:
                 self._drop(client)
 
     def _attend(self, client: _Client) -> bool:
-        """Go on with its line, and see whether it is still there."""
+        """Go on sending the client's line. False if the client has gone."""
         try:
-            # What it sends is of no interest, unless that is its end.
+            # Ignore what the client sends, but see the end of the connection.
             if client.connection.recv(4096) == b"":
                 return False
         except BlockingIOError:
@@ -321,7 +322,7 @@ class Server:
             if (found.st_dev, found.st_ino) == identity:
                 os.unlink(self.path)
         except OSError:
-            pass  # somebody has removed it, or the directory
+            pass  # the file or its directory was removed
 
     def _close_all(self) -> None:
         listener, self._listener = self._listener, None
@@ -344,7 +345,7 @@ class Server:
 
 
 def _unread(connection: socket.socket) -> Optional[int]:
-    """The bytes that the other side has not read yet; None if the system does not tell."""
+    """The number of bytes that the client has not read yet; None if the system does not tell."""
     if sys.platform == "win32":
         return None
     try:
@@ -355,7 +356,7 @@ def _unread(connection: socket.socket) -> Optional[int]:
 
 
 class _UnusableError(Exception):
-    """The path cannot be used: why, and what to do instead."""
+    """The path cannot be used. Arguments: the reason, and what to do instead."""
 
 
 def _too_long() -> _UnusableError:

@@ -1,10 +1,12 @@
 """The stack of a task, through its portals.
 
-Shown are the async and sync functions of the task, outermost first, down to the await that it is
-parked in, or to what it is running. The frames of greenback itself are left out; a line marks
-each bridge. Not shown: what the event loop or a thread does for the task, what runs in
-a greenlet of the task's own in another thread, and, without the GIL, any task of another thread;
-the text says so there.
+The stack has the async and sync functions of the task, outermost first, down to the await that the
+task is parked in, or to the function that is running. Frames of greenback are left out; a line
+marks each bridge.
+
+The stack cannot have the work of the event loop or of a thread for the task, nor a greenlet of the
+task that runs in another thread. Without the GIL, a task of another thread has no stack at all; the
+text says so.
 """
 
 from __future__ import annotations
@@ -29,17 +31,17 @@ from ..count.frames import can_look_at, current_frames
 
 
 def format_task(task: Any) -> str:
-    """The stack of a task of asyncio or Trio as text, in the manner of a traceback.
+    """The stack of a task of asyncio or Trio as text, in the form of a traceback.
 
     Args:
-        task: A task in whatever state, of whatever thread. That of a task that another thread
-            runs can change while it is looked at; without the GIL, nothing is told of it.
+        task: A task in any state, of any thread. If another thread runs the task, its stack can
+            change meanwhile; without the GIL, the text then has no stack.
 
     Raises:
         TypeError: *task* is not a task of asyncio or Trio.
     """
     library = library_of(task)
-    # Not its repr(): that of asyncio's shows the coroutine, and so greenback's shim.
+    # Not repr(task): in asyncio, it has the coroutine, which is greenback's shim.
     get_name = getattr(task, "get_name", None)
     name = f"{library.name} task {(get_name() if get_name else task.name)!r}"
     if library.is_done(task):
@@ -70,9 +72,9 @@ def format_task(task: Any) -> str:
 
 
 def running_stack(task: Any) -> List[types.FrameType]:
-    """The frames of a task that another thread runs, outermost first, greenback's included.
+    """The frames of a task that another thread runs, outermost first, with greenback's own.
 
-    Empty if it is not running, or where this thread cannot see it.
+    Empty if the task is not running, or if this thread cannot see it.
     """
     library = library_of(task)
     if not can_look_at(library, task):
@@ -82,11 +84,12 @@ def running_stack(task: Any) -> List[types.FrameType]:
 
 
 def is_running(task: Any) -> bool:
-    """Whether a thread is making a step of *task*, which has not ended, right now."""
+    """Whether a thread is making a step of *task* right now. The task has not ended."""
     return _runs(library_of(task).coroutine_of(task))
 
 
 def line_of(frame: types.FrameType) -> str:
+    """The lines of a traceback for one frame, with the source if there is one."""
     code, number = frame.f_code, frame.f_lineno or frame.f_code.co_firstlineno
     text = f'  File "{code.co_filename}", line {number}, in {code.co_name}\n'
     source = linecache.getline(code.co_filename, number, frame.f_globals).strip()
@@ -102,7 +105,7 @@ def _frame_of(coroutine: Any) -> Any:
 
 
 def _running_frames(first: Any) -> Optional[List[types.FrameType]]:
-    """The frames from *first*, which a thread is running, to the innermost one."""
+    """The frames from *first*, which a thread is running, to the innermost one; None if unseen."""
     frames = frames_down_to(sys._getframe(2), first)
     if frames[0] is first:
         return frames

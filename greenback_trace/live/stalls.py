@@ -1,8 +1,8 @@
 """Steps that hang: a watchdog thread logs them while they hold the event loop.
 
-A slow step is counted and logged when it ends. A deadlock never ends: sync code that waits for the
-event loop it runs on, say. So a thread looks for a step over the limit, twice in the time that a
-step may take. A bridge pays only for keeping `Home.stepping` up to date.
+A slow step is counted and logged when it ends. A deadlock never ends, for example if sync code
+waits for the event loop that it runs on. So a thread looks for steps over the limit, twice in the
+time that a step may take. A bridge pays only for keeping `Home.stepping` up to date.
 
 A C call that keeps the GIL stops this thread, too. Such a step is logged only when it ends.
 """
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from .waits import Waits
 
-#: Looks in the time that a step may take, and the least pause between two.
+#: The looks in the time that a step may take, and the least pause between two looks.
 _LOOKS = 2
 _PAUSE_NS = 20_000_000
-#: Frames shown at each end of a stack; the middle is left out.
+#: Frames at each end of a stack; the middle is left out.
 _STACK_ENDS = 50
 
 
@@ -42,8 +42,8 @@ class Step:
     """A step that is running now.
 
     Attributes:
-        portal: Whose.
-        started: When it began, by `time.perf_counter_ns`.
+        portal: The portal of the task.
+        started: The time of its start, by `time.perf_counter_ns`.
     """
 
     __slots__ = ("portal", "started")
@@ -53,17 +53,17 @@ class Step:
         self.started = started
 
     def is_over(self) -> bool:
-        """Whether it has ended, as far as the watching thread can tell."""
+        """Whether the step has ended, as far as the watching thread can see."""
         portal = self.portal
         task = portal.task
         try:
             return task is None or portal.entered != self.started or not is_running(task)
-        except Exception:  # the task ends at this moment
+        except Exception:  # the task is ending at this moment
             return True
 
 
 class OverError(Exception):
-    """A step has ended while it was described."""
+    """The step ended while it was described."""
 
 
 class Stall:
@@ -73,15 +73,15 @@ class Stall:
         OverError: The step has ended meanwhile.
 
     Attributes:
-        seconds: For how long it has.
+        seconds: The time since the start of the step.
         function: ``module.qualname`` of the function whose bridge was the last one in the step.
         library: The async library.
         portal: The kind of portal.
-        task: The name of the task, if it can say it.
+        task: The name of the task, if it has one.
         held_by: The innermost function, as ``module.qualname (file:line)``.
-        stack: A traceback's lines, outermost first, from the task's outermost function on.
-        waits: The lock that it waits for; None if it waits for none.
-        tasks: How many other tasks of the loop have not ended; None if unknown.
+        stack: The lines of a traceback, from the task's outermost function on.
+        waits: The lock that the step waits for; None if it waits for none.
+        tasks: The number of other tasks in the loop that have not ended; None if unknown.
     """
 
     __slots__ = (
@@ -129,7 +129,7 @@ class Stall:
         if left_out > 0:
             lines[_STACK_ENDS:-_STACK_ENDS] = [f"  ({left_out} more)\n"]
         self.stack = "".join(lines)
-        from .waits import find  # debug mode's, which tracing alone does without
+        from .waits import find  # imports debug mode, which is not loaded otherwise
 
         self.waits = find(shown[-1], task, totals)
 
@@ -139,7 +139,7 @@ def _line(frame: FrameType) -> str:
 
 
 def running_steps(totals: Totals) -> Iterator[Step]:
-    """The steps that the threads are in the middle of, as far as *totals* saw them begin."""
+    """The steps that threads are making now, if *totals* were told of their start."""
     for portal in stepping_portals():
         tally = portal.note
         step = Step(portal, portal.entered)
@@ -150,7 +150,7 @@ def running_steps(totals: Totals) -> Iterator[Step]:
 
 
 def _count_others(portal: Portal) -> Optional[int]:
-    """How many other tasks the loop has. Trio's system tasks do not count."""
+    """The number of other tasks in the loop, without Trio's system tasks; None if unknown."""
     task = portal.task
     try:
         if portal.library.name == "trio":
@@ -171,13 +171,13 @@ def _is_of_trio(task: Any, runner: Any) -> bool:
 
 
 class Stalls:
-    """The thread, which is started with the first portal.
+    """The watching thread, which the first portal starts.
 
     Args:
-        totals: What has the portals, and says how long a step may take: one that takes longer is
-            told of, and again whenever that has doubled.
-        tell: Called in the thread, with the function whose bridge was the last one in the step,
-            whether the step is told of for the first time, and what describes it.
+        totals: The counts, with the open portals and the time that a step may take (``slow_ns``).
+        tell: Called in the thread for a step over the limit, and again each time that the step has
+            taken twice as long. Its arguments: the function of the last bridge in the step,
+            whether this is the first call for the step, and a function that returns the `Stall`.
     """
 
     __slots__ = (
@@ -202,19 +202,19 @@ class Stalls:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Start anew in a child that was forked, where the thread is not. Takes no lock."""
-        #: By portal, when its step began and how long that may take until it is told of.
+        """Start over in a forked child, which lacks the thread. Takes no lock."""
+        #: For each portal, the start of its step and the time after which to tell of it next.
         self._told: Dict[Portal, Tuple[int, int]] = {}
-        #: Taken, once and for all, by whoever starts the thread.
+        #: Taken for good when the thread is started.
         self._starting = allocate_lock()
-        #: The thread waits until somebody releases this.
+        #: The thread waits for this lock.
         self._wake = allocate_lock()
         self._wake.acquire()
-        #: It waits without a time-out, or is not there yet: the next portal wakes it.
+        #: The thread waits without a time-out, or does not run yet: the next portal wakes it.
         self._is_idle = True
 
     def watch(self, portal: Portal) -> None:
-        """Called for each portal that is opened."""
+        """Start or wake the thread. Called for each portal that is opened."""
         if not self._is_idle:
             return
         self._is_idle = False
@@ -237,7 +237,7 @@ class Stalls:
         try:
             self._wake.release()
         except RuntimeError:
-            pass  # another thread has woken it already
+            pass  # another thread has released it already
 
     # What runs in the thread
 
@@ -251,7 +251,7 @@ class Stalls:
                     continue
                 self._told.clear()
                 self._is_idle = True
-                if not self._totals.portals:  # else one was opened that saw no need to wake this
+                if not self._totals.portals:  # else a portal was opened that did not wake this
                     wake.acquire()
                 self._is_idle = False
         except Exception:
@@ -281,12 +281,12 @@ class Stalls:
         except OverError:
             return
         except Exception:
-            if not step.is_over():  # else its portal was closed while it was read
+            if not step.is_over():  # else its portal was closed meanwhile
                 logging.getLogger("greenback").exception("a stalled step could not be told of")
 
 
 def seconds_stalled(totals: Totals) -> Dict[str, float]:
-    """For how long steps over the limit have held their loops: the longest, by library."""
+    """The seconds that the longest step over the limit has held its loop, by library."""
     now = perf_counter_ns()
     found: Dict[str, float] = {}
     for step in running_steps(totals):

@@ -1,8 +1,9 @@
 """The `threading` lock that a hanging step waits for, and its holder.
 
-Both are read from other threads' frames while they wait. The lock is the subject of the ``with`` or
-``acquire()`` that the innermost frame is executing. Its holder is the thread or suspended task with
-a frame inside a ``with`` of the same lock. Only debug mode knows who called ``acquire()``.
+Both are read from the frames of other threads while these wait. The lock is the subject of the
+``with`` or ``acquire()`` that the innermost frame is executing. Its holder is the thread or the
+suspended task with a frame inside a ``with`` of the same lock. Only debug mode knows the callers of
+``acquire()``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..misuse.evidence.locks.claims import NAMES
 if TYPE_CHECKING:
     from ..count.totals import Totals
 
-#: Tasks of which the frames are looked at.
+#: Look at the frames of at most this many tasks.
 _TASKS = 2_000
 
 
@@ -32,8 +33,8 @@ class Waits(NamedTuple):
     """What a thread waits for.
 
     Attributes:
-        lock: The type, and how the waiting code names it.
-        held_by: Who has it, and where it was acquired. Empty if that is not known.
+        lock: The type of the lock, and the expression that names it in the waiting code.
+        held_by: The holders, and where they acquired the lock. Empty if unknown.
     """
 
     lock: str
@@ -41,12 +42,12 @@ class Waits(NamedTuple):
 
 
 def find(innermost: FrameType, task: Any, totals: Totals) -> Optional[Waits]:
-    """The lock that the thread of a running frame waits for, if it waits for one.
+    """The lock that the thread of a running frame waits for; None if it waits for none.
 
     Args:
-        innermost: The frame.
-        task: The task that runs it.
-        totals: What has the portals whose tasks may have the lock.
+        innermost: The innermost frame of the thread.
+        task: The task that the thread runs.
+        totals: The counts, with the open portals: their tasks may hold the lock.
     """
     outer = (each for each in outwards(innermost) if each.f_code.co_filename != threading.__file__)
     frame = next(outer, None)
@@ -87,10 +88,10 @@ def _stacks(running: Any, totals: Totals) -> Iterator[Tuple[str, List[FrameType]
         seen.add(id(task))
         coroutine = task.coro if hasattr(task, "coro") else task.get_coro()
         if getattr(coroutine, "cr_running", getattr(coroutine, "gi_running", False)):
-            continue  # it is among the threads
+            continue  # a thread runs it: see below
         try:
             frames = [each for each in suspended_frames(coroutine) if each is not None]
-        except Exception:  # it goes on meanwhile
+        except Exception:  # the task goes on meanwhile
             continue
         yield f"task {task_name(task)!r}", [each for each in frames if not is_own(each)]
     for ident, innermost in current_frames().items():

@@ -20,7 +20,7 @@ pytest.importorskip("opentelemetry.metrics", reason="tracing needs greenback[tra
 
 @pytest.fixture(params=["asyncio", "trio"])
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """The two async libraries. What traces tell of uvloop is what they tell of asyncio."""
+    """The two async libraries. For traces, uvloop is the same as asyncio."""
     return Backend(request.param)
 
 
@@ -33,7 +33,7 @@ def _untraced_afterwards() -> Iterator[None]:
 
 @pytest.fixture
 def switching_often() -> Iterator[None]:
-    """Threads take turns so often that what two of them do at once goes wrong, if it can."""
+    """Threads switch so often that races between two of them show."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -42,14 +42,14 @@ def switching_often() -> Iterator[None]:
 
 @pytest.fixture
 def others_are_shown() -> None:
-    """What other threads run is looked at, since it stops meanwhile."""
+    """Other threads stop while their frames are read, so these are shown."""
     if not can_look_at_others():
         pytest.skip("without the GIL, nobody looks at what other threads run")
 
 
 @pytest.fixture
 def environment() -> Callable[..., Dict[str, str]]:
-    """Makes the environment of another interpreter, without variables of ours but those given."""
+    """Makes the environment of another interpreter, with no GREENBACK_... but those given."""
 
     def make(**variables: str) -> Dict[str, str]:
         environ = {
@@ -59,7 +59,7 @@ def environment() -> Callable[..., Dict[str, str]]:
         }
         files = [str(module.__file__) for module in (greenback, greenback_trace)]
         roots = {str(Path(file).parents[1]) for file in files}
-        # A busy machine takes a tenth of a second now and then: only who asks hears of slow steps.
+        # A busy machine takes a tenth of a second now and then: slow steps only where a test asks.
         environ["GREENBACK_TRACE_SLOW"] = "60"
         environ.update(variables, PYTHONPATH=os.pathsep.join(sorted(roots)))
         return environ
@@ -69,7 +69,7 @@ def environment() -> Callable[..., Dict[str, str]]:
 
 @pytest.fixture
 def python(environment: Callable[..., Dict[str, str]], tmp_path: Path) -> Any:
-    """Runs another interpreter, in a directory of its own and without variables of ours."""
+    """Runs another interpreter, in a directory of its own and without greenback's variables."""
 
     def run(*arguments: str, **variables: str) -> Any:
         return subprocess.run(

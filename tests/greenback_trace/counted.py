@@ -1,4 +1,4 @@
-"""A program that counts its own bridges: of every kind, in threads of two async libraries."""
+"""A program that counts its own bridges, of every kind, in threads with both async libraries."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Counted = Dict[Tuple[Any, ...], int]
 
 
 class Count:
-    """Counts for the program, from any thread, and from finalizers that interrupt it.
+    """The program's own counts. Any thread can add, and so can finalizers in the middle of that.
 
     Args:
-        work: What is to be done in each portal.
+        work: Called in each portal.
     """
 
     def __init__(self, work: Optional[Callable[[Count, Any], None]] = None) -> None:
@@ -30,20 +30,20 @@ class Count:
         self._ticks: Dict[Tuple[Any, ...], Any] = {}
 
     def add(self, *key: Any) -> None:
-        # An itertools.count is one that nothing can interrupt; `+= 1` is not, on some.
+        # Nothing can interrupt an itertools.count; some interpreters can interrupt `+= 1`.
         tick = self._ticks.get(key)
         if tick is None:
             tick = self._ticks.setdefault(key, itertools.count())
         next(tick)
 
     def result(self) -> Counted:
-        """The end of it: it cannot be added to after that."""
+        """End counting and return the counts."""
         return {key: next(tick) for key, tick in self._ticks.items()}
 
 
 @types.coroutine
 def counting(count: Count, loop: Any, coroutine: Any, site: Optional[str] = None) -> Any:
-    """Await *coroutine*, and count its traps: of a bridge at *site*, or of what is in a portal."""
+    """Await *coroutine* and count its traps: for a bridge at *site*, or for code in a portal."""
     error: Optional[BaseException] = None
     answer = None
     traps = 0
@@ -70,7 +70,7 @@ def counting(count: Count, loop: Any, coroutine: Any, site: Optional[str] = None
             count.add("switch", "to_task")
 
 
-# What a program bridges to, and from where: each function is one that counters are kept for.
+# Functions to bridge to, and functions that bridge. Each has counters of its own.
 
 
 async def nop() -> None:
@@ -146,14 +146,14 @@ def through_a_chain(count: Count) -> None:
 def finalizing(count: Count) -> None:
     try:
         greenback.await_(nop())
-    except RuntimeError:  # no portal where the collector came by
+    except RuntimeError:  # the garbage collector ran where there is no portal
         count.add("refused")
     else:
         count.add("bridge", "finalizing", "ok")
 
 
 class Litter:
-    """Bridges when it is collected, or tries to."""
+    """An object that bridges when it is collected, or tries to."""
 
     def __init__(self, count: Count) -> None:
         self._count = count
@@ -233,9 +233,9 @@ def everything(count: Count, loop: Any) -> None:
 
 def littering(count: Count, loop: Any) -> None:
     everything(count, loop)
-    Litter(count)  # which is collected here
+    Litter(count)  # collected at once
     litter: List[Any] = [Litter(count)]
-    litter.append(litter)  # and one that is collected who knows where
+    litter.append(litter)  # collected later, anywhere
 
 
 async def portal(count: Count, loop: Any, kind: str) -> None:
@@ -282,15 +282,15 @@ async def laps(count: Count, loop: Any, number: int) -> None:
         await every_kind(count, loop)
 
 
-#: Bridges of `every_kind`, but for those of finalizers that are collected elsewhere.
+#: Bridges of `every_kind`, without those of finalizers that are collected elsewhere.
 BRIDGES_PER_LAP = 5 * (2 * 10 + 5 + 4 + 1)
 THREADS = 8
-#: Seconds between collections. PyPy's look at all that there is, a tenth of a second each.
+#: Seconds between collections. PyPy's look at all objects, and take a tenth of a second.
 COLLECTS_EVERY = 0.2 if sys.implementation.name == "pypy" else 0.02
 
 
 def in_threads(count: Count, bridges: int) -> None:
-    """At least so many bridges, over 8 threads, while another one collects garbage."""
+    """Make at least so many bridges in 8 threads, while another thread collects garbage."""
     number = -(-bridges // (BRIDGES_PER_LAP * THREADS))
     errors: List[BaseException] = []
 
@@ -311,8 +311,8 @@ def in_threads(count: Count, bridges: int) -> None:
         for index in range(THREADS)
     ]
     collector = threading.Thread(target=collect)
-    if hasattr(gc, "freeze"):  # which PyPy has not
-        gc.freeze()  # what is of no interest would take half of the time
+    if hasattr(gc, "freeze"):  # PyPy has none
+        gc.freeze()  # the rest would take half of the time
     for thread in (collector, *threads):
         thread.start()
     for thread in threads:
@@ -330,11 +330,11 @@ def name(function: str) -> str:
 
 
 def assert_counted(counted: Counted) -> None:
-    """The totals are those that the program counted.
+    """The totals are equal to the program's own counts.
 
-    PyPy runs finalizers between any two instructions, so that one that bridges while a bridge adds
-    itself to the same numbers can be missing there (``docs/behaviour.rst``). A finalizer's site is
-    its own, and it suspends nothing: the rest is exact.
+    PyPy runs finalizers between any two instructions. A finalizer that bridges while another bridge
+    adds itself to the same numbers can be missing there (``docs/behaviour.rst``). A finalizer has a
+    site of its own, and does not suspend: all other numbers are exact.
     """
     totals = greenback_trace.snapshot()
     is_pypy = sys.implementation.name == "pypy"
@@ -387,7 +387,7 @@ def _part(counted: Counted, what: str) -> Dict[str, int]:
 
 
 def growing() -> Dict[Tuple[Any, ...], float]:
-    """All that a snapshot has which can only grow."""
+    """All numbers of a snapshot that can only grow."""
     totals = greenback_trace.snapshot()
     values: Dict[Tuple[Any, ...], float] = {}
     of_bridges = ("ok", "errors", "cancelled", "suspended", "time", "suspended_time")

@@ -1,6 +1,6 @@
-"""An OTLP receiver, by gRPC or by HTTP, which adds up the metrics and spans that it is sent.
+"""An OTLP receiver, by gRPC or HTTP, which adds up the metrics and spans that it gets.
 
-There is no gRPC for PyPy, and for CPython without the GIL.
+PyPy, and CPython without the GIL, have no gRPC.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing_extensions import Self
 
 HAS_GRPC = find_spec("grpc") is not None
 
-# The values of the attributes, in the order of their keys: every instrument has one set of keys.
+# The values of the attributes, in the order of their keys. Each instrument has one set of keys.
 Attributes = Tuple[Any, ...]
 
 
 class Receiver:
-    """A context manager: a server on a free port of this machine, and what it has received.
+    """A context manager: a server on a free port of this machine, and all that it has received.
 
-    It speaks gRPC where there is one. Only the scope ``greenback`` is kept. Sums and histograms are
-    added up if they come as deltas; of cumulative ones, the latest counts. Up-down counters are
-    what they were last.
+    It speaks gRPC if that is installed. It keeps the scope ``greenback`` only. Deltas of sums and
+    histograms are added up; of cumulative ones, the latest value counts. Up-down counters have
+    their last value.
     """
 
     def __init__(self) -> None:
         # Written by the only thread of the server.
-        #: By the name of the instrument, then by attributes.
+        #: Values by the name of the instrument, then by attributes.
         self.sums: Dict[str, Dict[Attributes, float]] = {}
-        #: The numbers of measurements, by name and attributes.
+        #: The number of measurements, by name and attributes.
         self.measured: Dict[str, Dict[Attributes, int]] = {}
         self.spans: List[Any] = []
         self.temporalities: Dict[str, str] = {}
@@ -52,7 +52,7 @@ class Receiver:
         self._stop()
 
     def exporters(self) -> Tuple[Any, Any]:
-        """The SDK's exporters to it, for metrics and for spans."""
+        """The SDK's exporters to this receiver, for metrics and for spans."""
         if HAS_GRPC:
             from opentelemetry.exporter.otlp.proto.grpc import metric_exporter, trace_exporter
 
@@ -72,7 +72,7 @@ class Receiver:
         for metric in _in_scope(request.resource_metrics, "scope_metrics", "metrics"):
             kind = metric.WhichOneof("data")
             if kind == "gauge":
-                continue  # of this moment: there is nothing to add up
+                continue  # values of this moment: there is nothing to add up
             data = getattr(metric, kind)
             is_delta = (
                 data.aggregation_temporality == AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
@@ -88,7 +88,7 @@ class Receiver:
                     value = point.count
                     only_grows = True
                 attributes = _attributes(point)
-                # What is not answered in time is sent again, and may come after newer figures.
+                # If an answer is late, the request is sent again, maybe after newer figures.
                 key = (metric.name, attributes)
                 sent = (point.start_time_unix_nano, point.time_unix_nano)
                 known = self._sent.setdefault(key, set())

@@ -51,7 +51,7 @@ class TestEnable:
         greenback_trace.disable()
 
     def test_off(self) -> None:
-        """enable() with a Config that says off is an error that names disable()."""
+        """enable() with a Config whose mode is off raises an error that names disable()."""
         with pytest.raises(ConfigError, match=r"disable\(\)"):
             greenback_trace.enable(config=Config(mode="off"))
 
@@ -68,7 +68,7 @@ class TestEnable:
 
     @pytest.mark.parametrize("mode", ["on", "debug"])
     def test_nothing_is_slow(self, backend: Any, mode: str) -> None:
-        """A limit that no step ever reaches is one like any other."""
+        """A limit that no step ever reaches works like any other."""
         greenback_trace.enable(config=Config(mode=mode, slow=1e300))
         backend.run(greenback.with_portal_run_sync, greenback.await_, backend.sleep(0))
         assert greenback_trace.snapshot().slow_steps == {}
@@ -77,7 +77,7 @@ class TestEnable:
 
 class TestFromEnvironment:
     def test_unset(self, python: Any) -> None:
-        """Without GREENBACK_TRACE, nothing of tracing is even imported."""
+        """Without GREENBACK_TRACE, no module of tracing is imported."""
         done = python(
             "-W",
             "error",
@@ -111,7 +111,7 @@ class TestFromEnvironment:
         assert (done.stdout, done.stderr) == ("False\n", "")
 
     def test_missing_package(self, python: Any) -> None:
-        """Without OpenTelemetry, the program runs untraced, with one warning naming the extra."""
+        """Without OpenTelemetry, the program runs untraced, and one warning names the extra."""
         done = python(
             "-W",
             "error",
@@ -124,7 +124,7 @@ class TestFromEnvironment:
         assert "pip install 'greenback[trace]'" in warning
 
     def test_missing_package_for_the_file(self, python: Any, tmp_path: Path) -> None:
-        """Without the SDK's packages, asking for a file is one warning naming the other extra."""
+        """If a file is asked for without the SDK's packages, one warning names the other extra."""
         done = python(
             "-W",
             "error",
@@ -138,7 +138,7 @@ class TestFromEnvironment:
         assert "pip install 'greenback[report]'" in warning
 
     def test_missing_package_in_the_api(self, python: Any) -> None:
-        """enable() raises ImportError instead."""
+        """Where a package is missing, enable() raises ImportError."""
         done = python(
             "-W",
             "error",
@@ -149,7 +149,7 @@ class TestFromEnvironment:
         assert "pip install 'greenback[trace]'" in done.stderr
 
     def test_sdk_that_is_set_later(self, python: Any) -> None:
-        """An SDK that the application sets up after importing greenback gets everything."""
+        """An SDK that the application sets up after it imports greenback gets everything."""
         pytest.importorskip("opentelemetry.sdk.trace")
         done = python(
             "-W",
@@ -181,7 +181,7 @@ asyncio.run(main())
         assert "greenback.summary" not in done.stderr
 
     def test_enabled_again_once_there_is_an_sdk(self, python: Any) -> None:
-        """What was registered while there was none is the SDK's by then."""
+        """Instruments registered before there was an SDK belong to the SDK once it is set."""
         pytest.importorskip("opentelemetry.sdk.trace")
         done = python(
             "-W",
@@ -208,7 +208,7 @@ asyncio.run(main())
 
 class TestSummary:
     def test_without_an_sdk(self, python: Any) -> None:
-        """Where nothing else would tell, one event at exit does, on standard error."""
+        """Without an SDK or a file, one event at exit tells the totals, on standard error."""
         done = python("-W", "error", "-c", PROGRAM, GREENBACK_TRACE="1")
         assert done.returncode == 0
         assert done.stdout == ""
@@ -218,12 +218,12 @@ class TestSummary:
         assert "__main__.page" in line
 
     def test_nothing_happened(self, python: Any) -> None:
-        """A program that opened no portal ends without a word."""
+        """A program that opened no portal logs nothing."""
         done = python("-W", "error", "-c", "import greenback", GREENBACK_TRACE="1")
         assert (done.stdout, done.stderr) == ("", "")
 
     def test_structlog_of_the_application(self, python: Any) -> None:
-        """An application's configuration of structlog decides how the summary looks."""
+        """The application's configuration of structlog decides how the summary looks."""
         done = python(
             "-W",
             "error",

@@ -35,7 +35,7 @@ class TestConfig:
         ],
     )
     def test_refuses_a_value_that_cannot_be(self, field: str, value: Any) -> None:
-        """The error names the field, the value, and what is allowed."""
+        """The error names the field, the value, and the allowed values."""
         with pytest.raises(ConfigError, match=re.escape(f"{field}={value!r}") + ".*must be"):
             Config(**{field: value})
 
@@ -46,7 +46,7 @@ class TestConfig:
 
 class TestFromEnv:
     def test_nothing_set(self) -> None:
-        """Without variables tracing is off, and the rest has its defaults."""
+        """Without variables, tracing is off, and all other fields have their defaults."""
         assert Config.from_env({}) == Config(mode="off")
 
     def test_everything_set(self) -> None:
@@ -91,7 +91,7 @@ class TestFromEnv:
 
     @pytest.mark.parametrize(("text", "size"), [("512", 512), ("3k", 3072), ("1G", 1 << 30)])
     def test_sizes(self, text: str, size: int) -> None:
-        """A size is a number of bytes, or of the next larger units."""
+        """A size is a number of bytes, or of the units k, M and G."""
         assert Config.from_env({"GREENBACK_TRACE_FILE_LIMIT": text}).file_limit == size
 
     @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ class TestFromEnv:
     def test_a_typo_is_one_warning_and_the_default(
         self, variable: str, text: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A service with a typo in its environment starts, and is told what is allowed."""
+        """A service with a typo in its environment starts; a warning names the allowed values."""
         with caplog.at_level(logging.WARNING, "greenback"):
             assert Config.from_env({variable: text}) == Config.from_env({})
         (record,) = caplog.records

@@ -1,4 +1,4 @@
-"""What fails in telemetry is not felt by the program, and one log event tells of it."""
+"""The program does not notice a failure in telemetry; one log event tells of it."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class TestExporter:
         return done
 
     def messages(self, done: Any, ours: int, theirs: int) -> None:
-        """So many messages in the log are greenback's, and so many the SDK's."""
+        """The number of messages in the log from greenback, and from the SDK."""
         words = [line.split() for line in done.stderr.splitlines()]
         loggers = [line[1] for line in words if line[0] in ("ERROR", "WARNING")]
         assert loggers.count("greenback") == ours, done.stderr
         assert len(loggers) == ours + theirs, done.stderr
 
     def test_raises(self, python: Any) -> None:
-        """An exporter that raises is logged by the SDK, and the totals are exact all the same."""
+        """The SDK logs an exporter that raises, and the totals are exact all the same."""
         done = self.run(
             python,
             "class Raises(SpanExporter):\n"
@@ -83,7 +83,7 @@ class TestExporter:
         self.messages(done, ours=0, theirs=1)
 
     def test_of_metrics_raises(self, python: Any) -> None:
-        """An exporter of metrics that raises is logged by the SDK, too, and felt by nobody."""
+        """The SDK logs an exporter of metrics that raises, too, and the program does not notice."""
         done = self.run(
             python,
             "class Raises(MetricExporter):\n"
@@ -98,7 +98,7 @@ class TestExporter:
         self.messages(done, ours=0, theirs=1)
 
     def test_blocks(self, python: Any) -> None:
-        """One that blocks holds up neither bridges nor snapshots; the SDK says what is lost."""
+        """An exporter that blocks delays no bridge or snapshot; the SDK logs the lost spans."""
         done = self.run(
             python,
             "import threading\n"
@@ -116,7 +116,7 @@ class TestExporter:
         assert "ueue" in done.stderr
 
     def test_unreachable(self, python: Any) -> None:
-        """A collector that is not there costs the program nothing; the SDK says once it gave up."""
+        """A collector that is down costs the program nothing; the SDK logs once that it gave up."""
         pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
         done = self.run(
             python,
@@ -130,13 +130,13 @@ class TestExporter:
             "    OTLPSpanExporter(f'http://127.0.0.1:{port}/v1/traces', timeout=1)))\n"
             "trace.set_tracer_provider(provider)\n" + END + "provider.shutdown()",
         )
-        # Before that, it warns at each new attempt.
+        # Before it gives up, the SDK warns at each new attempt.
         assert done.stderr.count("ERROR opentelemetry.") == 1
         assert "greenback" not in done.stderr
 
     @pytest.mark.parametrize("hook", ["on_start", "on_end"])
     def test_processor_raises(self, python: Any, hook: str) -> None:
-        """A span processor that raises ends the spans, as one message says, and no metric."""
+        """If a span processor raises, spans end, as one message says, and metrics go on."""
         done = self.run(
             python,
             "from opentelemetry.sdk.trace import SpanProcessor\n"
@@ -164,7 +164,7 @@ class TestExporter:
 
     @pytest.mark.parametrize("processor", ["BatchSpanProcessor", "SimpleSpanProcessor"])
     def test_provider_is_shut_down_early(self, python: Any, processor: str) -> None:
-        """Providers that were shut down get no more, as one message says; the totals go on."""
+        """After their shutdown, providers get nothing, as one message says; the totals go on."""
         done = self.run(
             python,
             "from opentelemetry.sdk.trace.export import SimpleSpanProcessor\n"
@@ -200,7 +200,7 @@ class TestExporter:
         ids=["all", "portals", "suspended", "one_portal", "late_spans", "enabled_again"],
     )
     def test_late_provider_is_shut_down_early(self, python: Any, portals: str, spans: str) -> None:
-        """One that was set after the first portal is no exception: one message says so."""
+        """The shutdown of a provider set after the first portal logs one message, too."""
         done = self.run(
             python,
             "from opentelemetry.sdk.trace.export import SimpleSpanProcessor\n"
@@ -226,7 +226,7 @@ class TestExporter:
         assert "TracerProvider was shut down" in done.stderr
 
     def test_provider_is_shut_down_at_the_end(self, python: Any) -> None:
-        """One that is shut down when the program ends is as it should be."""
+        """The shutdown of a provider at the end of the program logs nothing."""
         done = self.run(
             python,
             "tracers = TracerProvider(); trace.set_tracer_provider(tracers)\n"
@@ -236,7 +236,7 @@ class TestExporter:
 
 
 class TimeUp(Exception):
-    """What a signal handler raises in these tests."""
+    """The exception of the signal handlers in these tests."""
 
 
 class Nop:
@@ -248,11 +248,11 @@ class Nop:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signals to spare")
 class TestSignalHandler:
-    """What a signal handler raises is the program's, also if tracing is what it interrupts."""
+    """The exception of a signal handler reaches the program, also out of the middle of tracing."""
 
     @pytest.fixture
     def interrupt(self) -> Iterator[Callable[[], None]]:
-        """A signal arrives when this is called for the first time."""
+        """Have a signal arrive at the first call of this."""
         left = [signal.SIGUSR1]
 
         def arrive() -> None:
@@ -277,7 +277,7 @@ class TestSignalHandler:
         interrupt: Callable[[], None],
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """It leaves the bridge, which is over then, and the next one is traced as ever."""
+        """The exception ends the bridge, and the next bridge is traced as always."""
         ended = []
 
         class Interrupted(SpanProcessor):
@@ -301,7 +301,7 @@ class TestSignalHandler:
         provider.add_span_processor(Interrupted())
         greenback_trace.enable(config=Config(mode=mode), tracer_provider=provider)
         backend.run(greenback.with_portal_run_sync, program)
-        # One that has failed gets a span of its own when it has.
+        # A failed bridge gets its span when it has failed.
         assert len(ended) == (2 if hook == "on_start" else 1)
         assert [record.getMessage() for record in caplog.records] == []
         totals = greenback_trace.snapshot()
@@ -309,7 +309,7 @@ class TestSignalHandler:
         assert totals.active == {backend.name: 0}
 
     def test_in_a_histogram(self, backend: Any, interrupt: Callable[[], None]) -> None:
-        """It leaves a bridge that was being counted: its span ends all the same."""
+        """The exception ends a bridge that was being counted: its span ends all the same."""
 
         class Interrupts(AlwaysOnExemplarFilter):
             def should_sample(self, *args: Any, **kwds: Any) -> bool:
@@ -342,7 +342,7 @@ class TestSignalHandler:
         interrupt: Callable[[], None],
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """It leaves the bridge whose misuse was being logged."""
+        """The exception ends the bridge whose misuse was being logged."""
 
         def processor(logger: Any, level: str, event: Any) -> Any:
             if event["event"] == "greenback.misuse":
@@ -392,20 +392,20 @@ class TestFile:
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
     def test_full_disk(self, python: Any) -> None:
-        """With a full disk, lines are lost, and counted."""
+        """Lines lost on a full disk are counted."""
         warning, dropped = self.run(python, "/dev/full")
         assert os.strerror(errno.ENOSPC) in warning
         assert dropped == "{'line': {'write_error': 2}}"
 
     def test_disk_gets_full(self, python: Any, tmp_path: Path) -> None:
-        """A line that finds room for a part of itself only is taken back."""
+        """If the disk has room for a part of a line only, that part is removed."""
         pytest.importorskip("resource")
         path = tmp_path / "trace.jsonl"
         _, dropped = self.run(
             python,
             str(path),
             "import resource\n"
-            "page(0)\n"  # this much is written
+            "page(0)\n"  # the bytes that are written
             "size = os.stat(os.environ['GREENBACK_TRACE_FILE']).st_size\n"
             "assert size\n"
             "hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n"
@@ -419,7 +419,7 @@ class TestFile:
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
     def test_disk_that_blocks(self, python: Any, tmp_path: Path) -> None:
-        """A write that does not come back holds up neither bridges nor, for long, the end."""
+        """A write that does not return delays no bridge, and the program's end only briefly."""
         path = tmp_path / "trace.jsonl"
         os.mkfifo(path)
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -447,7 +447,7 @@ class TestFile:
         assert dropped == "{'line': {'limit': 2}}"
 
     def test_cannot_be_opened(self, python: Any, tmp_path: Path) -> None:
-        """A directory that does not exist is one warning."""
+        """For a directory that does not exist, there is one warning."""
         warning, dropped = self.run(python, str(tmp_path / "missing" / "trace.jsonl"))
         assert "cannot be opened" in warning
         assert dropped == "{'line': {'write_error': 2}}"
@@ -455,7 +455,7 @@ class TestFile:
     def test_too_many_spans_at_once(
         self, backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Spans that are made faster than they can be written are counted, or written."""
+        """If spans come faster than they are written, those left out are counted."""
 
         async def nop() -> None:
             pass
@@ -471,10 +471,10 @@ class TestFile:
         monkeypatch.setattr("greenback_trace.file.pipeline._QUEUE", 1_000)
         greenback_trace.enable(config=Config(file=str(path)))
         interval = sys.getswitchinterval()
-        sys.setswitchinterval(60)  # the thread that writes has to wait
+        sys.setswitchinterval(60)  # the writing thread has to wait
         runs = 0
         try:
-            while not dropped() and runs < 20:  # seldom more than one: if it did not wait
+            while not dropped() and runs < 20:  # rarely more than one
                 backend.run(greenback.with_portal_run_sync, many)
                 runs += 1
         finally:
@@ -490,7 +490,7 @@ class TestFile:
         assert found + dropped() == 2_001 * runs
 
     def test_sdk_is_disabled(self, python: Any, tmp_path: Path) -> None:
-        """OTEL_SDK_DISABLED is about the application's SDK, not about the file."""
+        """OTEL_SDK_DISABLED disables the application's SDK, and not the file."""
         path = tmp_path / "trace.jsonl"
         done = python(
             "-c",
@@ -508,7 +508,7 @@ class TestFile:
         assert '"greenback.bridges"' in text
 
     def test_histograms(self, backend: Any, tmp_path: Path) -> None:
-        """The file's histograms are those of snapshot(): every bridge, step and switch."""
+        """The histograms of the file are equal to those of snapshot()."""
 
         def wait() -> None:
             greenback.await_(backend.sleep(0))
@@ -548,7 +548,7 @@ class TestFile:
 
 class TestInstrument:
     def test_of_the_user_raises(self, python: Any) -> None:
-        """An instrument of the user that raises is removed with one message; tracing goes on."""
+        """An instrument of the program that raises is removed with one message; tracing goes on."""
         done = python(
             "-c",
             BRIDGES + "class Broken(greenback.instruments.Instrument):\n"

@@ -1,4 +1,4 @@
-"""Forked children: each counts from zero, and writes what is its own."""
+"""Forked children: each counts from zero, and writes its own numbers only."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def resources(path: Path) -> Dict[int, List[Any]]:
 
 
 def bridges(scopes: List[Any]) -> int:
-    """The last that was written of them."""
+    """The last number of bridges in the file."""
     count = 0
     for scope in scopes:
         for metric in scope.get("metrics", []):
@@ -92,7 +92,7 @@ def span_names(scopes: List[Any]) -> List[str]:
 
 @pytest.fixture
 def asyncio_says(python: Any) -> str:
-    """What asyncio itself says where a task forks: since Python 3.14, the child has no loop."""
+    """The messages of asyncio itself about a fork in a task: the child has no loop (3.14)."""
     program = "child = asyncio.run(fork())\nif child: wait_for(child)"
     done = python("-c", BRIDGES + FORK + program)
     assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ class TestFile:
         return done
 
     def test_own_file(self, python: Any, tmp_path: Path) -> None:
-        """With {pid} in its name, each process has a file with its own numbers and spans."""
+        """With {pid} in the path, each process has a file with its own numbers and spans."""
         done = self.run(
             python,
             tmp_path / "trace-{pid}.jsonl",
@@ -132,7 +132,7 @@ class TestFile:
             assert span_names(found[pid]).count("await_ bridge") == count
 
     def test_shared_file(self, python: Any, tmp_path: Path) -> None:
-        """Without {pid}, all write whole lines to one file, each with its process's number."""
+        """Without {pid}, all processes write whole lines, with their numbers, to one file."""
         path = tmp_path / "trace.jsonl"
         done = self.run(
             python,
@@ -152,7 +152,7 @@ class TestFile:
         assert [bridges(found[pid]) for pid in pids] == [3, 10, 20, 30]
 
     def test_before_any_portal(self, python: Any, tmp_path: Path) -> None:
-        """A preloading server has no thread of ours to fork beside; its workers are traced."""
+        """A preloading server forks without a thread of greenback's; its workers are traced."""
         done = self.run(
             python,
             tmp_path / "trace-{pid}.jsonl",
@@ -184,7 +184,7 @@ class TestFile:
 
     @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
     def test_multiprocessing(self, python: Any, tmp_path: Path, method: str) -> None:
-        """Children of multiprocessing, which skip what atexit has, complete their files."""
+        """Children of multiprocessing complete their files, although they skip atexit."""
         (tmp_path / "program.py").write_text(
             BRIDGES + "import multiprocessing\n"
             "if __name__ == '__main__':\n"
@@ -207,7 +207,7 @@ class TestFile:
         assert span_names(found).count("await_ bridge") == 6
 
     def test_in_a_bridge(self, python: Any, tmp_path: Path, asyncio_says: str) -> None:
-        """A child forked in a bridge goes on with it; what its parent began is not its own."""
+        """A child forked in a bridge goes on with it, and does not count its parent's bridges."""
         done = self.run(
             python,
             tmp_path / "trace-{pid}.jsonl",
@@ -231,7 +231,7 @@ class TestFile:
         assert bridges(found) == 7
 
     def test_while_it_is_written(self, python: Any, tmp_path: Path) -> None:
-        """A fork while another thread collects and writes stops neither process."""
+        """A fork while another thread collects and writes blocks neither process."""
         done = self.run(
             python,
             tmp_path / "trace-{pid}.jsonl",
@@ -241,7 +241,7 @@ class TestFile:
             "stop = threading.Event()\n"
             "def write():\n"
             "    while not stop.is_set():\n"
-            "        bridges = page(1)\n"  # closing its loop has all of it written
+            "        bridges = page(1)\n"  # the end of its loop writes everything
             "        greenback_trace.snapshot()\n"
             "threads = [threading.Thread(target=write) for _ in range(2)]\n"
             "for thread in threads: thread.start()\n"
@@ -282,7 +282,7 @@ class TestSDK:
         ids=["at_once", "traced", "enabled_again", "disabled"],
     )
     def test_set_up_afterwards(self, python: Any, before: str) -> None:
-        """A child that sets its SDK up itself exports its own numbers and spans."""
+        """A child that sets up its own SDK exports its own numbers and spans."""
         done = self.run(
             python,
             f"{before}\n"
@@ -301,7 +301,7 @@ class TestSDK:
 
     @pytest.mark.parametrize("before", ["", "page(3)"])
     def test_inherited(self, python: Any, before: str) -> None:
-        """An SDK set up before the fork gets nothing in the child: one warning and a summary."""
+        """An SDK from before the fork gets nothing in the child: one warning and a summary."""
         done = self.run(
             python,
             f"set_up(); {before}\n"
@@ -341,7 +341,7 @@ class TestSDK:
             "child = asyncio.run(greenback.with_portal_run_sync(split))\n"
             "if child: wait_for(child); print(exported(), sorted(spans()))",
         )
-        # The fork was made in the middle of the second.
+        # The fork came in the middle of the second bridge.
         assert done.stdout == "[2] ['await_ split', 'await_ split', 'portal run_sync']\n", (
             done.stderr
         )
@@ -359,7 +359,7 @@ class TestSDK:
         assert done.stderr == ""
 
     def test_in_the_middle_of_a_collection(self, python: Any) -> None:
-        """A fork inside of a callback, with the SDK's locks held, stops neither process."""
+        """A fork inside of a callback, with the SDK's locks held, blocks neither process."""
         done = self.run(
             python,
             "set_up()\n"
@@ -381,7 +381,7 @@ class TestSDK:
 
 
 class TestTrio:
-    """A Trio program that forks: its loop is of no use in the child, which ends by itself."""
+    """A Trio program that forks: the child cannot use the loop, and ends by itself."""
 
     PROGRAM = """
 import trio

@@ -1,4 +1,4 @@
-"""What signal handlers raise in the middle of tracing reaches the program, and nothing sticks."""
+"""Exceptions of signal handlers in the middle of tracing reach the program; nothing is stuck."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SPARED = ("_step", "_first_answer", "_yield_none", "replace", "__del__")
 
 
 class TimeUp(Exception):
-    """A time limit, as a handler of SIGALRM raises it."""
+    """A time limit, raised by a handler of SIGALRM."""
 
 
 def raise_time_up(*args: Any) -> None:
@@ -50,7 +50,7 @@ def raise_interruption(*args: Any) -> None:
 
 
 class Sdk:
-    """A real one, in memory."""
+    """A real SDK that exports into memory."""
 
     def __init__(self) -> None:
         self.spans = InMemorySpanExporter()
@@ -58,11 +58,11 @@ class Sdk:
         self.tracer_provider.add_span_processor(SimpleSpanProcessor(self.spans))
         self.reader = InMemoryMetricReader()
         self.meter_provider = MeterProvider([self.reader], shutdown_on_exit=False)
-        #: The bridges that had failed when last looked.
+        #: The number of failed bridges at the last look.
         self.failed = 0
 
     def look(self) -> Tuple[Dict[str, List[float]], int]:
-        """What is active, and how many bridges were measured that failed."""
+        """The number of active bridges and portals, and of measured bridges that failed."""
         data = self.reader.get_metrics_data()
         metrics = [
             metric
@@ -125,7 +125,7 @@ async def interrupted_at(
             interrupt.end()
             current.append(trace.get_current_span())
 
-    # At each instruction once: of the same one at each of three bridges it takes twice the time.
+    # Once per instruction: to interrupt it in each of three bridges takes twice the time.
     with Interrupt(
         number, greenback, greenback_trace, spared=SPARED, handler=handler, repeats=1
     ) as interrupt:
@@ -136,7 +136,7 @@ async def interrupted_at(
         assert len(errors) == (where is not None)
         errors.clear()
         assert [span for span in current if span.get_span_context().is_valid] == []
-        # What comes next is traced.
+        # The next bridge is traced.
         sdk.spans.clear()
         with pytest.raises(LookupError):
             await greenback.with_portal_run_sync(await_, fails())
@@ -153,7 +153,7 @@ async def interrupted_at(
 
 @pytest.mark.parametrize("spans", ["none", "all"])
 def test_at_each_instruction(backend: Any, spans: str) -> None:
-    """It reaches the program; no bridge and no portal stays active, and no span current."""
+    """The exception reaches the program; no bridge or portal stays active, and no span current."""
     # All pairs of an event loop, spans or none, and a kind of exception; all triples take twice
     # the time, which is ten seconds for each.
     handler: Any = raise_interruption
@@ -162,7 +162,7 @@ def test_at_each_instruction(backend: Any, spans: str) -> None:
         handler, kind = raise_time_up, TimeUp
     sdk = Sdk()
     with_spans = spans == "all"
-    # Either is made of everything: spans, or measurements.
+    # Make a span or a measurement of everything.
     config = Config(spans=spans, span_rate=0, measurement_rate=1 if with_spans else 0)
     greenback_trace.enable(
         config=config, tracer_provider=sdk.tracer_provider, meter_provider=sdk.meter_provider
@@ -171,7 +171,7 @@ def test_at_each_instruction(backend: Any, spans: str) -> None:
     async def main() -> None:
         await interrupted_at(
             10**9, backend, sdk, with_spans, handler, kind
-        )  # what is made once is made
+        )  # objects that are made once now exist
         for number in sampling.instructions():
             if await interrupted_at(number, backend, sdk, with_spans, handler, kind) is None:
                 break

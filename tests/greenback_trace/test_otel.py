@@ -51,7 +51,7 @@ def _uninstrumented_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 class TestInstrumentor:
     def test_uses_the_providers_until_uninstrumented(self, backend: Any) -> None:
-        """Both providers get everything while instrumented, nothing after, and again later."""
+        """Both providers get everything while instrumented, nothing after that, and again later."""
         exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -105,7 +105,7 @@ class TestCommand:
         assert ('"await_ bridge"' in result.stdout) is is_traced
 
     def test_a_typo_is_one_warning(self, python: Any) -> None:
-        """Under opentelemetry-instrument, too, although the environment is looked at twice."""
+        """A typo under opentelemetry-instrument, which reads the environment twice, warns once."""
         variables = {"GREENBACK_TRACE": "1", "GREENBACK_TRACE_SITES": "many"}
         result = instrumented(python, PROGRAM, traces="none", metrics="none", **variables)
         assert result.returncode == 0
@@ -113,7 +113,7 @@ class TestCommand:
 
     @pytest.mark.parametrize("flush", [True, False])
     def test_metrics(self, python: Any, flush: bool) -> None:
-        """Under opentelemetry-instrument, the counts reach the exporter, at exit at the latest."""
+        """Under opentelemetry-instrument, the counts reach the exporter at exit or before."""
         program = PROGRAM
         if flush:
             program += "from opentelemetry import metrics\n"

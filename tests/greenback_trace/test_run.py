@@ -20,7 +20,7 @@ print(json.dumps([sys.argv, sys.path[0], __name__, os.environ["GREENBACK_TRACE"]
 
 class TestRun:
     def test_is_as_under_python(self, python: Any, tmp_path: Path) -> None:
-        """A script has the argv, path and name that Python gives it, options included."""
+        """A script has the same argv, path and name as under Python, and options reach it."""
         (tmp_path / "show.py").write_text(SHOW)
         arguments = ["show.py", "--file", "x", "-m", "--help", "--", "y"]
         result = python(*RUN, *arguments)
@@ -29,7 +29,7 @@ class TestRun:
         assert json.loads(result.stdout)[0] == arguments
 
     def test_module(self, python: Any, tmp_path: Path) -> None:
-        """With -m, a module is run as python -m does."""
+        """With -m, the command runs a module like python -m."""
         (tmp_path / "show.py").write_text(SHOW)
         result = python(*RUN, "-m", "show", "--top", "1")
         assert result.returncode == 0, result.stderr
@@ -41,7 +41,7 @@ class TestRun:
         assert python(*RUN, "leave.py").returncode == 7
 
     def test_missing(self, python: Any) -> None:
-        """A program that does not exist is named, with what to write for a module."""
+        """If the program does not exist, the error names it and says how to run a module."""
         result = python(*RUN, "missing.py")
         assert result.returncode == 2
         assert "'missing.py'" in result.stderr

@@ -1,4 +1,4 @@
-"""Servers as they are run in production: workers forked after preloading, and SIGTERM."""
+"""Servers as in production: workers forked after preloading, and SIGTERM."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def bridge(count):
     for _ in range(count):
         greenback.await_(nop())
 """
-# An application for each kind of worker: as many bridges as the path says, then who made them, and
-# no end before the request has its own.
+# An application for each kind of worker. It makes as many bridges as the path says, answers with
+# its process number, and does not end before the request does.
 WSGI = """
 def app(environ, start_response):
     bridges = int(environ['PATH_INFO'][1:])
@@ -59,12 +59,12 @@ async def app(scope, receive, send):
     while (await receive()).get('more_body'): pass
     await send({'type': 'http.response.body'})
 """
-# uvicorn ends by raising the signal again, in its event loop, which so is never closed.
+# uvicorn ends by raising the signal again in its event loop. So the loop is never closed.
 COMPLETES = "shut_down = greenback_trace.disable\n"
 LEAVES = "def shut_down(): pass\n"
-# While it is imported, by the master that preloads it.
+# During its import, in the master that preloads it.
 PRELOADED = "asyncio.run(greenback.with_portal_run_sync(bridge, 3))\n"
-# Newer ones would put a socket into the home directory.
+# Newer versions would put a socket into the home directory.
 CONFIG = """
 import gunicorn.config
 if hasattr(gunicorn.config, 'ControlSocketDisable'):
@@ -77,20 +77,20 @@ def post_fork(server, worker):
     import program
     program.set_up()
 """
-# What holds after 5 s also holds after less, which a test need not wait for.
+# The interval is 5 s. The tests shorten it, so as not to wait.
 SOON = "from greenback_trace.file import pipeline; pipeline.FLUSH_INTERVAL = 0.05\n"
 
 
 class Server:
-    """A server that runs, and the answers of its workers."""
+    """A running server, and the answers of its workers."""
 
     port: int
 
     def __init__(self, process: Any) -> None:
         self.process = process
-        #: The bridges that a process made for its answers, by its number.
+        #: The number of bridges that each process made for its answers.
         self.served: Dict[int, int] = Counter()
-        #: What it has written to standard output and error, all of it once it has ended.
+        #: Its standard output and error; complete once the server has ended.
         self.said = ""
 
     def ask(self, bridges: int) -> None:
@@ -99,7 +99,7 @@ class Server:
 
     @contextmanager
     def asking(self, bridges: int) -> Iterator[None]:
-        """Keep a WSGI worker busy meanwhile: it has answered, and waits for the rest of a body."""
+        """Keep a WSGI worker busy: it has answered, and waits for the rest of a body."""
         with create_connection(("127.0.0.1", self.port), timeout=30) as connection:
             head = f"POST /{bridges} HTTP/1.0\r\nHost: here\r\nContent-Length: 1\r\n\r\n"
             connection.sendall(head.encode())
@@ -127,7 +127,7 @@ class Server:
 
 @pytest.fixture
 def serve(environment: Callable[..., Dict[str, str]], tmp_path: Path) -> Iterator[Any]:
-    """Runs a server until it says at which port it is, in a directory of its own."""
+    """Starts a server in a directory of its own, and waits until it logs its port."""
     with ExitStack() as stack:
 
         def start(*arguments: str, **variables: str) -> Server:
@@ -137,7 +137,7 @@ def serve(environment: Callable[..., Dict[str, str]], tmp_path: Path) -> Iterato
                 cwd=str(tmp_path),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                bufsize=0,  # what has not been read yet is left for communicate()
+                bufsize=0,  # communicate() reads the rest
             )
             stack.enter_context(process)
             stack.callback(process.kill)
@@ -150,7 +150,7 @@ def serve(environment: Callable[..., Dict[str, str]], tmp_path: Path) -> Iterato
 
 
 def written(path: Path) -> Tuple[int, Dict[str, int]]:
-    """How many bridges a file says that there were, last, and the numbers of its spans."""
+    """The last number of bridges in a file, and the number of spans by name."""
     return parse(path.read_text())
 
 
@@ -189,12 +189,12 @@ class TestPreloading:
         if worker == "gthread":
             arguments.append("--threads=3")
         server = serve("-m", "gunicorn", *arguments, "program:app", **variables)
-        # A worker that has just been forked drops a SIGTERM, and is killed 30 s later.
+        # A worker ignores a SIGTERM just after its fork, and is killed 30 s later.
         server.wait_until_said("Worker takes signals", times=2)
         return server
 
     def ask(self, server: Server) -> None:
-        """Have each of two sync workers serve something, and then whoever it is."""
+        """Have each of two sync workers serve a request, and then either of them."""
         with server.asking(2):
             server.ask(5)
         assert len(server.served) == 2
@@ -203,7 +203,7 @@ class TestPreloading:
 
     @pytest.mark.parametrize("preloaded", [PRELOADED, ""], ids=["bridges", "bridges not"])
     def test_file(self, serve: Any, tmp_path: Path, preloaded: str) -> None:
-        """Each worker's file has exactly what it served, the master's what was preloaded."""
+        """Each worker's file has exactly its bridges; the master's has those of the preloading."""
         server = self.run(
             serve,
             tmp_path,
@@ -225,7 +225,7 @@ class TestPreloading:
 
     @pytest.mark.parametrize("worker", ["gthread", "uvicorn.workers.UvicornWorker"])
     def test_workers(self, serve: Any, tmp_path: Path, worker: str) -> None:
-        """The same from workers that serve in several threads, or in an event loop."""
+        """Workers that serve in several threads, or in an event loop, have exact files, too."""
         if worker != "gthread":
             pytest.importorskip("uvicorn.workers")
         server = self.run(
@@ -244,7 +244,7 @@ class TestPreloading:
             assert found == spans["await_ bridge"] == count
 
     def test_sdk_before_the_fork(self, serve: Any, tmp_path: Path) -> None:
-        """A preloaded SDK gets what the master does; each worker warns once, and counts."""
+        """A preloaded SDK gets the bridges of the master; each worker warns once, and counts."""
         server = self.run(serve, tmp_path, PROVIDERS + "set_up()\n" + PRELOADED + WSGI)
         self.ask(server)
         assert server.terminate() == 0
@@ -261,7 +261,7 @@ class TestPreloading:
         assert sorted(map(int, summaries)) == sorted(server.served.values())
 
     def test_sdk_after_the_fork(self, serve: Any, tmp_path: Path) -> None:
-        """One that gunicorn's post_fork hook sets up exports exactly what the workers served."""
+        """An SDK set up by gunicorn's post_fork hook exports exactly the bridges of the workers."""
         pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
         from .receiver import Receiver
 
@@ -272,7 +272,7 @@ class TestPreloading:
                 OTLP + PRELOADED + WSGI,
                 hooks=SET_UP_AFTERWARDS,
                 OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{receiver.endpoint}",
-                # The receiver adds up what it gets from both.
+                # The receiver adds up the figures of both workers.
                 OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE="delta",
                 GREENBACK_TRACE_SPAN_RATE="0",
                 GREENBACK_TRACE_MEASUREMENT_RATE="0",
@@ -287,7 +287,7 @@ class TestPreloading:
             "await_ bridge": served,
             "portal run_sync": 7,
         }
-        # Only the master, which has no SDK, sums up.
+        # Only the master has no SDK, and so logs a summary.
         assert "was forked" not in server.said
         assert re.findall(r"greenback\.summary.*? bridges=(\d+)", server.said) == ["3"]
 
@@ -296,7 +296,7 @@ class TestSIGTERM:
     """A server that is terminated while its loop runs."""
 
     def wait_until_written(self, path: Path, count: int) -> None:
-        """The server goes on meanwhile, and the last line may not be whole yet."""
+        """Wait for a line. The server goes on, and the last line may not be whole yet."""
         wait_until(lambda: parse(path.read_text().rpartition("\n")[0])[0] == count)
 
     def uvicorn(self, serve: Any, tmp_path: Path, program: str) -> Any:
@@ -307,11 +307,11 @@ class TestSIGTERM:
         )
 
     def test_interval(self) -> None:
-        """No more than 5 s are lost, which the next two tests do not wait for."""
+        """At most the last 5 s are lost. (The next two tests shorten the interval.)"""
         assert pipeline.FLUSH_INTERVAL == 5.0
 
     def test_asyncio(self, serve: Any, tmp_path: Path) -> None:
-        """What was bridged more than a flush interval ago is in the file, in whole lines."""
+        """Bridges from before the last flush interval are in the file, in whole lines."""
         (tmp_path / "program.py").write_text(
             BRIDGES + SOON + "async def serve(reader, writer):\n"
             "    request = await reader.readline()\n"
@@ -336,10 +336,10 @@ class TestSIGTERM:
         self.wait_until_written(path, 7)
         assert server.terminate() == -signal.SIGTERM
         assert written(path)[0] == 7
-        assert len(server.said.splitlines()) == 1  # where it listens
+        assert len(server.said.splitlines()) == 1  # its address
 
     def test_uvicorn(self, serve: Any, tmp_path: Path) -> None:
-        """The same in an application that uvicorn serves."""
+        """The same holds for an application that uvicorn serves."""
         server = self.uvicorn(serve, tmp_path, SOON + LEAVES)
         path = tmp_path / "trace.jsonl"
         server.ask(5)
@@ -350,7 +350,7 @@ class TestSIGTERM:
         assert written(path)[0] == 7
 
     def test_uvicorn_lifespan(self, serve: Any, tmp_path: Path) -> None:
-        """An application that disables tracing when it is shut down loses nothing at all."""
+        """An application that disables tracing at its shutdown loses nothing at all."""
         server = self.uvicorn(serve, tmp_path, COMPLETES)
         path = tmp_path / "trace.jsonl"
         for _ in range(3):
@@ -360,7 +360,7 @@ class TestSIGTERM:
         assert count == spans["await_ bridge"] == 15
 
 
-# Exporters that say in a file whose process they are in.
+# Exporters that write their process number to a file.
 PROVIDERS = """
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider

@@ -1,4 +1,4 @@
-"""What threads do at the same time, be it with the GIL or without."""
+"""Threads that do something at the same time, with and without the GIL."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def a_portal() -> Portal:
 @stopping
 class TestMeasurements:
     def test_each_thread_lets_its_own_events_pass(self) -> None:
-        """A histogram is told of one event in so many: none of those before it is forgotten."""
+        """A histogram gets one event in so many; each thread skips the same number before it."""
 
         def prepare(turns: Turns) -> Meeting:
             class Telling(Measurements):
@@ -92,7 +92,7 @@ class TestMeasurements:
         at_each_instruction(prepare, counting.totals, sums)
 
     def test_those_left_out_never_become_fewer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whenever another thread asks for their number, it was told no more before."""
+        """Another thread that reads the number of events left out never sees it fall."""
         monkeypatch.setattr("greenback_trace.emit.measurements.random", lambda: 0.5)
 
         def prepare(turns: Turns) -> Meeting:
@@ -109,7 +109,7 @@ class TestMeasurements:
             def look() -> None:
                 ask()
                 assert told == sorted(told)
-                assert told[-1] == 9  # of 12, the histogram was told of each fourth
+                assert told[-1] == 9  # the histogram got every fourth of 12
 
             told: List[int] = []
             totals = Totals(10)
@@ -123,7 +123,7 @@ class TestMeasurements:
         at_each_instruction(prepare, emit.measurements)
 
     def test_those_left_out_are_never_too_many(self) -> None:
-        """Whoever asks for their number while a thread draws how many it leaves out next."""
+        """A thread that reads the number while another one draws again never sees too many."""
 
         def prepare(turns: Turns) -> Meeting:
             counts = Counts(bool)
@@ -139,7 +139,7 @@ class TestMeasurements:
         at_each_instruction(prepare, counting.counts)
 
     def test_they_end_at_any_moment(self) -> None:
-        """Tracing that is disabled while a portal is opened and closed is no failure of it."""
+        """To disable tracing while a portal is opened and closed causes no failure."""
         failures: List[Exception] = []
 
         class Observing(Observer):
@@ -167,7 +167,7 @@ def check(holds: bool) -> None:
 @stopping
 class TestTicks:
     def test_reading_takes_none_away(self) -> None:
-        """Two threads may read a number while it grows: it is the number of ticks then."""
+        """Two threads that read a number while it grows see the right numbers."""
 
         def prepare(turns: Turns) -> Meeting:
             def read() -> None:
@@ -195,7 +195,7 @@ class TestTicks:
 class TestBudget:
     @pytest.mark.parametrize("taken_before", [0, 3], ids=["one second", "a new second"])
     def test_two_threads_share_it(self, taken_before: int) -> None:
-        """Together, threads get no more than there is in a second, and do not both fill it up."""
+        """Together, threads get no more than the rate, and do not both fill the budget up."""
 
         def prepare(turns: Turns) -> Meeting:
             def take() -> None:
@@ -216,14 +216,14 @@ class TestBudget:
 @stopping
 class TestLog:
     def test_no_repeat_is_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each repeat of an event that was not logged is on one that is."""
+        """Each event left out is counted in a logged one."""
 
         def prepare(turns: Turns) -> Meeting:
             def events() -> None:
                 nonlocal now
                 for _ in range(3):
                     said.append(log._left_out("event", "site"))
-                    now += 6  # the first of a pair is told, the second is left out
+                    now += 6  # the first of a pair is logged, the second is left out
 
             said: List[Optional[int]] = []
             now = 100.0
@@ -248,7 +248,7 @@ class TestLog:
 @stopping
 class TestSession:
     def test_histograms_are_found_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Two threads may find out at once that there is an SDK: its histograms are told by one."""
+        """If two threads notice an SDK at once, one of them passes on to its histograms."""
 
         def measure(*arguments: Any) -> Measurements:
             made.append(Measurements(*arguments))
@@ -272,7 +272,7 @@ class TestSession:
         at_each_instruction(prepare, _session, _providers)
 
     def test_it_ends_at_any_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Tracing that is disabled while it hears of a portal is no failure of it."""
+        """To disable tracing while it is told of a portal causes no failure."""
 
         def prepare(turns: Turns) -> Meeting:
             monkeypatch.setattr(_session, "lock", turns.lock())
@@ -285,7 +285,7 @@ class TestSession:
         at_each_instruction(prepare, _session, _providers)
 
     def test_a_shutdown_does_not_enable(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Tracing that is disabled while the SDK is shut down stays so."""
+        """Tracing that is disabled during the shutdown of the SDK stays disabled."""
         sdk = pytest.importorskip("opentelemetry.sdk.trace")
 
         def prepare(turns: Turns) -> Meeting:
@@ -301,7 +301,7 @@ class TestSession:
         at_each_instruction(prepare, _session)
 
     def test_collecting_ends_at_any_moment(self) -> None:
-        """A collection that meets the end of tracing is no failure."""
+        """To disable tracing during a collection causes no failure."""
         sdk = pytest.importorskip("opentelemetry.sdk.metrics")
         export = pytest.importorskip("opentelemetry.sdk.metrics.export")
         failures: List[BaseException] = []
@@ -335,7 +335,7 @@ class TestSession:
 @stopping
 class TestDebugMode:
     def test_what_is_known_of_code_ends_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """No other code that gets its address is taken for it, whoever forgets what meanwhile."""
+        """Code that gets the address of freed code is not taken for it, whatever is forgotten."""
         monkeypatch.setattr(detect, "_CODES_KEPT", 4)
 
         def prepare(turns: Turns) -> Meeting:
@@ -354,7 +354,7 @@ class TestDebugMode:
         at_each_instruction(prepare, detect)
 
     def test_what_others_make_is_theirs(self) -> None:
-        """Looking for what is being collected leaves alone what another thread is making."""
+        """The search for objects being collected leaves alone those that another thread makes."""
 
         def look(stops_at: int) -> None:
             def trace(frame: Any, event: str, argument: Any) -> Any:
@@ -406,19 +406,19 @@ class TestDebugMode:
 
             before = watchdogs()
             watchdog = Watchdog(60)
-            # The second has seen that nobody watches, and goes on when the first has seen it, too.
+            # The second thread sees that there is no watchdog, and waits until the first has, too.
             return lambda: watchdog.start_step(a_portal()), watchdog._rouse, look
 
         at_each_instruction(prepare, watchdog)
 
 
 def watchdogs() -> Set[threading.Thread]:
-    """Those that run: of an earlier test's, perhaps, one that is about to end."""
+    """The watchdogs that run. One of an earlier test can be about to end."""
     return {thread for thread in threading.enumerate() if thread.name == "greenback watchdog"}
 
 
 class Reading:
-    """A thread that takes snapshots for as long as others count: none has less than one before."""
+    """A thread that takes snapshots while others count: no number may ever fall."""
 
     def __init__(self) -> None:
         self._is_over = threading.Event()
@@ -447,7 +447,7 @@ class Reading:
 @stopping
 class TestFile:
     def test_a_full_batch_is_written(self) -> None:
-        """Of two spans that end at once, one wakes the thread that writes, if there are enough."""
+        """If two spans end at once and fill a batch, one of them wakes the writing thread."""
         pytest.importorskip("google.protobuf", reason="this test needs greenback[report]")
         from greenback_trace.file import pipeline
 
@@ -471,7 +471,7 @@ class TestFile:
 class TestStress:
     @pytest.mark.parametrize("spans", ["none", "all"])
     def test_all_is_counted(self, spans: Any) -> None:
-        """Eight threads count each bridge, portal, step and switch, while another one reads."""
+        """Eight threads count each bridge, portal, step and switch, while another thread reads."""
         greenback_trace.enable(config=Config(spans=spans))
         count = Count(everything)
         with Reading():
@@ -479,7 +479,7 @@ class TestStress:
         assert_counted(count.result())
 
     def test_debug_mode(self) -> None:
-        """Debug mode counts them as well, and each misuse."""
+        """Debug mode counts all of these, too, and each misuse."""
         greenback_trace.enable(config=Config(mode="debug", spans="none", slow=60))
         count = Count()
         with Reading():
@@ -501,7 +501,8 @@ class TestStress:
             class Dropped:
                 __del__: Any
 
-            # One instruction calls the one function, and drops what is finalized by the other.
+            # One instruction calls the first function and drops the object that the second one
+            # finalizes.
             for _ in range(20):
                 Called.__setitem__ = new(called, "__setitem__")
                 empty(Called())
@@ -530,7 +531,7 @@ class TestStress:
 
 
 def new(function: Any, name: str) -> types.FunctionType:
-    """The same with a code object of its own."""
+    """A copy of a function, with a code object of its own."""
     return types.FunctionType(function.__code__.replace(co_name=name), function.__globals__)
 
 
@@ -547,14 +548,14 @@ def finalized(self: Any) -> None:
 
 
 class TestWithoutTheGIL:
-    """What another thread runs meanwhile is not looked at: that can crash the interpreter."""
+    """Frames that another thread runs are not read: that can crash the interpreter."""
 
     @pytest.fixture(autouse=True)
     def _without_the_gil(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
 
     def test_stack_of_its_own_thread(self, backend: Any) -> None:
-        """A task of the same thread is shown."""
+        """The stack of a task of the same thread is shown."""
 
         async def main() -> None:
             await greenback.with_portal_run_sync(look)
@@ -568,7 +569,7 @@ class TestWithoutTheGIL:
         assert "in look" in texts[0]
 
     def test_stack_of_another_thread(self, backend: Any) -> None:
-        """A task of another thread's loop is not, and the text says why."""
+        """The stack of a task of another thread's loop is not shown, and the text says why."""
 
         async def main() -> None:
             await greenback.with_portal_run_sync(greenback.await_, waits())
@@ -585,7 +586,7 @@ class TestWithoutTheGIL:
         assert "in waits" not in texts[0]
 
     def test_a_loop_that_does_not_run(self) -> None:
-        """Who makes a task before its loop runs can see it."""
+        """A thread can see a task that it makes before the loop runs."""
 
         async def waits() -> None:
             pass
@@ -597,7 +598,7 @@ class TestWithoutTheGIL:
         loop.close()
 
     def test_socket(self, backend: Any) -> None:
-        """Who connects to the socket is told of the tasks, but not of their stacks."""
+        """A client of the socket gets the tasks, but not their stacks."""
 
         async def main() -> None:
             await greenback.with_portal_run_sync(look)
@@ -617,7 +618,7 @@ class TestWithoutTheGIL:
         assert told[0]["holding"] == []
 
     def test_slow_steps(self, backend: Any) -> None:
-        """Debug mode starts no watchdog; a slow step is that of the last site, as without it."""
+        """Debug mode starts no watchdog; a slow step counts for the last site."""
 
         def slow() -> None:
             greenback.await_(backend.sleep(0))

@@ -1,4 +1,4 @@
-"""How long things took: exact histograms, slow steps, and the sample that an SDK gets."""
+"""Durations: exact histograms, slow steps, and the sample for an SDK."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def fail() -> None:
 
 
 def hold(seconds: float) -> None:
-    """Hold the event loop, as a computation does."""
+    """Hold the event loop like a computation."""
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         pass
@@ -89,7 +89,7 @@ class TestExact:
         assert greenback_trace.snapshot().switches == {"to_loop": 4, "to_task": 4}
 
     def test_switches_leave_out_the_wait(self, backend: Any) -> None:
-        """A switch is over on the other side: what the loop does meanwhile is no part of it."""
+        """The duration of a switch does not include the wait between two switches."""
 
         def program() -> None:
             greenback.await_(backend.sleep(0.2))
@@ -103,7 +103,7 @@ class TestExact:
         assert switching < snapshot.sites[0].suspended_time
 
     def test_portals_and_steps(self, backend: Any) -> None:
-        """Portals are there with their lifetime, steps with how long they held the loop."""
+        """A portal's duration is its lifetime; a step's is the time that it held the loop."""
 
         def program() -> None:
             greenback.await_(backend.sleep(0))
@@ -126,7 +126,7 @@ class TestExact:
 
 
 def steps_over(seconds: float) -> int:
-    """The steps that took longer than a bound: on a busy machine, any can."""
+    """The number of steps longer than a bound. On a busy machine, any step can be."""
     return sum(
         count
         for each in greenback_trace.snapshot().durations
@@ -156,7 +156,7 @@ class TestSlowSteps:
         assert captured.out == ""
 
     def test_without_a_bridge(self, backend: Any) -> None:
-        """Async code in a portal task that holds the loop is found where it waits next."""
+        """A slow step without a bridge counts for the async function that waits next."""
 
         async def main() -> None:
             await greenback.ensure_portal()
@@ -174,7 +174,7 @@ class TestSlowSteps:
         assert any(function.endswith("crunch") for function in slow)
 
     def test_repeats_are_left_out(self, backend: Any, capsys: Any) -> None:
-        """The same slow place is told once in a while, however often it is slow."""
+        """Repeated slow steps of one function are logged only once in 10 s."""
 
         def crunch_often() -> None:
             for _ in range(5):
@@ -199,7 +199,7 @@ class TestSample:
         return reader
 
     def read(self, reader: InMemoryMetricReader) -> Tuple[int, int]:
-        """How often histograms were called, and how many measurements were dropped."""
+        """The number of calls of histograms, and of dropped measurements."""
         data = reader.get_metrics_data()
         assert data is not None
         called = dropped = 0
@@ -215,7 +215,7 @@ class TestSample:
         return called, dropped
 
     def test_all(self, backend: Any) -> None:
-        """Without a limit, the SDK's histograms have everything that there was."""
+        """Without a limit, the SDK's histograms get every event."""
 
         def program() -> None:
             for _ in range(20):
@@ -227,7 +227,7 @@ class TestSample:
         assert self.read(reader) == (82, 0)
 
     def test_limit(self, backend: Any) -> None:
-        """With a limit, what was left out is counted: nothing is lost without a trace."""
+        """With a limit, the events left out are counted."""
 
         def program() -> None:
             for _ in range(500):
@@ -243,12 +243,12 @@ class TestSample:
 class TestConfig:
     @pytest.mark.parametrize("value", [0, -1, "1"])
     def test_slow(self, value: Any) -> None:
-        """A threshold that cannot be is refused by name."""
+        """An invalid threshold raises an error that names the field."""
         with pytest.raises(greenback_trace.ConfigError, match="slow"):
             Config(slow=value)
 
     def test_environment(self) -> None:
-        """Both come from the environment, too."""
+        """The environment sets the rate and the threshold, too."""
         config = Config.from_env(
             {"GREENBACK_TRACE_SLOW": "0.25", "GREENBACK_TRACE_MEASUREMENT_RATE": "50"}
         )

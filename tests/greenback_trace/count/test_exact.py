@@ -1,4 +1,4 @@
-"""Nothing is lost: what a program counts for itself, and what a real OTLP receiver is told."""
+"""No count is lost between a program and a real OTLP receiver."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ..receiver import Receiver
 
 
 def assert_received(receiver: Receiver) -> None:
-    """What arrived at the receiver are the totals."""
+    """The figures of the receiver are equal to the totals."""
     totals = greenback_trace.snapshot()
     assert not receiver.faults
     sums = receiver.sums
@@ -116,16 +116,16 @@ class Exporting:
 
 
 def stress(bridges: int, *preferences: str) -> None:
-    """Run the program; its own count, the totals and what receivers are told have to be equal."""
+    """Run the program. Its own counts, the totals and the receivers' figures must be equal."""
     with ExitStack() as stack:
         exporting = Exporting(stack, *preferences)
         exporting.enable()
         count = Count()
-        for _ in range(2):  # however quick the machine is, what comes later meets exported figures
+        for _ in range(2):  # also on a quick machine, later figures come after exported ones
             in_threads(count, bridges // 2)
             exporting.flush()
         counted = count.result()
-        refused = counted.get(("refused",), 0)  # in finalizers that ran where there is no portal
+        refused = counted.get(("refused",), 0)  # in finalizers that ran outside of any portal
         made = sum(each for key, each in counted.items() if key[0] == "bridge")
         assert made + refused >= bridges
         assert counted.get(("bridge", "finalizing", "ok"), 0) + refused == counted["litter",]
@@ -150,12 +150,12 @@ class TestStress:
         ids=["both", "cumulative", "delta"],
     )
     def test_nothing_is_lost(self, bridges: int, preferences: List[str]) -> None:
-        """Each reader of an SDK, of whichever temporality, is told exactly what happened."""
+        """Each reader of an SDK gets exact figures, with either temporality."""
         stress(bridges, *preferences)
 
 
 def some_sites(number: int) -> List[Callable[[Count], None]]:
-    """So many functions that bridge, each at a site of its own."""
+    """Make functions that bridge, each at a site of its own."""
     functions: Dict[str, Any] = {"__name__": __name__, "await_": greenback.await_, "nop": nop}
     source = "".join(
         f"def site_{index}(count):\n    await_(nop())\n    count.add('bridge', 'site_{index}')\n"
@@ -175,7 +175,7 @@ def run_sync(sync_fn: Callable[..., Any], *args: Any) -> None:
 @pytest.mark.usefixtures("switching_often")
 class TestSites:
     def test_more_than_are_kept(self) -> None:
-        """Bridges of sites over the limit count as _OTHER's, and one is told how many sites."""
+        """Bridges of sites over the limit count under _OTHER, and these sites are counted."""
         count = Count()
         sites = some_sites(50)
 
@@ -209,7 +209,7 @@ class TestSites:
 class TestMeasurements:
     @pytest.mark.parametrize("rate", [0, 20, 500])
     def test_over_the_rate(self, rate: int) -> None:
-        """What an SDK's histograms are not told of is counted as dropped, to the last one."""
+        """Each event that an SDK's histograms do not get is counted as dropped."""
         with ExitStack() as stack:
             exporting = Exporting(stack, "cumulative", "delta")
             exporting.enable(measurement_rate=rate, spans="none")
@@ -233,7 +233,7 @@ class TestMeasurements:
 class TestSpans:
     @pytest.mark.parametrize("rate", [0, 20])
     def test_over_the_rate(self, rate: int) -> None:
-        """Each bridge and each portal has a span that arrives, or is counted as one left out."""
+        """Each bridge and each portal has a span that arrives, or is counted as left out."""
         count = Count()
 
         def program() -> None:
@@ -259,7 +259,7 @@ class TestSpans:
 
     @pytest.mark.usefixtures("switching_often")
     def test_over_the_rate_in_threads(self) -> None:
-        """The same if several threads are over the limit at once."""
+        """The same holds if several threads exceed the limit at once."""
         with ExitStack() as stack:
             exporting = Exporting(stack, "cumulative")
             exporting.enable(span_rate=50)
@@ -275,7 +275,7 @@ class TestSpans:
 
 
 def exported(reader: InMemoryMetricReader) -> Dict[Tuple[Any, ...], float]:
-    """All counters that a reader has collected."""
+    """The values of all counters that a reader has collected."""
     data = reader.get_metrics_data()
     assert data is not None
     return {
@@ -290,11 +290,11 @@ def exported(reader: InMemoryMetricReader) -> Dict[Tuple[Any, ...], float]:
 
 class TestReaders:
     def test_snapshots_never_go_backwards(self) -> None:
-        """In snapshots that are taken while threads count, come and go, no number shrinks."""
+        """In snapshots taken while threads count, come and go, no number falls."""
         assert_grows(growing)
 
     def test_collections_never_go_backwards(self) -> None:
-        """The same for a reader of metrics."""
+        """In collections of a metric reader, no counter falls."""
         reader = InMemoryMetricReader()
         provider = MeterProvider([reader], shutdown_on_exit=False)
         assert_grows(lambda: exported(reader), provider)
@@ -308,7 +308,7 @@ def assert_grows(
     count = Count()
     loops: List[Any] = [Asyncio(), Trio()]
     for loop in loops:
-        loop.run(laps, count, loop, 1)  # so that there is something to read
+        loop.run(laps, count, loop, 1)  # else there is nothing to read
     backwards: List[Any] = []
     errors: List[BaseException] = []
     done = threading.Event()
@@ -330,7 +330,7 @@ def assert_grows(
     readers = [threading.Thread(target=keep_reading) for _ in range(2)]
     for reader in readers:
         reader.start()
-    for _ in range(15):  # short-lived threads, whose counts others take over
+    for _ in range(15):  # short-lived threads: other threads take over their counts
         threads = [threading.Thread(target=loop.run, args=(laps, count, loop, 2)) for loop in loops]
         for thread in threads:
             thread.start()

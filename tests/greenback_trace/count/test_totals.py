@@ -67,7 +67,7 @@ class TestBridges:
         assert sum(site.bridges for site in sites) == 3
 
     def test_suspensions(self, backend: Any) -> None:
-        """A bridge that waited counts once as suspended, and each switch of it in its direction."""
+        """A bridge that waited counts once as suspended, and each of its switches by direction."""
 
         async def three_times() -> None:
             for _ in range(3):
@@ -105,7 +105,7 @@ class TestBridges:
         assert seen == [{backend.name: 1}, {backend.name: 0}]
 
     def test_a_bridge_from_before_is_not_counted(self, backend: Any) -> None:
-        """Enabling in the middle of a bridge counts what begins afterwards, and nothing twice."""
+        """Tracing enabled in the middle of a bridge counts only the bridges that begin after it."""
 
         async def enable() -> None:
             greenback_trace.enable(config=METRICS_ONLY)
@@ -123,7 +123,7 @@ class TestBridges:
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups need 3.11")
     def test_a_group_of_cancellations(self) -> None:
-        """What a cancelled nursery raises is a cancellation, not an error."""
+        """The exception group of a cancelled nursery counts as a cancellation, not as an error."""
         trio = pytest.importorskip("trio")
 
         async def nursery_in_scope() -> None:
@@ -148,7 +148,7 @@ class TestBridges:
 
 class TestSites:
     def test_place(self, backend: Any) -> None:
-        """A site is named after the calling function, with the file and the line of the call."""
+        """A site has the name of the calling function, and the file and line of the call."""
         greenback_trace.enable(config=METRICS_ONLY)
         backend.run(greenback.with_portal_run_sync, bridge_to_nop)
         (site,) = greenback_trace.snapshot().sites
@@ -171,14 +171,14 @@ class TestSites:
         assert first.function == second.function
 
     def test_method(self, backend: Any) -> None:
-        """A method has the name of its class in front of its own."""
+        """The name of a method begins with its class."""
         greenback_trace.enable(config=METRICS_ONLY)
         backend.run(greenback.with_portal_run_sync, Shop().visit)
         (site,) = greenback_trace.snapshot().sites
         assert site.qualname == "Shop.visit"
 
     def test_adapters_are_looked_through(self, backend: Any) -> None:
-        """A bridge that one of greenback's adapters makes belongs to the adapter's caller."""
+        """A bridge of an adapter counts for the adapter's caller."""
 
         class Context:
             async def __aenter__(self) -> None: ...
@@ -265,7 +265,7 @@ class TestChains:
         }
 
     def test_two_calls_on_one_line(self, backend: Any) -> None:
-        """Calls that cannot be told apart by function and line are one chain, counted together."""
+        """Two calls with the same function and line count as one chain."""
 
         def helper() -> None:
             greenback.await_(nop())
@@ -281,7 +281,7 @@ class TestChains:
         assert site.bridges == 2
 
     def test_an_async_site_has_none(self, backend: Any) -> None:
-        """Where an async function bridges, nothing would have to become async."""
+        """A bridge of an async function has no chain: no function would have to become async."""
 
         async def program() -> None:
             greenback.await_(nop())
@@ -308,7 +308,7 @@ class TestChains:
         assert "bridge_to_nop" in chain.chain[-1]
 
     def test_many(self, backend: Any) -> None:
-        """When chains are too many to be kept apart, no bridge is lost to its site."""
+        """With too many chains to be kept apart, the counts of sites are still exact."""
 
         def program() -> None:
             for n in range(60):
@@ -326,7 +326,7 @@ class TestChains:
 
     @pytest.mark.parametrize("is_same", [True, False])
     def test_many_in_many_threads(self, backend: Any, is_same: bool) -> None:
-        """What short-lived threads compile does not stay: a template, say, or one for each user."""
+        """Code that short-lived threads compile, such as templates, does not stay in memory."""
         codes = []
 
         def program(n: int) -> None:
@@ -344,7 +344,7 @@ class TestChains:
             thread.start()
             thread.join()
         gc.collect()
-        greenback_trace.snapshot()  # PyPy knows only now that they have ended
+        greenback_trace.snapshot()  # only now does PyPy know that the threads have ended
         snapshot = greenback_trace.snapshot()
         assert [site.bridges for site in snapshot.sites] == [60]
         assert sum(chain.bridges for chain in snapshot.chains) == 60
@@ -355,7 +355,7 @@ class TestChains:
 
 class TestPortals:
     def test_kinds(self, backend: Any) -> None:
-        """Portals are counted by kind, with the bridges that were made in them."""
+        """Portals are counted by kind, with the bridges in them."""
 
         async def program() -> None:
             await greenback.with_portal_run_sync(bridge_to_nop)
@@ -448,7 +448,7 @@ class TestSnapshot:
 
     @pytest.mark.skipif(sys.implementation.name == "pypy", reason="each collection is a long one")
     def test_while_finalizers_count(self, backend: Any) -> None:
-        """Garbage that is collected while a snapshot is taken may bridge, and so add to it."""
+        """A finalizer that runs while a snapshot is taken may bridge."""
 
         class Litter:
             def __init__(self) -> None:
@@ -473,7 +473,7 @@ class TestSnapshot:
             gc.freeze()
             try:
                 for threshold in range(1, 1_000, 20):
-                    gc.collect()  # which leaves nothing to be reused: making anything counts
+                    gc.collect()  # with no freed object to reuse, each new one counts
                     gc.disable()
                     Litter()
                     gc.set_threshold(threshold)
@@ -487,7 +487,7 @@ class TestSnapshot:
 
         numbers = itertools.count()
         snapshots: List[Any] = []
-        # Nothing is told of meanwhile: what that makes can have its thread collect the garbage.
+        # No trace function meanwhile: the objects that it makes can start a collection.
         greenback_trace.enable(config=Config(spans="none", slow=60))
         backend.run(greenback.with_portal_run_sync, program)
         counts = [sum(site.errors for site in snapshot.sites) for snapshot in snapshots]

@@ -48,7 +48,7 @@ def exporter(provider: TracerProvider) -> InMemorySpanExporter:
 def _nothing_fails_to_detach(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.DEBUG, "opentelemetry.context")
     yield
-    # Not `caplog.records`: by now, these are those of the teardown.
+    # Not `caplog.records`: these are now the records of the teardown.
     assert [r for r in caplog.get_records("call") if r.name == "opentelemetry.context"] == []
 
 
@@ -99,7 +99,7 @@ def last_part(name: str) -> str:
 
 
 def tree(spans: Any, above: Any = None) -> Tuple[Any, ...]:
-    """The last part of each span's name with the tree of its children, in the order of time."""
+    """The last part of each span's name, with the tree of its children, in order of time."""
     parent_id = None if above is None else above.context.span_id
     children = [s for s in spans if (s.parent.span_id if s.parent else None) == parent_id]
     return tuple(
@@ -109,7 +109,7 @@ def tree(spans: Any, above: Any = None) -> Tuple[Any, ...]:
 
 
 def ancestry(spans: Any, name: str) -> List[str]:
-    """The name of the only span of that name, and of its ancestors up to the root."""
+    """The names of a span and of its ancestors up to the root. No other span has its name."""
     (span,) = [each for each in spans if each.name == name]
     names = [name]
     while span.parent is not None:
@@ -119,10 +119,10 @@ def ancestry(spans: Any, name: str) -> List[str]:
 
 
 class TestOneTrace:
-    """An application's span, a bridge, and in it several libraries at once."""
+    """A span of the application, a bridge in it, and several libraries in that."""
 
     def test_all_together(self, backend: Any, provider: Any, exporter: Any) -> None:
-        """Every library's span is below the bridge that it was called in, in one trace."""
+        """The span of each library is below the bridge that called it, in one trace."""
         pytest.importorskip("opentelemetry.instrumentation.httpx")
         tracer = provider.get_tracer("application")
 
@@ -183,7 +183,7 @@ class TestOneTrace:
     def test_baggage_and_portals_in_tasks(
         self, provider: Any, exporter: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Baggage and parents go on into a task and its own portal, and back to the request."""
+        """Baggage and parents reach a task with its own portal, and its request."""
         aiohttp = pytest.importorskip("aiohttp")
         client = pytest.importorskip("opentelemetry.instrumentation.aiohttp_client")
         otel = pytest.importorskip("opentelemetry.instrumentation.asyncio")
@@ -266,7 +266,7 @@ class TestClientLibraries:
 
 
 class YieldOnce:
-    """What a coroutine waits for that is driven by hand."""
+    """An awaitable for coroutines that a test drives by hand."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield
@@ -282,7 +282,7 @@ def last_parts(exporter: InMemorySpanExporter) -> List[str]:
 
 class TestContext:
     def test_baggage_survives(self, backend: Any, exporter: Any) -> None:
-        """Baggage that a coroutine attaches is there after its bridge, and the span is not."""
+        """Baggage that a coroutine attaches stays after its bridge; the bridge's span does not."""
 
         async def attach() -> None:
             context.attach(baggage.set_baggage("user", "7"))
@@ -297,7 +297,7 @@ class TestContext:
         assert len(exporter.get_finished_spans()) == 2
 
     def test_ends_in_another_context(self, exporter: Any) -> None:
-        """A bridge closed in another contextvars context than it began in ends its span."""
+        """A bridge that ends in another contextvars context ends its span."""
 
         async def main() -> None:
             async def park() -> None:
@@ -311,7 +311,7 @@ class TestContext:
         assert len(exporter.get_finished_spans()) == 2
 
     def test_ends_in_another_greenlet(self, exporter: Any) -> None:
-        """A bridge that ends in another greenlet than it began in ends its span."""
+        """A bridge that ends in another greenlet ends its span."""
 
         def program() -> None:
             greenback.await_(yield_once())
@@ -326,7 +326,7 @@ class TestContext:
         assert last_parts(exporter) == ["program", "run_sync"]
 
     def test_goes_on_in_another_context(self, provider: Any, exporter: Any) -> None:
-        """A bridge whose task is given another context leaves that one as it was."""
+        """If a task gets another context during a bridge, the bridge leaves that one unchanged."""
 
         def program() -> None:
             greenback.await_(yield_once())
@@ -343,7 +343,7 @@ class TestContext:
         assert last_parts(exporter) == ["program", "run_sync", "other"]
 
     def test_inside_context_run(self, backend: Any, provider: Any, exporter: Any) -> None:
-        """A bridge inside `Context.run` is below the span there, and keeps baggage there only."""
+        """A bridge inside `Context.run` is below the span there; its baggage stays in there."""
 
         async def attach() -> None:
             await backend.sleep(0)
@@ -382,7 +382,7 @@ class TestContext:
         assert last_parts(exporter) == ["program", "run_sync"]
 
     def test_in_a_killed_greenlet(self, provider: Any, exporter: Any) -> None:
-        """A bridge in a greenlet of the program's own, which is killed, ends its span."""
+        """If the program kills a greenlet of its own, the bridge in it ends its span."""
 
         async def leave() -> None:
             outer = greenlet.getcurrent().parent
@@ -417,7 +417,7 @@ class TestContext:
         assert len(exporter.get_finished_spans()) == 2
 
     def test_disabled_during_a_bridge(self, backend: Any, exporter: Any) -> None:
-        """A bridge during which tracing is disabled leaves the context as it was."""
+        """If tracing is disabled during a bridge, the context is as before the bridge."""
 
         async def disable() -> None:
             greenback_trace.disable()

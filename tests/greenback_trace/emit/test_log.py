@@ -1,4 +1,4 @@
-"""What is logged of portals and slow steps, with the real structlog."""
+"""Log events of portals and slow steps, with the real structlog."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenbac
 
 from opentelemetry.sdk.trace import TracerProvider
 
-#: A busy machine takes a tenth of a second now and then: such a step is not told of.
+#: Above the limit of a busy machine, which takes a tenth of a second now and then.
 NOTHING_SLOW = Config(slow=60)
 PORTAL_EVENTS = ("greenback.portal.opened", "greenback.portal.closed")
 
@@ -34,7 +34,7 @@ def bridge() -> None:
 
 
 class Configured:
-    """The application's configuration of structlog, which keeps what is logged."""
+    """The application's configuration of structlog, which keeps the events."""
 
     def __init__(self) -> None:
         self.events: List[Dict[str, Any]] = []
@@ -62,7 +62,7 @@ class Configured:
         return [event for event in self.events if event["event"] in PORTAL_EVENTS]
 
     def of_slow_steps(self) -> List[Dict[str, Any]]:
-        """Without what the watchdog tells of steps that are still running."""
+        """The events of slow steps, without those of steps that are still running."""
         return [event for event in self.events if event["event"] == "greenback.slow_step"]
 
 
@@ -74,7 +74,7 @@ def configured() -> Iterator[Configured]:
 
 class TestPortals:
     def test_shown(self, backend: Any, configured: Configured) -> None:
-        """Who shows debug events sees each portal open and close, with its totals."""
+        """If debug events are shown, each portal is logged at its opening and its closing."""
         configured.at(logging.DEBUG)
         backend.run(greenback.with_portal_run_sync, bridge)
         opened, closed = configured.of_portals()
@@ -88,7 +88,7 @@ class TestPortals:
         assert closed["still_open"] is False
 
     def test_not_shown(self, backend: Any, configured: Configured) -> None:
-        """Who does not show debug events has no portal logged."""
+        """Without debug events shown, no portal is logged."""
         configured.at(logging.INFO)
         backend.run(greenback.with_portal_run_sync, bridge)
         assert configured.of_portals() == []
@@ -103,9 +103,9 @@ class TestPortals:
         level: int,
         wrapper: Any,
     ) -> None:
-        """Around the standard library's loggers, these say what is shown; nothing else is logged.
+        """A logger of the standard library in a wrapper says which levels are shown.
 
-        The generic wrapper takes every attribute for the name of a level.
+        Nothing else is logged, although the generic wrapper takes every attribute for a level.
         """
         caplog.set_level(level, "greenback")
         configured.around_the_standard_library(wrapper)
@@ -114,7 +114,7 @@ class TestPortals:
         assert [event["event"] for event in configured.events] == expected
 
     def test_generic_wrapper_of_another_logger(self, backend: Any, configured: Configured) -> None:
-        """Where nothing says what is shown, everything is logged, and nothing else."""
+        """If the logger cannot say which levels are shown, all events are logged."""
         structlog.configure(processors=[configured.keep], wrapper_class=structlog.BoundLogger)
         greenback_trace.enable(config=NOTHING_SLOW)
         backend.run(greenback.with_portal_run_sync, bridge)
@@ -124,14 +124,14 @@ class TestPortals:
     def test_wrapper_for_asyncio(
         self, backend: Any, configured: Configured, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Where the logger's methods are coroutines of asyncio, nothing is lost, on Trio either."""
+        """If the logger's methods are coroutines of asyncio, no event is lost, on Trio either."""
         caplog.set_level(logging.DEBUG, "greenback")
         configured.around_the_standard_library(structlog.stdlib.AsyncBoundLogger)
         backend.run(greenback.with_portal_run_sync, bridge)
         assert [event["event"] for event in configured.events] == list(PORTAL_EVENTS)
 
     def test_in_a_span(self, backend: Any, configured: Configured) -> None:
-        """Where a span is current, the events have its ids."""
+        """If a span is current, the events have its ids."""
         configured.at(logging.DEBUG)
         tracer = TracerProvider(shutdown_on_exit=False).get_tracer("application")
 
@@ -147,7 +147,7 @@ class TestPortals:
         assert found == expected * 2
 
     def test_unconfigured(self, python: Any) -> None:
-        """Without a configuration of structlog there is no line for each portal."""
+        """Without a configuration of structlog, portals are not logged."""
         done = python(
             "-c",
             "import asyncio, greenback\nasyncio.run(greenback.with_portal_run_sync(int))\n",
@@ -157,7 +157,7 @@ class TestPortals:
         assert "greenback.portal" not in done.stderr
 
     def test_open_at_exit(self, python: Any) -> None:
-        """A portal that is open when the program ends is reported then."""
+        """A portal that is still open when the program ends is logged then."""
         done = python(
             "-c",
             "import asyncio, logging, structlog, greenback\n"
@@ -178,7 +178,7 @@ class TestPortals:
 
 class TestSlowStep:
     def test_has_the_ids_of_the_current_span(self, backend: Any, configured: Configured) -> None:
-        """A slow step inside a span of the application is found in its trace."""
+        """The event of a slow step inside a span of the application has the ids of that span."""
         configured.at(logging.INFO)
         greenback_trace.enable(config=Config(slow=0.000_001, spans="none"))
         tracer = TracerProvider(shutdown_on_exit=False).get_tracer("application")
@@ -198,7 +198,7 @@ class TestSlowStep:
     def test_has_the_ids_of_the_bridge(
         self, backend: Any, configured: Configured, tmp_path: Path, mode: str
     ) -> None:
-        """A slow step that a bridge ends by waiting names its span in the file."""
+        """If a bridge ends a slow step by waiting, the event has the ids of its span."""
 
         def program() -> None:
             greenback.await_(backend.sleep(0))
@@ -222,7 +222,7 @@ class TestSlowStep:
 
 class TestThreads:
     def test_at_the_same_time(self, configured: Configured, switching_often: None) -> None:
-        """What one thread logs is not lost because another one is logging just then."""
+        """If two threads log at once, no event is lost."""
         configured.at(logging.WARNING)
         greenback_trace.enable(config=Config(slow=1e-9))  # every step is slow
         functions: Dict[str, Any] = {"bridge": greenback.await_, "sleep": asyncio.sleep}

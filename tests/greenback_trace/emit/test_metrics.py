@@ -96,7 +96,7 @@ class TestMetrics:
         points = reading.points()
         function = "code.function.name"
         nops, failures = f"{__name__}.bridge_to_nop", f"{__name__}.fails"
-        # Before Python 3.11, a function inside of another one has only its last name.
+        # Before Python 3.11, a nested function has only its last name.
         qualname = program.__qualname__ if sys.version_info >= (3, 11) else "program"
         programs = f"{__name__}.{qualname}"
         assert points["greenback.bridges"] == {
@@ -128,7 +128,7 @@ class TestMetrics:
         assert points["greenback.step.time"][library] > 0
 
     def test_units(self, backend: Any) -> None:
-        """Times are in seconds, counts in what is counted; counters only grow."""
+        """Times have the unit s, counts the thing that they count; counters only grow."""
         reading = Reading()
         reading.enable(spans="none")
         backend.run(greenback.with_portal_run_sync, bridge_to_nop)
@@ -195,10 +195,10 @@ class TestMetrics:
 
 
 class TestEnabledAgain:
-    """A provider keeps its instruments, so that what they count goes on."""
+    """A provider keeps its instruments, and their counters go on."""
 
     def test_counters_go_on(self, backend: Any) -> None:
-        """A counter never falls, whatever later sessions count; a snapshot begins at zero."""
+        """A counter never falls, whatever later sessions count; a snapshot starts at zero."""
         reading = Reading()
         bridges = []
         before: Dict[str, Points] = {}
@@ -221,7 +221,7 @@ class TestEnabledAgain:
         assert list(before["greenback.portal.active"].values()) == [0]
 
     def test_deltas(self, backend: Any) -> None:
-        """With delta temporality, each export has what was counted since the last one."""
+        """With delta temporality, each export has the counts since the last one."""
         delta = {ObservableCounter: AggregationTemporality.DELTA}
         reading = Reading(delta)
         deltas = []
@@ -234,7 +234,7 @@ class TestEnabledAgain:
         assert deltas == [5, 2, 1]
 
     def test_without_an_export(self, backend: Any) -> None:
-        """What was counted by a session in which nobody collected is exported later."""
+        """The counts of a session without a collection are exported later."""
         reading = Reading()
         for _ in range(3):
             reading.enable(spans="none")
@@ -242,7 +242,7 @@ class TestEnabledAgain:
         assert list(reading.points()["greenback.bridges"].values()) == [3]
 
     def test_another_provider_between(self, backend: Any) -> None:
-        """Each provider has what was counted for it."""
+        """Each provider has the counts of its own sessions."""
         readings = [Reading(), Reading()]
         for _ in range(2):
             for reading in readings:
@@ -252,7 +252,7 @@ class TestEnabledAgain:
         assert list(readings[1].points()["greenback.bridges"].values()) == [2]
 
     def test_what_is_active(self, backend: Any) -> None:
-        """A portal that stays open while tracing is enabled anew is one that is open."""
+        """A portal that stays open while tracing is enabled again counts as one open portal."""
         reading = Reading()
         active = []
 
@@ -267,7 +267,7 @@ class TestEnabledAgain:
         assert list(reading.points()["greenback.portal.active"].values()) == [0]
 
     def test_what_was_left_out(self, backend: Any) -> None:
-        """So does the counter of what tracing has left out."""
+        """The counter of items left out goes on, too."""
         sdk = pytest.importorskip("opentelemetry.sdk.trace")
         reading = Reading()
         for _ in range(2):
@@ -301,7 +301,7 @@ class TestEnabledAgain:
 
 @contextlib.contextmanager
 def _enabled_again_at(moment: int, reading: Reading) -> Iterator[Callable[[], bool]]:
-    """Enable tracing again before the line with this number that a collection runs of ours."""
+    """Enable tracing again before a certain line that a collection runs in greenback_trace."""
     left = moment
 
     def look(frame: FrameType, event: str, _: Any) -> Any:
@@ -326,7 +326,7 @@ def _enabled_again_at(moment: int, reading: Reading) -> Iterator[Callable[[], bo
 class TestMeasurements:
     @pytest.mark.parametrize(("skip", "measured"), [(0, {"switch", "step"}), (1, {"step"})])
     def test_step_that_ends_by_a_switch(self, skip: int, measured: Set[str]) -> None:
-        """It is two events, each of which may be the one whose turn it is."""
+        """Such a step is two events, a switch and a step, and either can be in the sample."""
         reader = InMemoryMetricReader()
         meter = MeterProvider([reader], shutdown_on_exit=False).get_meter("greenback")
         histograms = {name: meter.create_histogram(name, "s") for name in ("switch", "step")}
@@ -341,7 +341,7 @@ class TestMeasurements:
         assert {metric.name for metric in scope.metrics} == measured
 
     def test_histogram_that_opens_a_portal(self) -> None:
-        """It is not told of what it does itself, which is counted."""
+        """A histogram that opens a portal does not get that portal, which is counted."""
         calls = []
 
         class Opens:
@@ -363,7 +363,7 @@ class TestMeasurements:
 
     @pytest.mark.parametrize("rate", [0, 1])
     def test_histogram_that_fails(self, rate: float, caplog: pytest.LogCaptureFixture) -> None:
-        """It is told of nothing more, and what it was not told of is counted."""
+        """A histogram that raises gets nothing more, and the events left out are counted."""
         calls = []
 
         class Broken:

@@ -64,7 +64,7 @@ def messages(path: Path, message: Any) -> Iterator[Any]:
 
 
 def ids_to_base64(request: Any) -> None:
-    """Undo what OTLP/JSON does otherwise than protobuf's JSON, by the letter of its definition."""
+    """Turn OTLP/JSON into protobuf's JSON, by the letter of the definition."""
     import base64
 
     if isinstance(request, list):
@@ -74,7 +74,7 @@ def ids_to_base64(request: Any) -> None:
         for name, value in request.items():
             if name in ("traceId", "spanId", "parentSpanId"):
                 assert len(value) == (32 if name == "traceId" else 16)
-                # protobuf reads both alphabets, of the other with a warning on Python 3.15.
+                # protobuf reads both alphabets, the other one with a warning on Python 3.15.
                 request[name] = base64.urlsafe_b64encode(bytes.fromhex(value)).decode()
             else:
                 ids_to_base64(value)
@@ -94,7 +94,7 @@ def attributes(holder: Any) -> Dict[str, Any]:
 
 
 def last_part(name: str) -> str:
-    """Before Python 3.11, a function inside of another one has only this part of its name."""
+    """The last part of a name. Before Python 3.11, a nested function has no other part."""
     return name.replace(" ", ".").rpartition(".")[2]
 
 
@@ -121,7 +121,7 @@ def points(path: Path, name: str) -> List[Any]:
 
 
 def functions(path: Path) -> List[Any]:
-    """All points that say what the functions in chains are made of."""
+    """All points of the gauge with the parts of functions in chains."""
     return [
         point
         for request in messages(path, ExportMetricsServiceRequest)
@@ -141,7 +141,7 @@ def program(tmp_path: Path) -> str:
 
 
 class TestProgram:
-    """A program that knows nothing of tracing, run with GREENBACK_TRACE=1."""
+    """A program without a word on tracing, run with GREENBACK_TRACE=1."""
 
     def test_file_and_report(self, python: Any, backend: Any, program: str, tmp_path: Path) -> None:
         """The file is OTLP with exact numbers per sync chain, and its report shows the hot spot."""
@@ -213,7 +213,7 @@ class TestProgram:
             assert "run_sync 30 0" in text
 
     def test_pid(self, python: Any, program: str, tmp_path: Path) -> None:
-        """{pid} in the name of the file is replaced, so that each process has its own."""
+        """{pid} in the path becomes the process number: each process has a file of its own."""
         done = python(
             program,
             "asyncio",
@@ -227,7 +227,7 @@ class TestProgram:
         assert path.name == f"trace-{pid}.jsonl"
 
     def test_unwritable(self, python: Any, program: str, tmp_path: Path) -> None:
-        """A program whose trace cannot be written runs as ever, with one warning."""
+        """A program whose trace cannot be written runs as always, with one warning."""
         path = tmp_path / "missing" / "trace.jsonl"
         done = python(program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path))
         assert done.returncode == 0
@@ -237,7 +237,7 @@ class TestProgram:
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
     def test_pipe_that_nobody_reads(self, python: Any, program: str, tmp_path: Path) -> None:
-        """Importing greenback does not wait for a reader of a pipe; there is one warning."""
+        """For a pipe without a reader, the import does not wait; there is one warning."""
         path = tmp_path / "trace.jsonl"
         os.mkfifo(path)
         done = python(program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(path))
@@ -249,15 +249,15 @@ class TestProgram:
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
     def test_pipe_that_is_read(self, python: Any, program: str, tmp_path: Path) -> None:
-        """A pipe gets the whole trace if somebody reads it already."""
+        """A pipe that already has a reader gets the whole trace."""
         path = tmp_path / "trace.jsonl"
         os.mkfifo(path)
         copied = tmp_path / "copied.jsonl"
-        # Opened here, so that it has a reader before the program begins. Only a copy is left open.
+        # Opened here: the pipe has a reader before the program begins. Only a copy stays open.
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         os.set_blocking(reader, True)
         with copied.open("wb") as copy:
-            # Reads until nobody has it open for writing; that one of ours ends with the program.
+            # Reads until no process has the pipe open for writing: until the end of the program.
             keeper = os.open(path, os.O_WRONLY)
             cat = subprocess.Popen(["cat"], stdin=reader, stdout=copy)
             os.close(reader)
@@ -272,7 +272,7 @@ class TestProgram:
         assert sum(1 for _ in messages(copied, ExportTraceServiceRequest)) > 0
 
     def test_directory(self, python: Any, program: str, tmp_path: Path) -> None:
-        """A directory is one warning that names it."""
+        """If the path is a directory, one warning names it."""
         done = python(program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(tmp_path))
         assert done.returncode == 0
         (warning,) = done.stderr.splitlines()
@@ -280,7 +280,7 @@ class TestProgram:
 
     @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="needs /dev/stdout")
     def test_standard_output(self, python: Any, program: str, tmp_path: Path) -> None:
-        """Standard output takes the trace, also where that is a pipe."""
+        """The trace can go to standard output, also if that is a pipe."""
         done = python(program, "asyncio", GREENBACK_TRACE="1", GREENBACK_TRACE_FILE="/dev/stdout")
         assert (done.returncode, done.stderr) == (0, "")
         path = tmp_path / "copied.jsonl"
@@ -289,7 +289,7 @@ class TestProgram:
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
     def test_mode(self, python: Any, program: str, tmp_path: Path) -> None:
-        """A new file is its owner's alone; one that exists keeps its mode, behind a link, too."""
+        """Only its owner can read a new file; an existing one keeps its mode, also by a link."""
         new, old, link = (tmp_path / name for name in ("new.jsonl", "old.jsonl", "link.jsonl"))
         old.touch()
         old.chmod(0o640)
@@ -310,7 +310,7 @@ class TestProgram:
         assert "No space left" in warning
 
     def test_limit(self, python: Any, program: str, tmp_path: Path) -> None:
-        """A file does not grow beyond its limit, and is whole lines up to there."""
+        """A file does not grow beyond its limit, and has whole lines up to there."""
         path = tmp_path / "trace.jsonl"
         done = python(
             program,
@@ -327,7 +327,7 @@ class TestProgram:
             json.loads(line)
 
     def test_otel_variables_change_nothing(self, python: Any, program: str, tmp_path: Path) -> None:
-        """The file does not depend on how the application's own SDK is sampled or limited."""
+        """The file does not depend on the sampling and the limits of the application's SDK."""
         path = tmp_path / "trace.jsonl"
         done = python(
             program,
@@ -350,7 +350,7 @@ class TestProgram:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
     def test_forked_child(self, python: Any, program: str, tmp_path: Path) -> None:
-        """A forked child that ends as a program does adds nothing of its parent's to the file."""
+        """A forked child that ends like a program adds nothing of its parent's to the file."""
         path = tmp_path / "trace.jsonl"
         done = python(
             "-c",
@@ -376,7 +376,7 @@ class TestPipeline:
         greenback_trace.enable(config=Config(file=str(path)))
 
     def test_leaves_the_application_alone(self, backend: Any, tmp_path: Path) -> None:
-        """The application's spans are neither parents nor children of those in the file."""
+        """Spans of the application are neither parents nor children of spans in the file."""
         tracer = TracerProvider(shutdown_on_exit=False).get_tracer("application")
         self.enable(tmp_path / "trace.jsonl")
         seen = []
@@ -400,13 +400,13 @@ class TestPipeline:
         assert bridge.parent_span_id == portal.span_id
 
     def test_never_global(self, tmp_path: Path) -> None:
-        """The application's providers are what they were."""
+        """The global providers of the application do not change."""
         before = trace.get_tracer_provider()
         self.enable(tmp_path / "trace.jsonl")
         assert trace.get_tracer_provider() is before
 
     def test_bridge_in_a_bridge(self, backend: Any, tmp_path: Path) -> None:
-        """A bridge inside the coroutine of another one is its child."""
+        """A bridge in the coroutine of another bridge is its child."""
 
         def inner() -> None:
             greenback.await_(backend.sleep(0))
@@ -439,7 +439,7 @@ class TestPipeline:
         assert path.stat().st_size == size
 
     def test_nothing_happened(self, tmp_path: Path) -> None:
-        """Where no portal was opened, the file stays empty."""
+        """If no portal was opened, the file stays empty."""
         self.enable(tmp_path / "trace.jsonl")
         greenback_trace.disable()
         assert (tmp_path / "trace.jsonl").read_bytes() == b""

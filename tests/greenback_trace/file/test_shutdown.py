@@ -1,4 +1,4 @@
-"""How a program ends, and what is in its trace then."""
+"""The end of a program, and its trace then."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bridge(count):
 
 
 def bridges(path: Path) -> int:
-    """The number in the last line that has it. Every line is whole."""
+    """The number of bridges in the last line that has it. Every line is whole."""
     count = 0
     for line in path.read_text().splitlines():
         for resource in json.loads(line).get("resourceMetrics", []):
@@ -62,7 +62,7 @@ class TestLoopCloses:
         ids=["asyncio.run", "loop.close", "trio", "uvloop"],
     )
     def test_file_is_complete(self, python: Any, tmp_path: Path, run: str) -> None:
-        """When a loop that had portals has closed, the file has it all, whatever comes then."""
+        """When a loop with portals has closed, the file is complete, whatever comes after."""
         if "uvloop" in run:
             pytest.importorskip("uvloop")
         path = tmp_path / "trace.jsonl"
@@ -77,7 +77,7 @@ class TestLoopCloses:
         assert spans(path).count("await_ bridge") == 3
 
     def test_loop_is_as_before(self, python: Any, tmp_path: Path) -> None:
-        """A loop still refuses to be closed while it runs, and can be closed twice."""
+        """Like any loop, it refuses to be closed while it runs, and can be closed twice."""
         path = tmp_path / "trace.jsonl"
         done = python(
             "-W",
@@ -102,7 +102,7 @@ class TestLoopCloses:
         assert bridges(path) == 2
 
     def test_loop_that_nobody_closes(self, python: Any) -> None:
-        """A loop that is forgotten is collected and closed, with Python's usual warning."""
+        """A loop that nobody closes is collected, with Python's usual warning."""
         program = (
             BRIDGES + "import gc\n"
             "loop = asyncio.new_event_loop()\n"
@@ -147,7 +147,7 @@ class TestExit:
         assert spans(path).count("await_ bridge") == 2
 
     def test_atexit_before(self, python: Any, tmp_path: Path) -> None:
-        """One in a callback that runs after greenback's works untraced, as one message says."""
+        """A bridge in a later callback than greenback's works untraced, as one message says."""
         path = tmp_path / "trace.jsonl"
         done = python(
             "-W",
@@ -173,14 +173,14 @@ class TestExit:
         sys.implementation.name == "pypy", reason="PyPy runs no finalizers when it ends"
     )
     def test_finalizer(self, python: Any, tmp_path: Path) -> None:
-        """One in a __del__ that runs when modules are torn down ends as it does untraced."""
+        """A bridge in a __del__ that runs when modules are torn down ends as without tracing."""
         program = (
             BRIDGES + "class Late:\n"
             "    loop = asyncio.new_event_loop()\n"
             "    def __del__(self, loop=loop, greenback=greenback, bridge=bridge, nop=nop):\n"
             "        coroutine = greenback.with_portal_run_sync(bridge, 2)\n"
             "        try: loop.run_until_complete(coroutine)\n"
-            "        except RuntimeError as error: print(error)\n"  # of greenlet, after its end
+            "        except RuntimeError as error: print(error)\n"  # from greenlet, after its end
             "        loop.close()\n"
             "        print('done')\n"
             "late = Late()"
@@ -193,7 +193,7 @@ class TestExit:
         assert traced.stderr.count("\n") == untraced.stderr.count("\n")
 
     def test_daemon_thread(self, python: Any, tmp_path: Path) -> None:
-        """A daemon thread that bridges all the time does not keep the program from ending."""
+        """A program with a daemon thread that bridges all the time can end."""
         path = tmp_path / "trace.jsonl"
         self.run(
             python,

@@ -1,4 +1,4 @@
-"""``GREENBACK_TRACE_SOCKET``: real programs, and those who connect to them."""
+"""``GREENBACK_TRACE_SOCKET``: real programs and their clients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(socket, "AF_UNIX"), reason="there are no Unix sockets on this system"
 )
 
-# Each line that it reads is a command; it says when it has been carried out.
+# Each line of its input is a command. It writes a line when the command is done.
 PROGRAM = """
 import asyncio, os, sys
 import greenback
@@ -117,7 +117,7 @@ class Program:
         self.expect("done")
 
     def end(self) -> str:
-        """What it has logged besides its summary. It has ended well."""
+        """End the program and return its log, without its summary."""
         if self.process.poll() is None:
             self.send("end")
         output, errors = self.process.communicate(timeout=60)
@@ -126,7 +126,7 @@ class Program:
 
 
 class Client:
-    """A connection to the socket, as soon as there is one."""
+    """A connection to the socket. Waits until there is a socket."""
 
     def __init__(self, path: Path) -> None:
         self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -142,7 +142,7 @@ class Client:
             return False
 
     def read(self) -> Any:
-        """The next line; None at the end."""
+        """The next line; None at the end of the connection."""
         line = self._file.readline()
         return json.loads(line) if line else None
 
@@ -179,7 +179,7 @@ def environ(environment: Callable[..., Dict[str, str]], path: Path) -> Dict[str,
 
 @pytest.fixture
 def start(environ: Dict[str, str]) -> Iterator[Callable[..., Program]]:
-    """Starts a program; *socket* is in place of the path."""
+    """Starts a program with GREENBACK_TRACE_SOCKET set; *socket* replaces the path."""
     programs: List[Program] = []
 
     def start(before: str = "", socket: Optional[str] = None, program: str = PROGRAM) -> Program:
@@ -195,7 +195,7 @@ def start(environ: Dict[str, str]) -> Iterator[Callable[..., Program]]:
 
 class TestLine:
     def test_totals(self, start: Callable[..., Program], path: Path) -> None:
-        """A line says whose it is and what was counted, and the next one what is new."""
+        """A line has the process and its totals, and the next line has the new totals."""
         program = start()
         with Client(path) as client:
             first = client.read()
@@ -214,7 +214,7 @@ class TestLine:
 
     @pytest.mark.usefixtures("others_are_shown")
     def test_parked(self, start: Callable[..., Program], path: Path) -> None:
-        """A task that waits in a bridge is there with its stack and for how long it has waited."""
+        """A task that waits in a bridge is in the line, with its stack and its time."""
         program = start()
         line = look(path)
         assert (line["holding"], line["parked_count"]) == ([], 1)
@@ -228,7 +228,7 @@ class TestLine:
 
     @pytest.mark.usefixtures("others_are_shown")
     def test_holding(self, start: Callable[..., Program], path: Path) -> None:
-        """While sync code keeps the event loop, its task is named, and what it is doing."""
+        """While sync code holds the event loop, the line names its task and has its stack."""
         program = start()
         program.send("hold")
         program.expect("holding")
@@ -244,7 +244,7 @@ class TestLine:
         assert program.end() == ""
 
     def test_with_a_file(self, start: Callable[..., Program], path: Path, tmp_path: Path) -> None:
-        """A program that writes its trace to a file can be looked at, too."""
+        """A program that writes a trace file has a socket, too."""
         trace = tmp_path / "trace.jsonl"
         before = f"import os; os.environ['GREENBACK_TRACE_FILE'] = {str(trace)!r}\n"
         pytest.importorskip("opentelemetry.exporter.otlp.proto.common", reason="needs [report]")
@@ -256,7 +256,7 @@ class TestLine:
 
     @pytest.mark.usefixtures("others_are_shown")
     def test_trio(self, path: Path) -> None:
-        """A task of Trio's is there with its name and its stack."""
+        """A task of Trio is in the line, with its name and its stack."""
         import trio
         import trio.testing
 
@@ -280,7 +280,7 @@ class TestLine:
 
 class TestMode:
     def test_private(self, start: Callable[..., Program], path: Path) -> None:
-        """Nobody else can connect, whatever the umask, and nothing else is left beside it."""
+        """With any umask, no other user can connect, and no other file is left beside it."""
         program = start()
         look(path)
         assert stat.S_IMODE(path.lstat().st_mode) == 0o600
@@ -291,7 +291,7 @@ class TestMode:
         sys.implementation.name == "pypy", reason="PyPy tells no audit hook of a renamed file"
     )
     def test_private_from_the_first_moment(self, start: Callable[..., Program], path: Path) -> None:
-        """When it appears in its place it has its mode already; before, it is where nobody gets."""
+        """The socket has its mode when it appears; before, it is in a private directory."""
         program = start(
             """if True:
             import os, stat, sys
@@ -309,7 +309,7 @@ class TestMode:
         assert program.end().splitlines() == ["socket.bind 0o700", "os.rename 0o700", "file 0o600"]
 
     def test_read_only(self, start: Callable[..., Program], path: Path) -> None:
-        """What is sent there is nothing to the program."""
+        """The program ignores what clients send."""
         program = start()
         with Client(path) as client:
             client.connection.sendall(b'{"disable": true}\n' * 1000)
@@ -331,7 +331,7 @@ class TestPath:
         assert not path.exists()
 
     def test_in_use(self, start: Callable[..., Program], path: Path) -> None:
-        """One that answers is left alone, which is said once; the second process works on."""
+        """A socket that answers is left alone, as one event says; the second process works on."""
         first = start()
         assert look(path)["pid"] == first.process.pid
         second = start()
@@ -344,7 +344,7 @@ class TestPath:
         assert first.end() == ""
 
     def test_pid(self, start: Callable[..., Program], path: Path) -> None:
-        """Each process has its own where the path has {pid} in it."""
+        """With {pid} in the path, each process has a socket of its own."""
         programs = [start(socket=str(path.with_name("{pid}.sock"))) for _ in range(2)]
         for program in programs:
             pid = program.process.pid
@@ -364,7 +364,7 @@ class TestPath:
     def test_unusable(
         self, start: Callable[..., Program], tmp_path: Path, name: str, why: str
     ) -> None:
-        """One event says why there is no socket and what to do; the program works on."""
+        """If there can be no socket, one event says why and what to do; the program works on."""
         (tmp_path / "file").write_text("precious")
         (tmp_path / "link").symlink_to(tmp_path / "nowhere")
         program = start(socket=str(tmp_path / name))
@@ -387,7 +387,7 @@ class TestPath:
 
 class TestEnd:
     def test_exit(self, start: Callable[..., Program], path: Path) -> None:
-        """When the program ends, the connection does, and the file is removed."""
+        """At the end of the program, the connection ends, and the file is removed."""
         program = start()
         with Client(path) as client:
             assert client.read() is not None
@@ -396,7 +396,7 @@ class TestEnd:
         assert not path.exists()
 
     def test_disable(self, start: Callable[..., Program], path: Path) -> None:
-        """`disable` has removed it when it returns, and the program goes on."""
+        """When `disable` returns, the socket is removed, and the program goes on."""
         program = start()
         look(path)
         program.do("disable")
@@ -406,7 +406,7 @@ class TestEnd:
         program.end()
 
     def test_another_one_in_its_place(self, start: Callable[..., Program], path: Path) -> None:
-        """What somebody has put in its place meanwhile is not removed."""
+        """A file that another process has put in its place is not removed."""
         program = start()
         look(path)
         path.unlink()
@@ -427,7 +427,7 @@ class TestEnd:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 class TestFork:
     def test_same_path(self, start: Callable[..., Program], path: Path) -> None:
-        """A forked child that bridges leaves its parent's socket alone, and says so."""
+        """A forked child that bridges leaves its parent's socket alone, as one event says."""
         program = start(program=FORKING)
         assert look(path)["pid"] == program.process.pid
         program.send("fork")
@@ -441,7 +441,7 @@ class TestFork:
         assert not path.exists()
 
     def test_own_path(self, start: Callable[..., Program], path: Path) -> None:
-        """With {pid} in the path a forked child has its own, with its own numbers."""
+        """With {pid} in the path, a forked child has its own socket, with its own numbers."""
         program = start(socket=str(path.with_name("{pid}.sock")), program=FORKING)
         mine = path.with_name(f"{program.process.pid}.sock")
         look(mine)
@@ -483,14 +483,14 @@ class TestClients:
     def test_one_that_does_not_read(
         self, serve: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is dropped when it has had its time."""
+        """A client that does not read is dropped after a while."""
         monkeypatch.setattr("greenback_trace.live.socket.INTERVAL", 0.02)
         monkeypatch.setattr("greenback_trace.live.socket._PATIENCE", 0.1)
         serve(lambda: {"much": "x" * 5_000_000})
         with Client(path) as lazy:
 
             def is_dropped() -> bool:
-                try:  # to be told without reading anything
+                try:  # told without reading anything
                     lazy.connection.send(b"x")
                     return False
                 except (BrokenPipeError, ConnectionResetError):
@@ -501,7 +501,7 @@ class TestClients:
     def test_beside_one_that_does_not_read(
         self, serve: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Others get their lines meanwhile, which are whole however large they are."""
+        """Other clients get their lines meanwhile, and get them whole however large they are."""
         monkeypatch.setattr("greenback_trace.live.socket.INTERVAL", 0.02)
         serve(lambda: {"much": "x" * 5_000_000})
         with Client(path), Client(path) as good:
@@ -509,26 +509,26 @@ class TestClients:
                 assert len(good.read()["much"]) == 5_000_000
 
     def test_too_many(self, serve: Callable[..., None], path: Path) -> None:
-        """Who has connected and does nothing more does not keep a ninth one out."""
+        """Eight clients that only connect do not keep a ninth one out."""
         serve(lambda: {"fine": True})
         clients = [Client(path) for _ in range(8)]
         assert all(client.read() for client in clients)
         with Client(path) as ninth:
             assert ninth.read() == {"fine": True}
             while clients[0].read() is not None:
-                pass  # it may have got a line before it was closed
+                pass  # the client may have got a line before its end
             assert ninth.read() == {"fine": True}
         for client in clients:
             client.close()
 
     @pytest.mark.skipif(sys.platform != "linux", reason="not every system tells who has read")
     def test_idle_for_longest(self, serve: Callable[..., None], path: Path) -> None:
-        """The one that has not read for the longest time gives way, not one that reads."""
+        """The client that has not read for the longest time gives way, not a client that reads."""
         serve(lambda: {"fine": True})
         readers = [Client(path)]
         idle = Client(path)
         readers += [Client(path) for _ in range(6)]
-        # When the second line is made, the others have read the first one.
+        # When the second line is made, the other clients have read the first one.
         for _ in range(2):
             for reader in readers:
                 assert reader.read() == {"fine": True}
@@ -550,7 +550,7 @@ class TestClients:
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A line that cannot be made is left out, and said once; those that can are sent."""
+        """A line that cannot be made is left out, as one event says; other lines are sent."""
         monkeypatch.setattr("greenback_trace.live.socket.INTERVAL", 0.01)
         failures = [error("changed"), error("changed")]
 
@@ -567,7 +567,7 @@ class TestClients:
 
 class TestBusy:
     def test_task_that_ends_meanwhile(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A task whose end comes while it is looked at is left out, instead of having no stack."""
+        """A task that ends while it is read is left out, and not shown without a stack."""
         begun: List[Any] = []
 
         async def main() -> None:
@@ -590,12 +590,12 @@ class TestBusy:
         assert not thread.is_alive()
 
     def test_while_portals_come_and_go(self, path: Path) -> None:
-        """Lines are right while other threads open portals, bridge and close them, in thousands."""
+        """Lines are right while other threads open portals, bridge and close them by thousands."""
         done = threading.Event()
 
         def ask(seconds: float) -> None:
             greenback.await_(asyncio.sleep(0))
-            # While the loops are idle, somebody is parked, and the socket's thread has its turn.
+            # While the loops are idle, a task is parked, and the socket's thread has its turn.
             greenback.await_(asyncio.sleep(seconds))
 
         async def portals() -> None:

@@ -1,4 +1,4 @@
-"""Steps that hold the event loop and go on: what is told of them meanwhile."""
+"""Steps that hold the event loop and go on: the log events meanwhile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tests.conftest import Backend
 
 NAME = "greenback stalls"
-#: Seconds that nothing here takes.
+#: Seconds. Nothing here takes longer.
 LONG = 60.0
 
 needs_frames = pytest.mark.skipif(
@@ -34,7 +34,7 @@ needs_frames = pytest.mark.skipif(
 
 
 class Told:
-    """The application's log: ``greenback.stalled``, as it comes."""
+    """The application's log: the events ``greenback.stalled`` as they come."""
 
     def __init__(self) -> None:
         self._events: queue.Queue[Dict[str, Any]] = queue.Queue()
@@ -45,7 +45,7 @@ class Told:
         raise structlog.DropEvent
 
     def next(self, field: str = "seconds") -> Dict[str, Any]:
-        """Hold the thread until there is one, and one that has a certain field."""
+        """Block the thread until there is an event, or one with a certain field."""
         while True:
             event = self._events.get(timeout=LONG)
             if field in event:
@@ -80,7 +80,7 @@ def in_task(sync_fn: Callable[[], Any]) -> Any:
 class TestToldOf:
     @pytest.mark.parametrize("kind", ["run_sync", "task"])
     def test_while_it_lasts(self, backend: Any, told: Told, enable: Any, kind: str) -> None:
-        """Once it is longer than it may be, and whenever it has taken twice as long."""
+        """A step is logged when it exceeds the limit, and each time it has taken twice as long."""
 
         def hold() -> List[float]:
             await_(backend.sleep(0))
@@ -113,7 +113,7 @@ class TestToldOf:
 
     @needs_frames
     def test_stack(self, backend: Any, told: Told, enable: Any) -> None:
-        """That of the step, async and sync functions, from outside of the portal inwards."""
+        """The stack has the step's async and sync functions, from outside of the portal inwards."""
         found: List[Dict[str, Any]] = []
 
         async def innermost() -> None:
@@ -135,7 +135,7 @@ class TestToldOf:
         assert found[0]["held_by"].startswith("threading.Condition.wait (")
 
     def test_each_function_once(self, backend: Any, told: Told) -> None:
-        """Many slow steps of one function are told of once in a while; those of others, too."""
+        """Many slow steps of one function are logged once in a while, and other functions, too."""
         slow = 0.05
         events: List[Dict[str, Any]] = []
 
@@ -155,12 +155,12 @@ class TestToldOf:
 
         greenback_trace.enable(config=Config(slow=slow))
         backend.run(greenback.with_portal_run_sync, work)
-        # What has taken twice as long, on a busy machine, is told of in any case.
+        # On a busy machine, a step can take twice the limit, and is then logged in any case.
         first = [event["code.function.name"] for event in events if event["seconds"] < 2 * slow]
         assert len([name for name in first if name.endswith("hold")]) <= 1
 
     def test_tasks_that_wait(self, backend: Any, told: Told, enable: Any) -> None:
-        """All tasks of the loop that have not ended, with a portal or without."""
+        """Waiting tasks are all tasks of the loop that have not ended, with or without a portal."""
         found: List[Dict[str, Any]] = []
 
         def hold() -> None:
@@ -187,7 +187,7 @@ class TestToldOf:
         assert found[0]["waiting_tasks"] == 3
 
     def test_steps_within_the_step(self, backend: Any, told: Told, enable: Any) -> None:
-        """Those of another event loop, which are over: the outer one is told of."""
+        """If another event loop has run steps inside of a step, the outer step is logged."""
         found: List[Dict[str, Any]] = []
 
         def inner() -> None:
@@ -206,7 +206,7 @@ class TestToldOf:
         assert found[-1]["library"] == backend.name
 
     def test_not_while_it_waits(self, backend: Any, told: Told, enable: Any) -> None:
-        """A task that waits for long holds nothing."""
+        """A task that waits for long holds no loop, and is not logged."""
 
         def work() -> None:
             await_(backend.sleep(0.1))
@@ -221,7 +221,7 @@ class TestToldOf:
         assert told.rest() == []
 
     def test_over_meanwhile(self, backend: Any, caplog: pytest.LogCaptureFixture) -> None:
-        """A step that ends before it is described ends nothing else, and nobody is told of it."""
+        """A step that ends before it is described is not logged, and the thread goes on."""
         greenback_trace.enable(config=Config(slow=60))
         totals = _activate._current.totals  # type: ignore[union-attr]
         totals.slow_ns = 1
@@ -250,7 +250,7 @@ class TestToldOf:
     def test_out_of_sight(
         self, backend: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A step whose visible frames are all greenback's is told of without its stack."""
+        """A step with only greenback's frames in sight is logged without its stack."""
         monkeypatch.setattr("greenback_trace.live.stalls.is_own", lambda frame: True)
         monkeypatch.setattr("greenback_trace.live.stalls.is_bridge", lambda frame: False)
         greenback_trace.enable(config=Config(slow=60))
@@ -274,7 +274,7 @@ class TestToldOf:
         assert not caplog.records
 
     def test_disabled(self, backend: Any, told: Told, enable: Any) -> None:
-        """Then the thread ends."""
+        """When tracing is disabled, the thread ends."""
         enable()
         backend.run(greenback.with_portal_run_sync, lambda: await_(backend.sleep(0)))
         threads = [thread for thread in threading.enumerate() if thread.name == NAME]
@@ -287,7 +287,7 @@ class TestToldOf:
 
 @needs_frames
 class TestLocks:
-    """A step that waits for a lock: which one, and who has it."""
+    """A step that waits for a lock: the event has the lock and its holder."""
 
     pytest.importorskip("pure_eval", reason="to name a lock needs greenback[debug]")
 
@@ -338,7 +338,7 @@ class TestLocks:
 
     @pytest.mark.parametrize("waits_in", ["portal", "async"])
     def test_of_a_task(self, backend: Any, told: Told, enable: Any, waits_in: str) -> None:
-        """One that has suspended with the lock: nobody will release it, but for this test."""
+        """The holder is a task that has suspended with the lock. Only this test releases it."""
         enable()
         found: List[Dict[str, Any]] = []
         lock = threading.Lock()
@@ -355,7 +355,7 @@ class TestLocks:
             threading.Thread(target=let_go, daemon=True).start()
             with lock:
                 pass
-            lock.acquire()  # for the other task to release
+            lock.acquire()  # the other task releases it
             done.set()
 
         def let_go() -> None:
@@ -397,7 +397,7 @@ class TestLocks:
         assert ("hold (" if waits_in == "portal" else "hold_async (") in holder
 
     def test_own(self, backend: Any, told: Told, enable: Any) -> None:
-        """The task waits for what it has itself."""
+        """The holder is the waiting task itself."""
         enable()
         found: List[Dict[str, Any]] = []
         lock = threading.Lock()
@@ -420,7 +420,7 @@ class TestLocks:
         assert "outer (" in event["lock_held_by"][0]
 
     def test_acquired(self, backend: Any, told: Told) -> None:
-        """Who has called acquire(), debug mode has noted."""
+        """The holder called acquire(), which debug mode noted."""
         greenback_trace.enable(config=Config(mode="debug", slow=0.01))
         found: List[Dict[str, Any]] = []
         lock = threading.Lock()
@@ -446,7 +446,7 @@ class TestLocks:
 
 
 def test_metric(backend: Any, enable: Any) -> None:
-    """For how long the step has held the loop, while it does; else 0."""
+    """The metric has the time that a running step has held the loop; else 0."""
     reader = InMemoryMetricReader()
     seen: List[float] = []
 
@@ -481,7 +481,7 @@ def test_metric(backend: Any, enable: Any) -> None:
     assert seen[1] == 0
 
 
-# Trio, since asyncio steps no task in a forked child, from 3.14 on.
+# Trio: from 3.14 on, asyncio steps no task in a forked child.
 _FORKS = """
 import os, structlog, threading, trio, greenback
 told = threading.Event()
@@ -506,7 +506,7 @@ trio.run(greenback.with_portal_run_sync, hold)
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no os.fork")
 def test_in_a_forked_child(python: Any) -> None:
-    """Parent and child tell of their own steps."""
+    """Parent and child log their own steps."""
     done = python("-c", _FORKS, GREENBACK_TRACE="1", GREENBACK_TRACE_SLOW="0.05")
     assert done.returncode == 0, done.stderr
     assert len(set(done.stdout.split())) == 2

@@ -1,4 +1,4 @@
-"""Which spans there are, and how many in a second."""
+"""The choice of spans, and their limit per second."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class TestWhich:
         ],
     )
     def test_choice(self, backend: Any, which: str, names: List[str]) -> None:
-        """GREENBACK_TRACE_SPANS says which spans there are; failed bridges are among them."""
+        """GREENBACK_TRACE_SPANS chooses the spans; failed bridges are among them."""
         assert self.run(backend, which) == names
 
     def test_a_span_made_afterwards_has_its_true_length(self, backend: Any) -> None:
-        """The span of a bridge that suspended begins when the bridge did."""
+        """A span that is made at the end of a bridge begins when the bridge did."""
         tracing = Tracing()
         tracing.enable(spans="suspended")
         backend.run(greenback.with_portal_run_sync, lambda: greenback.await_(backend.sleep(0.02)))
@@ -61,7 +61,7 @@ class TestWhich:
 
 class TestRate:
     def test_limit(self, backend: Any) -> None:
-        """Above the limit there are no spans, but failed bridges have a budget of their own."""
+        """Above the limit, only failed bridges get spans, from a budget of their own."""
         tracing = Tracing()
         tracing.enable(span_rate=3)
 
@@ -80,7 +80,7 @@ class TestRate:
         assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 11
 
     def test_count_of_left_out_only_grows(self, backend: Any) -> None:
-        """A bridge over the limit that gets its span in the end was never counted as dropped."""
+        """A bridge over the limit that gets a span at its end is never counted as dropped."""
         dropped = []
 
         def note() -> None:
@@ -100,5 +100,5 @@ class TestRate:
         tracing = Tracing()
         tracing.enable(span_rate=2)
         backend.run(greenback.with_portal_run_sync, program)
-        assert len(tracing.spans()) == 4  # of five, and failed ones have a budget of their own
+        assert len(tracing.spans()) == 4  # of five; failed bridges have a budget of their own
         assert dropped == [0, 0, 0, 0, 0, 1]

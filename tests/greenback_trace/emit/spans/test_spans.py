@@ -29,7 +29,7 @@ def id_of(span: Any) -> int:
 
 class TestPortalSpan:
     def test_has_its_totals(self, backend: Any) -> None:
-        """The span of a portal ends with what was bridged in it."""
+        """The span of a portal ends with the totals of its bridges."""
         tracing = Tracing()
         tracing.enable()
 
@@ -57,7 +57,7 @@ class TestPortalSpan:
         assert span.instrumentation_scope.version == greenback.__version__
 
     def test_is_never_current(self, backend: Any) -> None:
-        """Code in a portal sees the span that was current outside, which is the portal's parent."""
+        """In a portal, the span from outside is current. It is the parent of the portal's span."""
         tracing = Tracing()
         tracing.enable()
         seen = []
@@ -73,7 +73,7 @@ class TestPortalSpan:
 
 class TestBridgeSpan:
     def test_attributes(self, backend: Any) -> None:
-        """The span of a bridge says where it came from, what it awaited, and how that went."""
+        """The span of a bridge has its sync chain, its awaitable, and its outcome."""
         tracing = Tracing()
         tracing.enable()
 
@@ -102,7 +102,7 @@ class TestBridgeSpan:
         assert span.status.status_code is trace.StatusCode.UNSET
 
     def test_awaitable_of_any_kind(self, backend: Any) -> None:
-        """An awaitable is named without asking it anything."""
+        """The name of an awaitable is found without running its code."""
 
         class Request:
             def __await__(self) -> Iterator[Any]:
@@ -119,7 +119,7 @@ class TestBridgeSpan:
         assert name == f"{__name__}.{Request.__qualname__}"
 
     def test_error(self, backend: Any) -> None:
-        """A bridge that raises has the status and the type of the error, and nothing else of it."""
+        """The span of a bridge that raises has an error status and the type of the error only."""
         tracing = Tracing()
         tracing.enable()
 
@@ -135,7 +135,7 @@ class TestBridgeSpan:
         assert "private" not in span.to_json()
 
     def test_cancellation_is_no_error(self, backend: Any) -> None:
-        """A bridge that is cancelled has no error status."""
+        """The span of a cancelled bridge has no error status."""
         tracing = Tracing()
         tracing.enable()
 
@@ -176,7 +176,7 @@ class TestBridgeSpan:
         assert parent_id(span) == id_of(tracing.named("portal run_sync"))
 
     def test_a_long_lived_portal_is_no_parent(self, backend: Any) -> None:
-        """In a portal that lasts as long as its task, a bridge without a parent is a root."""
+        """In a portal that lasts as long as its task, a bridge without another parent is a root."""
         tracing = Tracing()
         tracing.enable()
 
@@ -189,7 +189,7 @@ class TestBridgeSpan:
         assert span.parent is None
 
     def test_is_current_for_its_coroutine(self, backend: Any) -> None:
-        """Spans that the coroutine makes, also after it has waited, are children of the bridge."""
+        """Spans that the coroutine makes are children of the bridge, also after it has waited."""
         tracing = Tracing()
         tracing.enable()
 
@@ -211,7 +211,7 @@ class TestBridgeSpan:
         assert parent_id(tracing.named("after")) == id_of(span)
 
     def test_what_the_coroutine_attached_stays(self, backend: Any) -> None:
-        """A coroutine can attach something for its caller; only the bridge's span is taken out."""
+        """The caller keeps what a coroutine attaches to the context, without the bridge's span."""
         tracing = Tracing()
         tracing.enable()
 
@@ -243,7 +243,7 @@ class TestBridgeSpan:
         backend.run(greenback.with_portal_run_sync, program)
 
     def test_is_over_when_what_it_entered_is_left(self, backend: Any) -> None:
-        """Leaving a block that a bridge has entered does not make that bridge current again."""
+        """To leave a block that a bridge has entered does not make its span current again."""
         tracing = Tracing()
         tracing.enable()
 
@@ -271,7 +271,7 @@ class TestBridgeSpan:
         backend.run(greenback.with_portal_run_sync, program)
 
     def test_is_over_when_what_it_attached_is_detached(self, backend: Any) -> None:
-        """The same of what a coroutine has attached besides."""
+        """To detach a context that a coroutine has attached does not, either."""
         tracing = Tracing()
         tracing.enable()
 
@@ -291,7 +291,7 @@ class TestBridgeSpan:
         assert len(tracing.bridges()) == 1
 
     def test_nothing_under_an_unsampled_parent(self, backend: Any) -> None:
-        """Where the parent is not sampled, the sampler is not asked again, and context stays."""
+        """Below a parent that is not sampled, the sampler is not asked, and the context stays."""
         asked = []
 
         class Asked(Sampler):
@@ -321,9 +321,9 @@ class TestBridgeSpan:
 
     @pytest.mark.parametrize("which", ["all", "suspended"])
     def test_nothing_in_an_unsampled_portal(self, backend: Any, which: str) -> None:
-        """The portal of one call is the root of a trace: the sampler is asked once for all of it.
+        """The portal of one call is the root of a trace: the sampler is asked once per trace.
 
-        Where the call has made a span of the application's current, that is another trace.
+        Below a span that the application makes current in the call, another trace begins.
         """
         asked = []
 

@@ -1,4 +1,4 @@
-"""Bridges' spans among those of others."""
+"""Spans of bridges beside other spans, instruments and SDKs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenbac
 
 class TestSurroundings:
     def test_disabled_during_a_bridge(self, backend: Any) -> None:
-        """A bridge that is under way when tracing ends leaves no span behind as the current one."""
+        """If tracing ends during a bridge, the bridge's span does not stay current."""
 
         async def disables() -> None:
             greenback_trace.disable()
@@ -42,7 +42,7 @@ class TestSurroundings:
         assert [last_part(span.name) for span in tracing.bridges()] == ["program"]
 
     def test_with_an_instrument(self, backend: Any) -> None:
-        """An instrument that comes and goes while a bridge is under way changes no span."""
+        """An instrument that is added and removed during a bridge changes no span."""
         from greenback.instruments import Instrument, add_instrument, remove_instrument
 
         class Listens(Instrument):
@@ -74,7 +74,7 @@ class TestSurroundings:
         assert greenback_trace.snapshot().active == {backend.name: 0}
 
     def test_disabled_with_an_instrument(self, backend: Any) -> None:
-        """The same holds where tracing is one listener among others."""
+        """If tracing with an instrument beside it ends during a bridge, no span stays current."""
         from greenback.instruments import Instrument, add_instrument, remove_instrument
 
         class Listens(Instrument):
@@ -101,7 +101,7 @@ class TestSurroundings:
         assert len(tracing.bridges()) == 1
 
     def test_an_exporter_that_bridges(self, backend: Any) -> None:
-        """Telemetry that itself bridges is counted, but gets no span: it would never end."""
+        """An exporter that bridges is counted, but gets no span: it would go on for ever."""
 
         class Bridges(InMemorySpanExporter):
             def export(self, spans: Any) -> Any:
@@ -118,7 +118,7 @@ class TestSurroundings:
         assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 2
 
     def test_an_exporter_with_a_portal_of_its_own(self, backend: Any) -> None:
-        """What an SDK does while it exports in another thread, it asks not to be traced."""
+        """An export in another thread gets no spans: the SDK asks for that."""
         exported = threading.Semaphore(0)
 
         class Bridges(InMemorySpanExporter):
@@ -134,14 +134,14 @@ class TestSurroundings:
         tracing.provider.add_span_processor(processor)
         tracing.enable()
         backend.run(greenback.with_portal_run_sync, bridge_to_nop)
-        # A flush exports in the thread that asks for it, the end of the processor in its own one.
+        # force_flush() exports in its caller's thread, shutdown() in the thread of the processor.
         processor.shutdown()
         assert exported.acquire(timeout=30)
         assert len(exporter.get_finished_spans()) == len(tracing.spans()) == 2
         assert sum(site.bridges for site in greenback_trace.snapshot().sites) == 2
 
     def test_inside_the_sdk(self, backend: Any) -> None:
-        """The application may be inside the SDK, which is not to be entered again from there."""
+        """Bridges inside of a call of the SDK get no span: its locks are not reentrant."""
 
         class Bridges(SpanProcessor):
             def on_end(self, span: Any) -> None:
@@ -164,9 +164,9 @@ class TestSurroundings:
         reason="garbage is collected between two instructions",
     )
     def test_in_a_collection(self, backend: Any) -> None:
-        """A finalizer gets no span where it may run in the middle of ContextVar.set().
+        """A finalizer that can run in the middle of ContextVar.set() gets no span.
 
-        Setting a variable there frees what CPython before 3.12 is working on, and it crashes.
+        To set a variable there frees an object that CPython before 3.12 is working on: it crashes.
         """
 
         class Litter:
@@ -189,7 +189,7 @@ class TestSurroundings:
 
     @pytest.mark.skipif(sys.implementation.name == "pypy", reason="finalizers run in any thread")
     def test_in_a_collection_by_another_thread(self, backend: Any) -> None:
-        """Garbage collected elsewhere, however long that takes, costs no span here."""
+        """A collection in another thread leaves out no span in this one."""
         collects = threading.Event()
         bridged = threading.Event()
 
@@ -221,7 +221,7 @@ class TestSurroundings:
 
     @pytest.mark.skipif(sys.implementation.name == "pypy", reason="each collection is a long one")
     def test_while_another_thread_collects(self, backend: Any) -> None:
-        """Whenever a collection begins or ends elsewhere, each bridge here has its span."""
+        """A collection that begins or ends in another thread at any moment leaves out no span."""
         done = threading.Event()
 
         def collect() -> None:
@@ -249,13 +249,13 @@ class TestSurroundings:
 
     @pytest.mark.skipif(sys.implementation.name == "pypy", reason="has no gc.callbacks")
     def test_interrupt_in_a_collection(self) -> None:
-        """What a signal handler raises while garbage is collected is not lost."""
+        """An exception that a signal handler raises during a collection is not lost."""
         interrupt: Any = ctypes.pythonapi.PyErr_SetInterrupt
         interrupt.argtypes = [ctypes.py_object, ctypes.py_object]
         interrupt.restype = None
         before = list(gc.callbacks)
         Tracing().enable()
-        gc.collect()  # lest a finalizer of another test is interrupted
+        gc.collect()  # so that no finalizer of another test is interrupted
         gc.disable()
         gc.callbacks.insert(0, interrupt)
         try:
@@ -269,7 +269,7 @@ class TestSurroundings:
 
     @pytest.mark.skipif(sys.implementation.name == "pypy", reason="has no gc.callbacks")
     def test_debug_mode_without_spans(self) -> None:
-        """Debug mode goes on watching the collector where there are no more spans."""
+        """Debug mode goes on watching the collector when there are no more spans."""
         before = list(gc.callbacks)
         tracing = Tracing()
         tracing.enable(mode="debug")
@@ -280,7 +280,7 @@ class TestSurroundings:
         assert gc.callbacks == before
 
     def test_slow_step(self, backend: Any) -> None:
-        """A bridge that held the event loop for too long says so."""
+        """The span of a bridge that held the event loop for too long has that time."""
 
         async def holds() -> None:
             until = time.perf_counter() + 0.01

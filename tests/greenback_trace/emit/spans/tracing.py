@@ -44,7 +44,7 @@ def attributes(span: ReadableSpan) -> Dict[str, Any]:
 
 
 def last_part(name: str) -> str:
-    """Before Python 3.11, a function inside of another one has only this part of its name."""
+    """The last part of a name. Before Python 3.11, a nested function has no other part."""
     return name.replace(" ", ".").rpartition(".")[2]
 
 

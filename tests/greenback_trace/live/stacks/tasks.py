@@ -16,12 +16,12 @@ from greenback_trace import format_task
 PYPY = sys.implementation.name == "pypy"
 
 
-#: The tests are in several files, and the tasks that they look at in another.
+#: Files of the tests and of their tasks.
 HERE = os.path.dirname(__file__)
 
 
 def names(text: str) -> List[str]:
-    """The functions of the tests that a stack shows, and its bridges."""
+    """The functions of the tests in a stack, and its bridges."""
     found = []
     for line in text.splitlines():
         if "--- bridge" in line:
@@ -75,13 +75,13 @@ async def only_portal(event: Any) -> None:
 
 
 async def steps(number: int = 5) -> None:
-    """Let the other tasks of asyncio get as far as they can."""
+    """Let the other tasks of asyncio run until all of them wait."""
     for _ in range(number):
         await asyncio.sleep(0)
 
 
 def parked(async_fn: Any, look: Any = format_task) -> Any:
-    """What *look* makes of a task of asyncio that runs *async_fn* and waits in it."""
+    """Call *look* with an asyncio task that waits in *async_fn*, and return the result."""
 
     async def main() -> Any:
         event = asyncio.Event()
@@ -97,7 +97,7 @@ def parked(async_fn: Any, look: Any = format_task) -> Any:
 
 
 def parked_in_trio(async_fn: Any, look: Any = format_task) -> Any:
-    """The same of a task of Trio."""
+    """The same for a task of Trio."""
 
     async def main() -> Any:
         event = trio.Event()

@@ -32,7 +32,7 @@ from .tasks import (
     sync,
 )
 
-#: The tests are in several files, and the tasks that they look at in another.
+#: Files of the tests and of their tasks.
 HERE = os.path.dirname(__file__)
 
 
@@ -61,12 +61,12 @@ class TestParked:
     @pytest.mark.parametrize(("async_fn", "expected"), SHAPES)
     @pytest.mark.parametrize("in_library", [parked, parked_in_trio])
     def test_all_frames(self, in_library: Any, async_fn: Any, expected: List[str]) -> None:
-        """The functions of a task are shown in order, with its bridges, whatever its portal."""
+        """With each kind of portal, a task's functions and bridges are shown in order."""
         assert names(in_library(async_fn)) == expected
 
     @pytest.mark.parametrize("in_library", [parked, parked_in_trio])
     def test_only_the_program(self, in_library: Any) -> None:
-        """None of the lines is about greenback's own functions, or greenlet's."""
+        """No line names a function of greenback or greenlet."""
         text = in_library(nested)
         for module in (greenback, greenlet):
             assert module.__file__ is not None
@@ -87,7 +87,7 @@ class TestParked:
         assert names(in_library(ensured, look)) == ["ensured", "sync", "BRIDGE", "leaf"]
 
     def test_in_a_greenlet(self) -> None:
-        """A bridge in a greenlet that the task has started is shown below what started that."""
+        """A bridge in a greenlet of the task is shown below the start of the greenlet."""
 
         def starts_greenlet(event: Any) -> None:
             greenlet.greenlet(sync).switch(event)
@@ -100,7 +100,7 @@ class TestParked:
 
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
     def test_eager(self) -> None:
-        """A task that began in an except block is shown where it waits first."""
+        """An eager task that began in an except block is shown where it first waits."""
 
         async def main() -> List[str]:
             asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
@@ -120,7 +120,7 @@ class TestParked:
 
 class TestHeader:
     def test_with_a_portal(self) -> None:
-        """The first line names the task, its library and its portal, not what drives it."""
+        """The first line names the task, its library and its portal, not the shim."""
 
         async def main() -> str:
             event = asyncio.Event()
@@ -136,7 +136,7 @@ class TestHeader:
         assert header == "Stack of asyncio task 'checkout', with a portal (task), outermost first:"
 
     def test_without_a_portal(self) -> None:
-        """The first line of a task that has no portal says nothing of one."""
+        """The first line of a task without a portal names no portal."""
         header = parked_in_trio(plain).splitlines()[0]
         assert header == f"Stack of trio task '{plain.__module__}.plain', outermost first:"
 
@@ -159,7 +159,7 @@ class TestStates:
         asyncio.run(main())
 
     def test_finished(self) -> None:
-        """A task that has finished is said to have no stack, with or without a portal."""
+        """A finished task has no stack, as the text says, with or without a portal."""
 
         async def main() -> None:
             task = asyncio.ensure_future(greenback.ensure_portal())
@@ -190,7 +190,7 @@ class TestStates:
         assert names(backend.run(main_of_sync)) == expected
 
     def test_running_without_a_portal(self, backend: Any) -> None:
-        """A task without a portal can do that, too."""
+        """A task without a portal can show its own stack, too."""
 
         async def main() -> str:
             return format_task(current_task(backend))
@@ -198,7 +198,7 @@ class TestStates:
         assert names(backend.run(main)) == ["main"]
 
     def test_bestowed_on_itself(self, backend: Any) -> None:
-        """A task that has just bestowed a portal on itself is shown down to what it runs."""
+        """A task that has just bestowed a portal on itself is shown to its running function."""
 
         async def inner() -> str:
             task = current_task(backend)
@@ -213,7 +213,7 @@ class TestStates:
         assert names(backend.run(main)) == ["main", "inner"]
 
     def test_not_a_task(self) -> None:
-        """What is no task is refused, with what to pass instead."""
+        """The error for an object that is no task says what to pass instead."""
         coroutine = plain(None)
         for value in (5, None, coroutine):
             with pytest.raises(
@@ -230,7 +230,7 @@ def current_task(backend: Any) -> Any:
 
 class TestFrames:
     def test_left_meanwhile(self) -> None:
-        """A frame that its thread leaves while it is read is the last one, as PyPy tells it."""
+        """If a thread leaves a frame while it is read, the stack ends there, as PyPy shows it."""
 
         class Left:
             f_code = sys._getframe().f_code

@@ -20,7 +20,7 @@ from greenback_trace import format_task
 
 from .tasks import PYPY, ensured, leaf, names, parked, parked_in_trio, steps, sync
 
-# A thread holds its loop, while another one looks at it and makes garbage.
+# A thread holds its loop, while another one reads its stack and makes garbage.
 COLLECTING = """
 import asyncio, gc, sys, threading
 import greenback
@@ -76,13 +76,13 @@ print("ended")
 """
 
 
-#: The tests are in several files, and the tasks that they look at in another.
+#: Files of the tests and of their tasks.
 HERE = os.path.dirname(__file__)
 
 
 @pytest.fixture
 def alarm() -> Iterator[None]:
-    """What would go round for ever fails."""
+    """A stack without an end fails the test."""
 
     def too_long(*_: object) -> None:
         raise AssertionError("it has not ended")
@@ -96,7 +96,7 @@ def alarm() -> Iterator[None]:
 
 class TestFromElsewhere:
     def test_bestowed(self) -> None:
-        """A portal that somebody else has opened is seen before and after the task's next step."""
+        """A bestowed portal is seen before and after the next step of its task."""
 
         async def main() -> None:
             event, again = asyncio.Event(), asyncio.Event()
@@ -140,7 +140,7 @@ class TestFromElsewhere:
 
     @pytest.mark.parametrize("in_library", [parked, parked_in_trio])
     def test_closed_portal(self, in_library: Any) -> None:
-        """A task whose portal was closed on leaving a scope is shown through what is left of it."""
+        """A task is shown through the resting portal that a scope has left behind."""
 
         async def was_in_scope(event: Any) -> None:
             async with greenback.portals_for_tree():
@@ -180,7 +180,7 @@ class TestFromElsewhere:
 
     @pytest.mark.usefixtures("others_are_shown", "alarm")
     def test_thread_that_leaves_a_greenlet_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The frames that a thread was in, and has parked since, have an end: on PyPy, a ring."""
+        """The stack of a thread that parks its frames meanwhile ends. (On PyPy, it is a ring.)"""
         inside, go_on = threading.Event(), threading.Event()
         running: List[Any] = []
         parked: List[Any] = []
@@ -212,7 +212,7 @@ class TestFromElsewhere:
             looks = [before, *[now] * 5]
             monkeypatch.setattr(sys, "_current_frames", lambda: looks.pop(0))
             assert names(format_task(running[0])) == ["main", "block"]
-            # It is as well in and out of greenlets all the time.
+            # The thread is in and out of greenlets all the time.
             looks[:] = [before, now] * 20
             assert "running where this thread cannot see it" in format_task(running[0])
         finally:
@@ -221,7 +221,7 @@ class TestFromElsewhere:
 
     @pytest.mark.usefixtures("others_are_shown")
     def test_collection_meanwhile(self) -> None:
-        """A collection that frees a `threading.local` does not hang a CPython 3.11 that looks."""
+        """A collection that frees a `threading.local` does not hang format_task() (3.11)."""
         done = subprocess.run(
             [sys.executable, "-c", COLLECTING],
             capture_output=True,
@@ -234,7 +234,7 @@ class TestFromElsewhere:
     @pytest.mark.usefixtures("others_are_shown")
     @pytest.mark.skipif(PYPY, reason="PyPy shows other threads the innermost and the main greenlet")
     def test_portals_in_another_thread(self) -> None:
-        """In another thread, a portal inside another one's work is seen through, too."""
+        """In another thread, a portal inside the work of another portal is seen through, too."""
         inside, go_on = threading.Event(), threading.Event()
         tasks: List[Any] = []
 
@@ -275,7 +275,7 @@ class TestFromElsewhere:
 
 class TestTwoLoops:
     def test_trio_inside_asyncio(self) -> None:
-        """Of two loops, one inside the other, each task is shown from its own beginning."""
+        """Trio inside of asyncio: each task is shown from its own beginning."""
         texts: List[str] = []
 
         async def inner(outer_task: Any) -> None:
@@ -292,7 +292,7 @@ class TestTwoLoops:
         assert [names(text) for text in texts] == [["outer", "inner", "calls"], ["inner", "calls"]]
 
     def test_asyncio_inside_trio(self) -> None:
-        """The same, the other way round, and of a task that waits in the inner loop."""
+        """asyncio inside of Trio: the same, also for a task that waits in the inner loop."""
         texts: List[str] = []
 
         async def inner(outer_task: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the tools of others show of a task with a portal."""
+"""Other tools that show a task with a portal: asyncio, Trio, stackscope."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 
 from .tasks import PYPY, ensured, nested, only_portal, parked, parked_in_trio, plain, run, run_sync
 
-#: The tests are in several files, and the tasks that they look at in another.
+#: Files of the tests and of their tasks.
 HERE = os.path.dirname(__file__)
 
 
 class TestOthers:
-    """What the tools of others show of a task with a portal."""
+    """asyncio and Trio themselves."""
 
     @pytest.mark.skipif(PYPY, reason="on PyPy, asyncio would never end following the frames")
     def test_print_stack(self) -> None:
-        """asyncio shows the stack of a task that waits in a bridge down to where that is called."""
+        """asyncio shows the stack of a task in a bridge down to the call of the bridge."""
 
         def look(task: Any) -> List[str]:
             frames = task.get_stack()
@@ -37,7 +37,7 @@ class TestOthers:
         assert parked(run, look) == ["run"]
         assert parked(run_sync, look) == ["run_sync"]
         if sys.version_info >= (3, 14):
-            # One frame, as of any task that waits: what a task runs is a coroutine object there.
+            # One frame, as for any task that waits: here, a task runs a coroutine object.
             for async_fn in (ensured, nested):
                 ((name, line),) = parked(async_fn, where)
                 assert name == async_fn.__name__
@@ -47,14 +47,14 @@ class TestOthers:
             assert parked(nested, look) == ["nested", "outer_sync", "middle", "sync"]
 
     def test_repr(self) -> None:
-        """asyncio's repr() of a task says where in the program it is, not in greenback."""
+        """asyncio's repr() of a task names a place in the program, not in greenback."""
         for async_fn in (only_portal, ensured):
             text = parked(async_fn, repr)
             assert f"coro=<{async_fn.__name__}() running at " in text
             assert "_portals.py" not in text or PYPY
 
     def test_iter_await_frames(self) -> None:
-        """Trio shows the frames through the portal that a task has opened for itself."""
+        """Trio shows the frames through a portal that the task has opened for itself."""
 
         def look(task: Any) -> List[str]:
             return [frame.f_code.co_name for frame, _ in task.iter_await_frames()]
