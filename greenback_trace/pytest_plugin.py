@@ -1,7 +1,7 @@
-"""``pytest --greenback-misuse=raise``: a suite in debug mode, whose tests fail where they misuse.
+"""``pytest --greenback-misuse=raise``: runs a suite in debug mode. Tests that misuse a bridge fail.
 
 A misuse in a finalizer raises where nobody can catch it: Python prints the exception and goes on.
-The test that was running fails all the same.
+The test that was running still fails.
 """
 
 from __future__ import annotations
