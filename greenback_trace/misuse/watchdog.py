@@ -185,7 +185,7 @@ class Watchdog:
             logging.getLogger("greenback").exception("the watchdog of slow steps has stopped")
 
     def _look(self, now: int) -> Optional[int]:
-        """Sample the steps that are due. Returns the nanoseconds until the next, if there is one."""
+        """Sample the steps that are due. Returns the nanoseconds until the next, if any."""
         next_due = None
         # copy(), since list() of items is interrupted by finalizers before CPython 3.12.
         for portal, step in self._running.copy().items():
