@@ -2,8 +2,8 @@
 
     python tests/cpython_suite.py [test_threading ...]
 
-The tests are those of the ``test`` package of the interpreter that this is run with. Exits with 1
-if a test passes in one mode and not in the other. Takes several minutes.
+The tests are in the ``test`` package of the interpreter that runs this program. Exits with 1 if a
+test passes in one mode and not in the other. Takes several minutes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Dict, List
 
 SUITES = ["test_threading", "test_queue", "test_thread", "test_concurrent_futures", "test_asyncio"]
 TIMEOUT_SECONDS = 900
-#: Runs one suite, and writes what each of its tests came to. Debug mode begins before the suite is
-#: imported, such that locks which its modules make are made in debug mode, too.
+#: Runs one suite, and writes the outcome of each test. Debug mode begins before the suite is
+#: imported, so that the locks of its modules are made in debug mode, too.
 PROGRAM = """
 import importlib, json, sys, unittest
 from test import support
 
 suite, mode, path = sys.argv[1:]
-support.use_resources = []  # neither the network nor what takes minutes
+support.use_resources = []  # no tests that use the network or take minutes
 if mode == "debug":
     import greenback_trace
     greenback_trace.enable(config=greenback_trace.Config(mode="debug"))
@@ -69,14 +69,14 @@ with open(path, "w") as file:
 
 
 def outcomes_of(suite: str, mode: str) -> Dict[str, str]:
-    """Whether each test of a suite passes, fails or is skipped, by the test's name.
+    """Whether each test of a suite passes, fails or is skipped, by the name of the test.
 
     Args:
         suite: The name of its module in the ``test`` package.
-        mode: ``debug``, or ``off``.
+        mode: ``debug`` or ``off``.
 
     Raises:
-        RuntimeError: The suite has not run to its end.
+        RuntimeError: The suite did not run to its end.
     """
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith("GREENBACK_")
@@ -107,7 +107,7 @@ def outcomes_of(suite: str, mode: str) -> Dict[str, str]:
 
 
 def differences(suite: str) -> List[str]:
-    """What debug mode changes in a suite, as sentences. Prints how many of its tests fail."""
+    """The changes that debug mode makes in a suite, as sentences. Prints how many tests fail."""
     if importlib.util.find_spec(f"test.{suite}") is None:
         print(f"{suite}: this interpreter's 'test' package does not have it")
         return []

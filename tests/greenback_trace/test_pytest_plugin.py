@@ -73,7 +73,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
 
 class TestOutcome:
     def test_raise(self, suite: Suite) -> None:
-        """The tests that misuse fail with the report, though Python swallowed the exception."""
+        """Tests that misuse fail with the report, even if Python swallowed the exception."""
         result = suite(
             """
 def test_before(): use()
@@ -129,7 +129,7 @@ def test_other(): use()
         assert "MisuseError" not in result.stdout.str()
 
     def test_what_does_not_fail(self, suite: Suite) -> None:
-        """Advice, what is not certain, and what is allowed fail nothing; the first two are told."""
+        """Advice, inconclusive and allowed misuse fail no test; the first two are shown."""
         result = suite(
             """
 async def advised():
@@ -161,7 +161,7 @@ def test_allowed(monkeypatch):
         assert "lock_held" not in result.stdout.str()
 
     def test_kinds_with_an_action_of_their_own(self, suite: Suite) -> None:
-        """A kind that is named fails its tests, and one that is off does not."""
+        """A kind that the setting names fails its tests, and a kind that is off does not."""
         result = suite(
             """
 async def advised():
@@ -180,7 +180,7 @@ def test_finalizer(): misuse()
         result.stdout.fnmatch_lines(["*_ test_advice _*", "async_caller (advice) *: 1"])
 
     def test_fixtures(self, suite: Suite) -> None:
-        """A misuse in the setup or teardown of a fixture is an error of the tests that use it."""
+        """A misuse in the setup or teardown of a fixture is an error of its tests."""
         result = suite(
             """
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_late(late): pass
         )
 
     def test_a_suite_that_switches_tracing(self, suite: Suite) -> None:
-        """Tests after one that has disabled tracing are watched again, and each counts once."""
+        """Tests after one that has disabled tracing are watched again, and count once."""
         result = suite(
             """
 def test_first():
@@ -218,7 +218,7 @@ def test_second(): misuse()
         result.stdout.fnmatch_lines(["finalizer (error) at *: 1"])
 
     def test_nothing_found(self, suite: Suite) -> None:
-        """The summary of a clean suite says that there was nothing."""
+        """The summary of a suite without misuse says so."""
         result = suite("def test_it(): use()", "--greenback-misuse=raise")
         result.assert_outcomes(passed=1)
         result.stdout.fnmatch_lines(["*= greenback misuse =*", "none"])
@@ -226,7 +226,7 @@ def test_second(): misuse()
 
 class TestOption:
     def test_absent(self, suite: Suite) -> None:
-        """Without the option nothing is traced, and nothing is said."""
+        """Without the option nothing is traced or printed."""
         result = suite(
             """
 def test_it():
@@ -238,7 +238,7 @@ def test_it():
         assert "greenback misuse" not in result.stdout.str()
 
     def test_a_typo(self, suite: Suite) -> None:
-        """A value that cannot be is a usage error that says what can be."""
+        """An invalid value is a usage error that names the valid ones."""
         result = suite("", "--greenback-misuse=loud")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines(["*--greenback-misuse=loud*warn, raise or off*lock_held*"])
@@ -246,7 +246,7 @@ def test_it():
 
 class TestXdist:
     def test_workers(self, suite: Suite) -> None:
-        """With pytest-xdist, the tests fail in the workers, and the summary is that of all."""
+        """With pytest-xdist, tests fail in the workers, and the summary covers all workers."""
         pytest.importorskip("xdist")
         result = suite(
             """
@@ -291,7 +291,7 @@ class TestAsyncPlugins:
     def test_tests_that_are_async(
         self, suite: Suite, plugin: str, fixture: str, setup: str, tests: int
     ) -> None:
-        """An async test fails for its misuse under whatever runs it."""
+        """An async test fails for its misuse with every plugin that runs async tests."""
         pytest.importorskip("anyio" if plugin == "anyio" else f"pytest_{plugin}")
         result = suite(
             setup + ASYNC_SUITE.format(plugin=plugin, fixture=fixture),
