@@ -18,29 +18,12 @@ _pages = Sybil([rest.PythonCodeBlockParser()], patterns=["*.rst"], path="docs")
 pytest_collect_file = (_readme + _pages).pytest()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    # Sybil's filter takes for granted that the failure was raised in the example. One that pytest
+    # itself raises, of an unraisable exception say, would end the whole run (Sybil 10.1).
     for item in items:
         if isinstance(item, SybilItem):
-            # Sybil's filter takes for granted that the failure was raised in the example. One that
-            # pytest itself raises, of an unraisable exception say, would end the whole run
-            # (Sybil 10.1).
             item._traceback_filter = _Filter(item._traceback_filter)  # type: ignore[method-assign]
-        if isinstance(item, SybilItem) or _shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
-
-
-def _shares_a_fixture(item: pytest.Item) -> bool:
-    """Whether the item has a fixture of its class, module or session that tests/ defines.
-
-    Such a fixture runs a program or a server, and each worker that needs it would do so again. The
-    examples of a document even build on one another.
-    """
-    info = getattr(item, "_fixtureinfo", None)
-    return info is not None and any(
-        fixtures[-1].scope != "function" and fixtures[-1].baseid.startswith("tests/")
-        for fixtures in info.name2fixturedefs.values()
-    )
 
 
 class _Filter:

@@ -5,7 +5,7 @@ import os as _os
 try:
     import greenlet as _greenlet  # noqa: F401
 except ImportError as _refused:
-    # What the interpreter says of a module that would share its state between several GILs.
+    # CPython raises this for an extension module that does not support several GILs in a process.
     if "subinterpreter" not in str(_refused):
         raise
     raise ImportError(
@@ -14,7 +14,7 @@ except ImportError as _refused:
         "main interpreter, or in one that shares the main one's GIL"
     ) from _refused
 
-# stackscope, when imported later than greenback, looks here for what upstream calls its shim.
+# If stackscope is imported after greenback, it looks here for upstream's module `_impl`.
 from . import _stackscope as _impl  # noqa: F401
 from ._adapters import async_context as async_context
 from ._adapters import async_iter as async_iter
@@ -35,7 +35,7 @@ from ._tree.scopes import with_portal_run_tree as with_portal_run_tree
 
 __version__ = "1.4.0"
 
-# The one place where the runtime knows of the tracing side.
+# The only place where the runtime imports greenback_trace.
 if _os.environ.get("GREENBACK_TRACE"):
     from greenback_trace import _activate
 

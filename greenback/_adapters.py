@@ -1,4 +1,4 @@
-"""Async things in the places where sync code wants sync things; all of it on top of `await_`."""
+"""Async functions, context managers and iterables as sync ones, on top of `await_`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ U = TypeVar("U")
 
 
 def autoawait(fn: Callable[P, Awaitable[T]]) -> Callable[P, T]:
-    """Make an async function one that is called, and only can be called, without ``await``.
+    """Turn an async function into a function that is called without ``await``.
 
     For magic methods, properties and other places that have no room for an ``await``::
 
@@ -43,10 +43,10 @@ def autoawait(fn: Callable[P, Awaitable[T]]) -> Callable[P, T]:
             async def current(self): ...
 
     Args:
-        fn: An async function, or any that returns something to await.
+        fn: An async function, or any other function that returns an awaitable.
 
     Returns:
-        A function with the same arguments that returns, and raises, what awaiting it would.
+        A function with the same arguments. It returns and raises what ``await fn(...)`` would.
     """
 
     @wraps(fn)
@@ -59,14 +59,14 @@ def autoawait(fn: Callable[P, Awaitable[T]]) -> Callable[P, T]:
 def decorate_as_sync(
     decorator: Callable[[Callable[P, T]], Callable[Q, U]],
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[Q, Awaitable[U]]]:
-    """Apply to an async function a decorator that was written for sync ones.
+    """Apply a decorator for sync functions to an async function.
 
     ``@greenback.decorate_as_sync(functools.lru_cache())`` above an async function caches its
-    results; ``functools.lru_cache()`` alone would cache the coroutines, which can be awaited once.
+    results. ``functools.lru_cache()`` alone would cache the coroutines, which can be awaited once.
 
-    The decorator sees a sync function that bridges to the async one. What it makes of that is run
-    in a portal by an async function, which is what the caller gets; a call needs no portal of its
-    own, and uses the one of its task if there is one.
+    The decorator gets a sync function that bridges to the async one, and returns another sync
+    function. The result of all this is an async function that runs the latter in a portal. A call
+    uses the portal of its task; if the task has none, the portal lasts for the call.
 
     Args:
         decorator: Takes a sync function and returns one.
@@ -94,8 +94,8 @@ class async_context(Generic[T]):  # noqa: N801  (the name is the API)
         cm: An asynchronous context manager.
 
     Raises:
-        TypeError: *cm* is none (`AttributeError` before Python 3.11, as with ``async with``). It
-            is raised on entering.
+        TypeError: *cm* is not an asynchronous context manager. It is raised on entering. Before
+            Python 3.11 it is an `AttributeError`, as with ``async with``.
     """
 
     __slots__ = ("_aexit", "_cm")
@@ -111,7 +111,7 @@ class async_context(Generic[T]):  # noqa: N801  (the name is the API)
             pass
         else:
             return await_(aenter(self._cm))
-        # The interpreter says it itself: its words differ by version.
+        # Let the interpreter raise the error: its type and text differ by version.
         _async_with(self._cm).send(None)
         raise AssertionError("async with has entered what has no __aenter__ or no __aexit__")
 
@@ -132,15 +132,16 @@ async def _async_with(cm: AsyncContextManager[Any]) -> None:
 class async_iter(Generic[T]):  # noqa: N801  (the name is the API)
     """``for x in async_iter(xs)`` does what ``async for x in xs`` does.
 
-    Given an asynchronous generator, the result is a generator: ``send()``, ``throw()`` and
-    ``close()`` do what ``asend()``, ``athrow()`` and ``aclose()`` do, so that it can stand in a
-    ``yield from``.
+    For an asynchronous generator, the result is a generator: its ``send()``, ``throw()`` and
+    ``close()`` do what ``asend()``, ``athrow()`` and ``aclose()`` do. So ``yield from`` works with
+    it.
 
     Args:
         iterable: An asynchronous iterable.
 
     Raises:
-        TypeError: *iterable* is none, or its ``__aiter__()`` returns no asynchronous iterator.
+        TypeError: *iterable* is not an asynchronous iterable, or its ``__aiter__()`` returns no
+            asynchronous iterator.
     """
 
     __slots__ = ("_it",)
@@ -179,14 +180,14 @@ class async_iter(Generic[T]):  # noqa: N801  (the name is the API)
 
 
 class async_generator(async_iter[T]):  # noqa: N801  (beside async_iter)
-    """What `async_iter` gives for an asynchronous generator."""
+    """The result of `async_iter` for an asynchronous generator."""
 
     __slots__ = ()
 
     _it: Any
 
     def send(self, value: Any) -> T:
-        """Resume the generator with *value*, and return what it yields next."""
+        """Resume the generator with *value*, and return the next value that it yields."""
         try:
             return await_(self._it.asend(value))  # type: ignore[no-any-return]
         except StopAsyncIteration as stop:
@@ -194,7 +195,7 @@ class async_generator(async_iter[T]):  # noqa: N801  (beside async_iter)
         raise StopIteration(*args)
 
     def throw(self, *error: Any) -> T:
-        """Raise an exception where the generator stands, and return what it yields next."""
+        """Raise an exception inside the generator, and return the next value that it yields."""
         try:
             return await_(self._it.athrow(*error))  # type: ignore[no-any-return]
         except StopAsyncIteration as stop:
@@ -202,5 +203,5 @@ class async_generator(async_iter[T]):  # noqa: N801  (beside async_iter)
         raise StopIteration(*args)
 
     def close(self) -> None:
-        """Have the generator finish, as ``aclose()`` does."""
+        """Make the generator finish, as ``aclose()`` does."""
         await_(self._it.aclose())

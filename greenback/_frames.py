@@ -1,8 +1,8 @@
 """Frames: which are the program's, and how a stack goes on through portals and greenlets.
 
-What waits is read off the portals (`Portal.resume`, `Portal.awaits`), and frames are made of it
-here, and nowhere else. greenback_trace asks this module for all that it wants to know of frames,
-tasks and workers.
+Each portal knows what its work waits for (`Portal.resume`, `Portal.awaits`). Only this module
+turns that into frames. greenback_trace learns all that it needs of frames, tasks and workers from
+here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ._shims.lookalike import is_of_lookalike, steps_of
 from ._tasks.libraries import Library, library_of
 from ._tree.creator import is_creator
 
-#: What the tracing side has from here, some of which other modules of the runtime know.
+#: The names that greenback_trace uses. Some are defined in other modules of the runtime.
 __all__ = [
     "OUTERMOST",
     "Library",
@@ -46,27 +46,29 @@ __all__ = [
 ]
 
 _HERE = os.path.dirname(__file__) + os.sep
-# On PyPy, greenlets are written in Python. What comes before this outermost function of theirs is
-# not theirs: the main greenlet's frames if they run, their own innermost one again if they wait.
+# On PyPy, greenlets are written in Python, and `_greenlet_start` is their outermost function. The
+# frame before it does not belong to the greenlet's stack: while the greenlet runs, it is the main
+# greenlet's; while the greenlet waits, it is the greenlet's own innermost frame again.
 _GREENLET = greenlet.__file__
 _GREENLET_START: Optional[CodeType] = getattr(
     getattr(greenlet, "_greenlet_start", None), "__code__", None
 )
 
-#: The ids of the code that a greenlet's frames end with: below is what runs greenlets, nothing of
-#: the program's. Hashing a code object takes longer than all else that is done with a frame.
+#: The ids of the code objects at which a greenlet's frames end. Further out is code that runs
+#: greenlets, none of the program's. Ids, because hashing a code object takes longer than all else
+#: that is done with a frame.
 OUTERMOST: FrozenSet[int] = frozenset(
     id(code) for code in (work.__code__, _GREENLET_START) if code is not None
 )
 
-# How often the frames of a thread are read that goes on meanwhile.
+# How often to read the frames of another thread, which may go on meanwhile.
 _TRIES = 3
 
 
 class HasShim:
-    """What stands in a task, or is awaited there, in place of what makes the steps: its ``shim``.
+    """An object that stands for its ``shim``: in a task, or as an awaitable in a lookalike.
 
-    `suspended_frames` goes on with that.
+    The ``shim`` takes the steps. `suspended_frames` goes on with it.
     """
 
     __slots__ = ("shim",)
@@ -74,14 +76,14 @@ class HasShim:
     shim: Any
 
 
-# The code of `await_` and of `drive`. Written once, by the module that has them: it needs this one.
-# Functions in C have no code, nor frames that could have it.
+# The code of `await_` and of `drive`. Written once, at import, by `_engine/bridge.py`, which
+# defines both and imports this module. Functions in C have neither code nor frames: None, then.
 _await: Optional[CodeType] = None
 _drive: Optional[CodeType] = None
 
 
 def set_engine(await_: Callable[..., Any], drive: Callable[..., Any]) -> None:
-    """Say which function bridges, and which forwards the traps of a portal's work."""
+    """Note which function bridges, and which forwards the traps of a portal's work."""
     global _await, _drive
     _await, _drive = getattr(await_, "__code__", None), getattr(drive, "__code__", None)
 
@@ -90,7 +92,7 @@ def set_engine(await_: Callable[..., Any], drive: Callable[..., Any]) -> None:
 
 
 def is_own(frame: FrameType) -> bool:
-    """Whether the frame is none of the program's, but of greenback or greenlet."""
+    """Whether the frame belongs to greenback or greenlet, and not to the program."""
     name = frame.f_code.co_filename
     return (
         name.startswith(_HERE) or name == _GREENLET or is_of_lookalike(frame) or is_creator(frame)
@@ -98,30 +100,30 @@ def is_own(frame: FrameType) -> bool:
 
 
 def is_bridge(frame: FrameType) -> bool:
-    """Whether it is the frame of a bridge."""
+    """Whether the frame is that of a bridge, `await_`."""
     # By identity: comparing a code object with itself takes a microsecond.
     return frame.f_code is _await
 
 
 def caller_of_bridge(frame: Optional[FrameType]) -> Optional[FrameType]:
-    """The frame that called the innermost bridge that *frame* is inside of; None if there is none.
+    """The frame that called the innermost bridge around *frame*; None if no bridge is around it.
 
     Args:
-        frame: A frame of the greenlet that is running now, or the innermost one of a greenlet that
-            waits in a bridge.
+        frame: A frame of the greenlet that is running now, or the innermost frame of a greenlet
+            that waits in a bridge.
     """
-    # An engine in C has no frame, and hands its caller's to whoever listens.
+    # An `await_` in C has no frame. It hands its caller's frame to the listener.
     while frame is not None and not is_bridge(frame):
         frame = frame.f_back
     return None if frame is None else frame.f_back
 
 
 def _portal_in(frame: FrameType) -> Optional[Portal]:
-    """The portal that a frame of `drive`, or of a worker's `work`, is at work for.
+    """The portal of a frame of `drive`, or of a worker's `work`.
 
-    Nothing else leads to it for free: a portal that knew the `drive` that runs it would keep it
-    alive, and what runs in a worker of another thread is noted nowhere. An engine in C has an
-    object with an attribute for it in the place of each of the two.
+    The frame's local variable is the only way to it that costs nothing. A portal that knew its
+    `drive` would keep it alive, and no table says what a worker of another thread runs. An engine
+    in C has an object with an attribute ``portal`` in place of each of the two frames.
     """
     found = frame.f_locals.get("portal")
     return found if type(found) is Portal else None
@@ -131,9 +133,9 @@ def _portal_in(frame: FrameType) -> Optional[Portal]:
 
 
 def suspended_frames(awaitable: Any) -> Iterator[Optional[FrameType]]:
-    """The frames below something that is waiting, outermost first.
+    """The frames below an awaitable that waits, outermost first.
 
-    None is the last one if a portal's work is running again by now.
+    If a portal's work is running again by now, the last item is None.
     """
     while awaitable is not None:
         if issubclass(type(awaitable), HasShim):
@@ -156,8 +158,8 @@ def suspended_frames(awaitable: Any) -> Iterator[Optional[FrameType]]:
 
 
 def portal_of_drive(frame: FrameType) -> Optional[Portal]:
-    """The portal whose traps a frame forwards; None if it does not."""
-    # By comparison: Trio marks `drive` by giving it a copy of its code.
+    """The portal of *frame* if that is a frame of `drive`; None if it is not."""
+    # By equality: for Trio's marks, `drive` runs with a copy of its code.
     return _portal_in(frame) if frame.f_code == _drive else None
 
 
@@ -182,22 +184,26 @@ def portal_frames(portal: Portal) -> Iterator[Optional[FrameType]]:
 
 
 def work_ahead(coroutine: Any) -> Any:
-    """What *coroutine*, which a task runs, will run from its first step on.
+    """The task's own coroutine, if *coroutine* is a shim that has not taken its first step.
 
-    None if it is no shim of ours, or has made that step.
+    None otherwise.
     """
     shim = coroutine if issubclass(type(coroutine), HasShim) else steps_of(coroutine)
-    # Its portal has none before.
+    # A portal has no greenlet before its first step.
     return shim.coroutine if shim is not None and shim.portal.greenlet is None else None
 
 
 def stack_of(coroutine: Any) -> Any:
-    """What has the frames of a task: *coroutine*, which it runs, or what is in there or ahead."""
+    """The object that has the frames of a task which runs *coroutine*.
+
+    That is *coroutine*, the shim inside of it, or the task's own coroutine if the shim has not
+    begun.
+    """
     return work_ahead(coroutine) or getattr(coroutine, "shim", coroutine)
 
 
 def _inside(awaitable: Any) -> Any:
-    """The coroutine or generator in a wrapper that has no attribute for it."""
+    """The coroutine or generator inside a wrapper without an attribute for it."""
     if type(awaitable).__name__ in (
         "async_generator_asend",
         "async_generator_athrow",
@@ -222,10 +228,10 @@ def outermost_first(frame: Optional[FrameType]) -> List[FrameType]:
 
 
 def outwards(frame: Optional[FrameType]) -> Iterator[FrameType]:
-    """The frames from *frame*, of whatever thread, to the outermost one.
+    """The frames from *frame*, of any thread, to the outermost one.
 
-    A thread can leave the greenlet meanwhile. On PyPy the frames of a greenlet that waits are
-    a ring, of which each is given once.
+    Another thread can leave the greenlet meanwhile. On PyPy the frames of a waiting greenlet form
+    a ring; each is given once.
     """
     met: Set[FrameType] = set()
     while frame is not None and frame not in met:
@@ -237,7 +243,7 @@ def outwards(frame: Optional[FrameType]) -> Iterator[FrameType]:
 def _caller_of(frame: FrameType) -> Optional[FrameType]:
     try:
         return frame.f_back
-    except SystemError:  # PyPy's way to say that another thread has left the frame meanwhile
+    except SystemError:  # PyPy raises this if another thread has left the frame meanwhile
         return None
 
 
@@ -245,15 +251,15 @@ def _caller_of(frame: FrameType) -> Optional[FrameType]:
 
 
 def is_worker(some_greenlet: Any) -> bool:
-    """Whether a greenlet is one that the work of portals runs in."""
+    """Whether a greenlet is a worker."""
     return type(some_greenlet) is Worker
 
 
 def frames_from(frame: FrameType) -> List[FrameType]:
     """The frames from *frame* out to the portal's outermost one, innermost first.
 
-    Greenlets that the task's code has started itself are part of the stack: what they were
-    started from comes after them.
+    Greenlets that the task's code has started itself are part of the stack. After their frames
+    come the frames of the greenlet that started them.
 
     Args:
         frame: A frame of the greenlet that is running now.
@@ -272,7 +278,7 @@ def frames_from(frame: FrameType) -> List[FrameType]:
 
 
 def frame_around_portal() -> Optional[FrameType]:
-    """The innermost frame outside of the portal that this code runs in; None if it runs in none."""
+    """The innermost frame outside of the portal that this code runs in; None outside of portals."""
     current: Any = getcurrent()
     while current is not None and not is_worker(current):
         current = current.parent
@@ -284,7 +290,7 @@ def frames_down_to(frame: FrameType, first: Optional[FrameType]) -> List[FrameTy
 
     Args:
         frame: A frame of the greenlet that is running now.
-        first: Where they are to begin. If it is not among them, all are given.
+        first: The outermost frame to return. If it is not among the frames, all are returned.
     """
     frames = outermost_first(frame)
     current: Any = getcurrent()
@@ -297,28 +303,29 @@ def frames_down_to(frame: FrameType, first: Optional[FrameType]) -> List[FrameTy
 def frames_in_threads(
     first: Optional[FrameType], current_frames: Callable[[], Mapping[int, FrameType]]
 ) -> Optional[List[FrameType]]:
-    """The frames from *first*, which another thread is running, to the innermost one.
+    """The frames from *first* to the innermost one, of a task that another thread is running.
 
     None if this thread cannot see them.
 
     Args:
-        first: The outermost frame of a task.
-        current_frames: `sys._current_frames`, or what stands in for it.
+        first: The outermost frame of the task.
+        current_frames: `sys._current_frames`, or a function in its place.
     """
     for _ in range(_TRIES):
         for thread, innermost in current_frames().items():
-            # Not `outermost_first`: from another thread, PyPy shows the main greenlet only below.
+            # `outermost_first` would stop too early: from another thread, PyPy shows the frames of
+            # the main greenlet only beyond `_greenlet_start`.
             inside = frames = [*outwards(innermost)][::-1]
             while first not in frames and frames[0].f_code == work.__code__:
-                employer = _portal_in(frames[0])
-                around = getattr(getattr(employer, "greenlet", None), "gr_frame", None)
+                portal = _portal_in(frames[0])
+                around = getattr(getattr(portal, "greenlet", None), "gr_frame", None)
                 if around is None:
                     break
                 frames = outermost_first(around) + frames
             if first not in frames:
                 continue
-            # What is around was read after what is inside. In between, the thread can have parked
-            # that, and have begun a step of another task.
+            # The frames around were read after the frames inside. In between, the thread may have
+            # parked the inner ones, and begun a step of another task.
             now = [*outwards(current_frames().get(thread))]
             if now and now[-1] is inside[0]:
                 return frames[frames.index(first) :]
@@ -329,7 +336,7 @@ def frames_of_step(portal: Portal, innermost: FrameType) -> List[FrameType]:
     """The frames from the task's outermost async function, or further out, to *innermost*.
 
     Args:
-        portal: A portal whose step is running, in whatever thread.
+        portal: A portal whose step is running, in any thread.
         innermost: A frame of that step.
     """
     frames = outermost_first(innermost)
@@ -343,9 +350,10 @@ def frames_of_step(portal: Portal, innermost: FrameType) -> List[FrameType]:
 
 
 def stepping_portals() -> Iterator[Portal]:
-    """The portals whose steps are running, of all threads: the innermost one of each.
+    """The portals whose steps are running: the innermost one of each thread.
 
-    Only while somebody listens. See `Home.stepping` for what can be left there.
+    There are some only while there is a listener. An interruption can leave a portal here whose
+    task runs no more: see `Home.stepping`.
     """
     for home in homes():
         portal = home.stepping

@@ -1,4 +1,4 @@
-"""The ways to open a portal, and to ask for one."""
+"""The public functions that open portals or ask for one."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ T = TypeVar("T")
 async def ensure_portal() -> None:
     """Give the current task a portal that lasts as long as the task does.
 
-    Does nothing to a task that has one already. In both cases this is a checkpoint: other tasks
-    may run, and a cancellation is noticed.
+    If the task has one already, that stays. In both cases this is a checkpoint: other tasks may
+    run, and a cancellation is noticed.
 
     Raises:
-        RuntimeError: The coroutine of this task cannot be replaced safely (on an interpreter on
-            which nobody has verified how, say); `with_portal_run` works there.
+        RuntimeError: The coroutine of this task cannot be replaced safely, for example because the
+            self-test failed on this interpreter. `with_portal_run` works there.
         sniffio.AsyncLibraryNotFoundError: No async library is running.
     """
     library, task, portal = current_portal()
@@ -59,32 +59,33 @@ async def ensure_portal() -> None:
     except BaseException:
         portal = this_home().portals.get(task)
         if portal is not None and portal.worker is None:
-            # A signal handler has raised it, in the step in which the task was under way already.
+            # A signal handler has raised the error, in the step that opened the portal.
             _close_unused(portal, coroutine, library.coroutine_of(task))
         raise
 
 
 def bestow_portal(task: Task) -> None:
-    """Give *task* a portal that lasts as long as the task does, without its help.
+    """Give *task* a portal that lasts as long as the task does, from outside of the task.
 
-    Does nothing if it has a portal, or is done. The portal works from the next step of the task
-    on: a task that bestows a portal on itself must yield to the event loop before it can use it.
+    Does nothing if the task has a portal or is done. The portal works from the next step of the
+    task on. So a task that bestows a portal on itself must yield to the event loop before it uses
+    the portal.
 
     Args:
         task: A task of asyncio or Trio, of the loop that runs in this thread.
 
     Raises:
         TypeError: *task* is not a task of asyncio or Trio.
-        RuntimeError: Its coroutine cannot be replaced safely; see `ensure_portal`.
+        RuntimeError: The task's coroutine cannot be replaced safely; see `ensure_portal`.
     """
     bestow(task, "bestowed")
 
 
 def bestow(task: Task, kind: str) -> None:
-    """`bestow_portal`, whatever the kind of the portal is to be called."""
+    """`bestow_portal`, for a portal of the given kind."""
     library = library_of(task)
-    # The order matters: on CPython 3.12.1, asking a task that ended in its eager first step for
-    # its coroutine is a crash.
+    # Ask whether the task is done before asking for its coroutine: on CPython 3.12.1, the latter
+    # crashes with a task that ended in its eager first step.
     if portal_of(task) is not None or library.is_done(task):
         return
     open_for_task(library, task, kind)
@@ -92,7 +93,7 @@ def bestow(task: Task, kind: str) -> None:
 
 
 def _watch_self_bestowed(library: Library, task: Task) -> None:
-    """Note a portal that was bestowed on the running task, and close those that came to nothing."""
+    """Note a portal that was bestowed on the running task, and close earlier ones left unused."""
     home = this_home()
     unused = []
     for portal in home.self_bestowed:
@@ -111,20 +112,20 @@ async def with_portal_run(
 ) -> T:
     """``await async_fn(*args, **kwds)``, with a portal available to it.
 
-    The portal lasts for this call. In a task that has a portal already, that one is used. Adds no
-    checkpoint.
+    The portal lasts for this call. If the task has a portal already, the call uses that one. Adds
+    no checkpoint.
 
     Args:
-        async_fn: A function that returns something to await.
+        async_fn: A function that returns an awaitable.
         args: Its positional arguments.
         kwds: Its keyword arguments.
 
     Returns:
-        What awaiting it gives.
+        The value of ``await async_fn(*args, **kwds)``.
 
     Raises:
         sniffio.AsyncLibraryNotFoundError: No async library is running.
-        RuntimeError: Another library than asyncio or Trio is.
+        RuntimeError: A library other than asyncio or Trio is running.
         BaseException: Whatever *async_fn* raises.
     """
     interrupted = interruption = None
@@ -150,15 +151,15 @@ async def with_portal_run(
     try:
         raise error
     finally:
-        set_context(error, context)  # which `raise` sets to what is being handled around here
+        set_context(error, context)  # `raise` set it to the exception that the caller handles
         del error, context
 
 
 async def with_portal_run_sync(sync_fn: Callable[P, T], *args: P.args, **kwds: P.kwargs) -> T:
     """``sync_fn(*args, **kwds)``, with a portal available to it.
 
-    The cheapest portal there is, if a plain function is all that has to run in it. The portal
-    lasts for this call. In a task that has a portal already, that one is used. Adds no checkpoint.
+    This is the cheapest portal, for work that is one plain function. The portal lasts for this
+    call. If the task has a portal already, the call uses that one. Adds no checkpoint.
 
     Args:
         sync_fn: A plain function.
@@ -166,11 +167,11 @@ async def with_portal_run_sync(sync_fn: Callable[P, T], *args: P.args, **kwds: P
         kwds: Its keyword arguments.
 
     Returns:
-        What it returns.
+        The result of *sync_fn*.
 
     Raises:
         sniffio.AsyncLibraryNotFoundError: No async library is running.
-        RuntimeError: Another library than asyncio or Trio is.
+        RuntimeError: A library other than asyncio or Trio is running.
         BaseException: Whatever *sync_fn* raises.
     """
     interrupted = interruption = None
@@ -196,20 +197,20 @@ async def with_portal_run_sync(sync_fn: Callable[P, T], *args: P.args, **kwds: P
     try:
         raise error
     finally:
-        set_context(error, context)  # which `raise` sets to what is being handled around here
+        set_context(error, context)  # `raise` set it to the exception that the caller handles
         del error, context
 
 
 def run(async_fn: Callable[..., Awaitable[T]], *args: Any, backend: str = "asyncio") -> T:
-    """Run an async function from sync code, wherever that is, and return what it returns.
+    """Run an async function from sync code, inside or outside of an event loop. Returns its result.
 
-    In a task that has a portal, this is ``await_(async_fn(*args))``. Where no event loop runs, it
-    starts one, runs the function in it with a portal, and closes it.
+    In a task that has a portal, this is ``await_(async_fn(*args))``. If no event loop runs in this
+    thread, `run` starts one, runs the function in it with a portal, and closes the loop.
 
     Args:
-        async_fn: A function that returns something to await.
+        async_fn: A function that returns an awaitable.
         args: Its positional arguments.
-        backend: The library whose loop to start where none runs, ``"asyncio"`` or ``"trio"``.
+        backend: The library whose loop to start if none runs, ``"asyncio"`` or ``"trio"``.
 
     Raises:
         ValueError: *backend* is neither.
@@ -226,18 +227,18 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any, backend: str = "async
     try:
         raise found
     finally:
-        del found  # or its traceback, which has this frame, would keep it alive
+        del found  # its traceback holds this frame, which would keep it alive
 
 
 def has_portal(task: Optional[Task] = None) -> bool:
     """Whether a task can use `await_`. Never raises.
 
     Args:
-        task: The task to ask for; the current one, if none is given.
+        task: The task; by default the current one.
 
     Returns:
-        For the current task, whether `await_` would work here and now. For another one, whether
-        it will when the task runs next.
+        For the current task, whether `await_` would work here and now. For another task, whether
+        `await_` will work when that task runs next.
     """
     try:
         _, this_task, portal = current_portal()
@@ -248,22 +249,22 @@ def has_portal(task: Optional[Task] = None) -> bool:
     try:
         return portal_of(task) is not None
     except Exception:
-        return False  # it cannot even be hashed, so it is no task
+        return False  # the object cannot be hashed, so it is not a task
 
 
 def _drive_on(begun: Begun) -> Any:
     portal, trap = begun.portal, begun.trap
-    begun.trap = None  # it is not to live as long as the portal
+    begun.trap = None  # the caller keeps `begun` as long as the portal; the trap must not live on
     return portal.library.uninterruptible(drive)(portal, trap)
 
 
 def _drive_interrupted(portal: Portal, error: Optional[BaseException]) -> Any:
-    """Drive on what `interrupted_here` has found, with what was raised meanwhile thrown in."""
+    """Drive a portal that `interrupted_here` has found, and throw *error* into its work first."""
     return portal.library.uninterruptible(drive)(portal, None, error)
 
 
 def open_for_task(library: Library, task: Task, kind: str) -> None:
-    """Open a portal and have the event loop run *task* through it from its next step on."""
+    """Open a portal for *task*. The event loop runs the task through it from its next step on."""
     if wake_portal(task):
         return
     coroutine = library.coroutine_of(task)
@@ -277,13 +278,13 @@ def open_for_task(library: Library, task: Task, kind: str) -> None:
         _open_for_old(portal, coroutine)
 
 
-# In both, the portal is found by others before its shim is put in place: by a signal handler, say,
-# that wants to open one, too.
+# Both functions below enter the portal in a table before its shim stands in the task. So other code
+# finds it: for example a signal handler that is about to open a portal for the same task.
 
 
 def _open_for_new(portal: Portal, task: Task, coroutine: Any) -> None:
     library, promised = portal.library, this_home().promised
-    portal.task = None  # `promised` is weak in its keys, and this would be a way to them
+    portal.task = None  # the keys of `promised`, tasks, are weak: its values must not hold them
     unstarted = shim = None
     try:
         if promised.setdefault(task, portal) is not portal:
@@ -310,9 +311,9 @@ def _open_for_old(portal: Portal, coroutine: Any) -> None:
     shim: Any = None
     try:
         shim = shim_from_now_on(portal)
-        portal.home = home  # not before: a shim that is interrupted takes it for a portal to close
+        portal.home = home  # not earlier: an interrupted shim closes a portal that has a Home
         if home.portals.setdefault(task, portal) is not portal:
-            portal.home = None  # its shim, which nobody will step, has nothing to close
+            portal.home = None  # the shim is dropped without a step, and has no portal to close
             return
         register(portal, home)
         library.replace_coroutine(task, coroutine, shim)
@@ -323,7 +324,7 @@ def _open_for_old(portal: Portal, coroutine: Any) -> None:
 
 
 def _close_unused(portal: Portal, coroutine: Any, shim: Any) -> None:
-    """Undo the opening of a portal that has not been used, nor its shim been stepped."""
+    """Undo the opening of a portal that was not used, and whose shim was not stepped."""
     task = portal.task
     _put_back(portal.library, task, coroutine, shim)
     if portal.home is not None and portal.home.portals.get(task) is portal:
@@ -335,7 +336,7 @@ def _close_unused(portal: Portal, coroutine: Any, shim: Any) -> None:
 
 
 def _put_back(library: Library, task: Task, coroutine: Any, shim: Any) -> None:
-    """Where a signal handler has raised too late, give the task its own coroutine again."""
+    """Give the task its own coroutine again if its shim was already in place."""
     if shim is not None and library.coroutine_of(task) is shim:
         library.replace_coroutine(task, shim, coroutine)
 

@@ -1,4 +1,4 @@
-"""What the package `stackscope` needs to show the stacks of tasks with portals."""
+"""Support for the package `stackscope`, so that it shows the stacks of tasks with portals."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ._shims.lookalike import for_each_lookalike
 from ._shims.shims import Steps, TaskCoroutine
 from ._tasks.libraries import _trio
 
-#: The name that stackscope's own support for upstream's greenback asks for as it is imported,
-#: before `install_glue` gets its turn.
+#: stackscope's own support for upstream reads this name while stackscope is imported, before
+#: `install_glue` is called.
 _greenback_shim = drive
 
 
 def install_glue() -> None:
-    """Have stackscope go on inside a portal where it meets a shim, and leave out what is ours."""
+    """Make stackscope follow a shim into its portal, and hide greenback's own frames."""
     from stackscope import (  # pyright: ignore[reportMissingImports]
         customize,
         elaborate_frame,
@@ -38,7 +38,7 @@ def install_glue() -> None:
         and isinstance(function, types.FunctionType)
     ]
     if "trio" in sys.modules:
-        # Under Trio these are run by copies, which stackscope does not take for the same.
+        # Under Trio, copies of these functions run. stackscope takes them for other functions.
         runs = (work.run_function, work.run_coroutine, work.run_while_handling)
         ours += [_trio(None).interruptible(run) for run in runs]
     for function in ours:
@@ -48,7 +48,7 @@ def install_glue() -> None:
         frame.hide = True
         portal = portal_of_drive(frame.pyframe)
         if portal is None or isinstance(next_inner, type(frame)) or portal.resume is None:
-            return None  # it runs, and stackscope has the frames that follow
+            return None  # the portal's work is running: stackscope has the frames below already
         return [item for item in portal_frames(portal) if item is not None and not is_own(item)]
 
     def elaborate_lookalike(frame: Any, next_inner: object) -> Any:

@@ -1,13 +1,14 @@
-"""The hot path: `await_`, the worker greenlets, and what forwards their traps to the event loop.
+"""The hot path: `await_`, opening and closing portals, workers, and `drive`.
 
-A portal is a generator, `drive`, that the event loop runs as part of a task, and a *worker*: a
-greenlet in which the task's own code runs. A bridge steps its awaitable in place, in whatever
-greenlet it was called in; only when the awaitable yields a trap does it switch to the greenlet of
-`drive`, which yields the trap to the event loop and later switches back with the answer.
+A portal has two sides. `drive`, a generator, is the outer one: the event loop runs it as part of
+a task. The *worker*, a greenlet, is the inner one: it runs the task's own code. A bridge steps its
+awaitable in place, in the greenlet that called `await_`. Only when the awaitable yields a trap
+does the bridge switch to the greenlet of `drive`. `drive` yields the trap to the event loop, and
+later switches back with the answer.
 
-Starting a greenlet costs ten times what a switch does (each maps a stack for Python frames), so
-workers are used again: a small pool per thread and nesting level. What that asks for is noted
-where it is done.
+Starting a greenlet costs ten times as much as a switch, since each greenlet maps a stack for
+Python frames. So workers are reused: there is a small pool per thread and nesting level. Comments
+below say what a reused worker needs.
 
 This module stays simple enough to compile: no closures, no decorators on hot functions except
 `types.coroutine`, no dynamic attributes. The figures are from ``benchmarks/``.
@@ -82,7 +83,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# greenlet 0.4, which PyPy has built in, knows nothing of contexts: they belong to the thread.
+# PyPy has greenlet 0.4 built in. There, contexts belong to the thread and not to greenlets.
 _GREENLETS_HAVE_CONTEXT = hasattr(greenlet.greenlet, "gr_context")
 if not _GREENLETS_HAVE_CONTEXT:
     from __pypy__ import (  # pyright: ignore[reportMissingImports]
@@ -92,7 +93,7 @@ if not _GREENLETS_HAVE_CONTEXT:
 
 
 class Begun:
-    """What `begin` returns when there is something left to `drive`."""
+    """The result of `begin` when the portal's work is not over: the caller must `drive` it."""
 
     __slots__ = ("portal", "trap")
 
@@ -101,25 +102,29 @@ class Begun:
         self.trap = trap
 
 
-#: What `begin` returns when the task has a portal.
+#: The result of `begin` when the task already has a portal.
 NO_NEED = object()
 
 
-# Who is told of portals and bridges, or None. Written by _listener/listener.py, from any thread: so
-# whoever calls it looks at this once.
+# The listener that is told of portals and bridges, or None. `set_hooks` writes it, called by
+# _listener/listener.py from any thread. So each function here reads it once before it calls it.
 _hooks: Optional[Listener] = None
 
 
 def set_hooks(hooks: Optional[Listener]) -> None:
+    """Tell *hooks* of portals and bridges from now on, and no other listener. None tells nobody."""
     global _hooks
     _hooks = hooks
+
+
+# Bridges
 
 
 def await_(aw: Awaitable[T]) -> T:
     """Wait for *aw* from sync code: ``await_(aw)`` does what ``await aw`` would do.
 
     The current task must have a portal: see `ensure_portal`, `with_portal_run` and their
-    relatives. The event loop runs other tasks while *aw* waits; when it does not wait, nothing
+    relatives. The event loop runs other tasks while *aw* waits. If *aw* does not wait, nothing
     else runs.
 
     Args:
@@ -133,16 +138,16 @@ def await_(aw: Awaitable[T]) -> T:
             has not yielded to the event loop since; or another async library is running.
         sniffio.AsyncLibraryNotFoundError: No async library is running.
         TypeError: *aw* cannot be awaited.
-        BaseException: Whatever *aw* raises. In all the other cases, a coroutine that was passed is
-            closed, so that Python does not warn that it was never awaited; not so one that another
-            function awaits.
+        BaseException: Whatever *aw* raises. In all other cases, `await_` closes *aw* if it is a
+            coroutine, so that Python does not warn that it was never awaited. A coroutine that
+            another function awaits stays open.
     """
-    # The same hooks from its beginning to its end, whatever is added or removed in between.
+    # A bridge calls the same hooks from its start to its end, even if instruments come and go.
     hooks = _hooks
     portal: Any = NOWHERE
     bridge: Any = None
-    # A coroutine that is sent into ends with a StopIteration, whose making and catching costs as
-    # much as all the rest of a bridge. A for loop over a generator needs none.
+    # A coroutine stepped by send() ends with a StopIteration. Making and catching it costs as much
+    # as all the rest of a bridge. A for loop over a generator ends without one.
     box: List[T] = []
     steps: Any = None
     answer: Any = None
@@ -163,7 +168,7 @@ def await_(aw: Awaitable[T]) -> T:
                             and sniffio_thread.name == portal.mark
                         )
                     except RuntimeError:
-                        is_here = False  # somebody has taken the running loop away
+                        is_here = False  # no loop is set as running in this thread any more
                     if not is_here:
                         portal = find_portal()
                         if type(portal) is not Portal:
@@ -194,39 +199,41 @@ def await_(aw: Awaitable[T]) -> T:
                             hooks.resume_bridge(bridge, portal, left)  # type: ignore[union-attr]
                             left = 0
                         if answer is None:
-                            break  # the for loop sends the None
+                            break  # the for loop's own next step sends None
                         if answer is ERROR:
                             handled = handled_exception()
                             trap = steps.throw(take_error(portal))
                             handled = None
                         else:
                             trap = steps.send(answer)
-                            answer = None  # Trio's may hold an exception, and so what raised it
+                            # An answer of Trio's may hold an exception. Its traceback would keep
+                            # the frames alive that raised it.
+                            answer = None
             except StopIteration:
-                pass  # the last step was a send() or a throw(), and the awaitable has returned
+                pass  # the last step was a send() or a throw(), and the awaitable returned
             if bridge is not None:
                 hooks.finish_bridge(bridge, None, 0)  # type: ignore[union-attr]
             return box[0]
         except BaseException as error:
             if steps is not None and _is_left_waiting(steps, aw, error):
-                # A signal handler has raised it, in here: an `await` would throw it into what it
-                # waits for, which may catch it and go on.
+                # A signal handler raised *error* in this frame, while the awaitable waits. An
+                # `await` would throw it into the awaitable, which may catch it and go on.
                 interruption = error
                 trap = answer = None
                 left = 0
                 continue
             try:
                 if steps is None:
-                    _discard(aw)  # it was refused
+                    _discard(aw)  # the bridge was refused
                 else:
                     portal.awaits = None
                 _hide_steps(portal, error)
                 leave_handler(error, handled)
-            finally:  # also where a signal handler raises in these
+            finally:  # also if a signal handler raises in the lines above
                 if bridge is not None:
                     hooks.finish_bridge(bridge, error, left)  # type: ignore[union-attr]
-            # The traceback has this frame: nothing in it may lead back to the exception, which the
-            # task keeps, or a future that has failed.
+            # The error's traceback holds this frame, so none of these variables may lead back to
+            # the error. They do: the task keeps its error, and so does a future that has failed.
             aw = portal = me = bridge = steps = chain = answer = handled = None  # type: ignore[assignment]
             raise
 
@@ -237,9 +244,9 @@ def _step(aw: Any, box: List[Any]) -> Generator[Any, Any, None]:
 
 
 def _is_left_waiting(steps: Any, aw: Any, error: BaseException) -> bool:
-    """Whether *error* was raised beside the awaitable, and not by it: that still waits."""
+    """Whether *error* was raised outside of the awaitable, which still waits."""
     if issubclass(type(error), greenlet.GreenletExit):
-        return False  # this greenlet is being killed, and the awaitable closed
+        return False  # this greenlet is being killed, so the awaitable is to be closed
     if steps.gi_frame is None or steps.gi_running:
         return False
     if getgeneratorstate(steps) == GEN_CREATED:
@@ -250,7 +257,7 @@ def _is_left_waiting(steps: Any, aw: Any, error: BaseException) -> bool:
 
 
 class _Interrupted:
-    """The traps of *steps*, from where it stands, with *error* thrown in first."""
+    """The remaining traps of *steps*, after throwing *error* into it."""
 
     __slots__ = ("error", "steps")
 
@@ -266,7 +273,7 @@ class _Interrupted:
         if error is None:
             return self.steps.send(None)
         try:
-            hide_this_frame(error)  # that of `await_`, which it will pass once more
+            hide_this_frame(error)  # the frame of `await_`: the error passes it a second time
             return self.steps.throw(error)
         finally:
             del error
@@ -275,7 +282,7 @@ class _Interrupted:
 def _announce_suspension(
     suspend_bridge: Callable[[Any], None], bridge: Any, steps: Generator[Any, Any, None]
 ) -> None:
-    """Tell whoever listens that a bridge suspends, which may refuse it by raising."""
+    """Tell the listener that a bridge suspends. The listener can refuse that by raising."""
     try:
         suspend_bridge(bridge)
         return
@@ -292,10 +299,13 @@ _STEP_CODES = frozenset({_step.__code__, _Interrupted.__next__.__code__, awaited
 
 
 def _hide_steps(portal: Portal, error: BaseException) -> None:
-    """Take the helpers of `await_` out of the traceback of what went through it."""
+    """Take the frames of `await_`'s helpers out of the traceback of *error*.
+
+    Also note it in the portal if the error kills the greenlet: `portal.abandoned`.
+    """
     mine = traceback_of(error)
     if mine is None:
-        return  # the interpreter had no memory for one
+        return  # the interpreter had no memory for a traceback
     below = mine.tb_next
     if is_killed_here(error):
         portal.abandoned = True
@@ -305,18 +315,19 @@ def _hide_steps(portal: Portal, error: BaseException) -> None:
 
 
 def _discard(aw: Any) -> None:
-    """Close a coroutine that nobody will await, so that Python does not warn of it."""
+    """Close a coroutine that will not be awaited, so that Python does not warn of it."""
     if type(aw) is CoroutineType and getcoroutinestate(aw) != CORO_CREATED:
-        return  # another function awaits it, or it is over
+        return  # another function awaits the coroutine, or the coroutine is over
     if isinstance(aw, collections.abc.Coroutine) or (
-        # What the methods of an async generator return is not registered as a Coroutine.
+        # asend() and the like of an async generator return objects that are not registered as
+        # Coroutine.
         hasattr(aw, "__await__") and hasattr(aw, "send") and hasattr(aw, "close")
     ):
         aw.close()
 
 
 def find_portal() -> Any:
-    """The current task's portal, found without the help of the greenlet; or what to raise."""
+    """The current task's portal, looked up by task. The error to raise if there is none."""
     try:
         library, task, portal = current_portal()
     except RuntimeError as error:
@@ -332,6 +343,9 @@ def find_portal() -> Any:
     return portal
 
 
+# Portals for functions
+
+
 def begin(
     kind: str,
     run: Optional[Callable[[Portal], Any]],
@@ -341,14 +355,16 @@ def begin(
 ) -> Any:
     """Open a portal for a function in the current task, and run it until it waits or ends.
 
-    What `finish` gives if it has ended; a `Begun` if it waits, or may not begin here;
-    `NO_NEED` if the task has a portal, and the function has not been called.
+    Returns:
+        The result of `finish` if the function has ended. A `Begun` if it waits, or if its first
+        step must not be taken here. `NO_NEED` if the task already has a portal; then the function
+        was not called.
 
     Raises:
         RuntimeError: As `greenback._tasks.libraries.current`.
     """
-    # Written out, where `_begin_slowly` calls one function for each thing: that takes half as
-    # long again.
+    # The common case, written out inline. `_begin_slowly` calls one function per step instead, and
+    # takes half as long again.
     try:
         home = local.home
     except AttributeError:
@@ -398,7 +414,7 @@ def begin(
             portal.abandoned = True
             finish(portal)
         else:
-            register(portal, home)  # where `interrupted_here` finds it
+            register(portal, home)  # so that `interrupted_here` finds it
         raise
     finally:
         home.first_step = None
@@ -421,6 +437,7 @@ def _begin_slowly(
     args: Tuple[Any, ...],
     kwds: Dict[str, Any],
 ) -> Any:
+    """`begin` for every case, one function call per step."""
     if type(me) is Worker and is_here(me.portal):
         return NO_NEED
     library, task = current_in(home)
@@ -432,7 +449,8 @@ def _begin_slowly(
     worker = _take_worker(home, me)
     portal = worker.spare
     if _hooks is not None or portal.library is not library:
-        # Instruments may keep a portal, or use it as a key: they get a new one each time.
+        # Instruments may keep a portal, or use it as a dictionary key. So with instruments, each
+        # portal is a new object.
         portal = Portal(kind, library)
         worker.portal = portal
         if _hooks is None:
@@ -448,7 +466,8 @@ def _begin_slowly(
     if library.holds_back_ctrl_c or handled is not None:
         _adapt_to_surroundings(portal, handled)
     if library.holds_back_ctrl_c:
-        return Begun(portal, None)  # a first step may only be taken where Ctrl-C is held back
+        # The first step must be taken where Ctrl-C is held back: in `drive`, not here.
+        return Begun(portal, None)
     try:
         trap = first_step(portal)
         return finish(portal) if portal.resume is None else Begun(portal, trap)
@@ -460,7 +479,7 @@ def _begin_slowly(
 
 
 def _adapt_to_surroundings(portal: Portal, handled: Optional[BaseException]) -> None:
-    """Have the work of a portal see what it would see if it were called where the portal is."""
+    """Give the portal's work the surroundings of its caller: Ctrl-C, and the handled exception."""
     library = portal.library
     run = run_function if portal.run is None else portal.run
     if library.holds_back_ctrl_c and not library.is_protected_from_ctrl_c():
@@ -471,15 +490,18 @@ def _adapt_to_surroundings(portal: Portal, handled: Optional[BaseException]) -> 
     portal.run = run
 
 
+# Opening and closing portals
+
+
 def open_portal(portal: Portal) -> None:
-    """Make *portal* the one of its task, whatever greenlet or thread asks."""
+    """Make *portal* the portal of its task, for look-ups from all greenlets and threads."""
     home = portal.home = this_home()
     register(portal, home)
     announce(portal)
 
 
 def announce(portal: Portal) -> None:
-    """Tell whoever listens that *portal* is open."""
+    """Tell the listener that *portal* is open."""
     hooks = _hooks
     if hooks is not None:
         hooks.open_portal(portal)
@@ -496,16 +518,20 @@ def register(portal: Portal, home: Home) -> None:
 
 
 def close_portal(portal: Portal) -> None:
-    """Undo `open_portal`. Where the work goes on, it goes on without being able to bridge."""
+    """Undo `open_portal`. If the portal's work goes on, it can bridge no more."""
     portal.home.portals.pop(portal.task, None)
     hooks = _hooks
     if hooks is not None:
         _close_announced(portal, hooks)
-    portal.registered = False  # last, so that whoever interrupts this can see it
+    # Last: after an interruption of this function, it shows that the portal is not closed yet.
+    portal.registered = False
 
 
 def _close_announced(portal: Portal, hooks: Listener) -> None:
-    """Tell whoever listens that *portal* is closed; they may keep it, so it is not used again."""
+    """Tell the listener that *portal* is closed.
+
+    An instrument may keep the portal, so no worker reuses it.
+    """
     worker = portal.worker
     if worker is not None and worker.spare is portal:
         worker.spare = NOWHERE
@@ -513,7 +539,7 @@ def _close_announced(portal: Portal, hooks: Listener) -> None:
 
 
 def rest_portal(portal: Portal) -> None:
-    """Close a portal whose shim stays under its task, such that it can be opened again."""
+    """Close a portal whose shim stays in its task. `wake_portal` opens it again."""
     close_portal(portal)
     portal.home.resting[portal.task] = portal
     if portal.worker is not None:
@@ -521,7 +547,7 @@ def rest_portal(portal: Portal) -> None:
 
 
 def wake_portal(task: Any) -> bool:
-    """Open the portal that rests in *task* again, if there is one."""
+    """Open the resting portal of *task* again. Returns whether there was one."""
     resting = this_home().resting
     if not resting or task not in resting:
         return False
@@ -532,22 +558,28 @@ def wake_portal(task: Any) -> bool:
     return True
 
 
+# Workers
+
+
 def _take_worker(home: Home, me: Any) -> Worker:
-    """An idle worker, or a new one, to be used from the greenlet *me*."""
+    """An idle worker, or a new one, that works for the greenlet *me*."""
     if me is home.main:
         level = 0
     elif type(me) is Worker:
         level = me.level + 1
     else:
-        level = POOL_LEVELS  # somebody else's greenlet; how deep it is nobody knows
+        level = POOL_LEVELS  # a greenlet of the program's own, of unknown depth
     if level < POOL_LEVELS:
         pool = home.pools[level]
         while pool:
             worker = pool.pop()
             if not worker:
-                continue  # killed by what a greenlet of an earlier portal's work has raised
+                # Dead: a greenlet that earlier work had started raised an exception, which went
+                # to its parent, this worker.
+                continue
             if level:
-                # Where an exception goes that kills the worker: to whom it works for.
+                # An exception that kills the worker goes to its parent: the greenlet that it
+                # works for.
                 worker.parent = me
             return worker
     worker = Worker(work)
@@ -557,21 +589,25 @@ def _take_worker(home: Home, me: Any) -> Worker:
     return worker
 
 
+# Steps
+
+
 def first_step(portal: Portal) -> Any:
     """Run the portal's work until it waits for the first time or ends, and return its trap.
 
-    ``portal.resume`` is None afterwards if it has ended; `finish` is to be called then.
+    Afterwards ``portal.resume`` is None if the work has ended. The caller must call `finish` then.
     """
     worker = portal.worker
     home = portal.home
     me = portal.greenlet
     hooks = _hooks
-    # A portal whose work never waits is gone before anything else gets to run, but for what it
-    # calls itself: until it has waited it is not in the thread's table, but in this chain.
+    # During a portal's first step, nothing else in the thread runs, except what the work calls
+    # itself. If the work never waits, the portal is gone after that. So a portal is in this chain
+    # at first, and enters the thread's table only when its work waits for the first time.
     outer = portal.outer = home.first_step
     try:
         if worker is None:
-            # Of a task, and open since before its first step.
+            # The portal of a task that was opened before the task's first step.
             if hooks is not None:
                 hooks.enter_portal(portal)
             me = portal.greenlet = getcurrent()
@@ -582,11 +618,11 @@ def first_step(portal: Portal) -> Any:
         home.first_step = portal
         if _GREENLETS_HAVE_CONTEXT:
             worker.gr_context = me.gr_context
-        job = portal if worker else [portal]
+        first = portal if worker else [portal]
         if _hooks is None and _GREENLETS_HAVE_CONTEXT:
-            trap = worker.switch(job)
+            trap = worker.switch(first)
         else:
-            trap = _observed_switch(portal, worker, job)
+            trap = _observed_switch(portal, worker, first)
         if portal.resume is not None:
             _register_once(portal, home)
         return trap
@@ -602,35 +638,37 @@ def first_step(portal: Portal) -> Any:
 
 def _register_once(portal: Portal, home: Home) -> None:
     if not portal.registered and home.resting.get(portal.task) is not portal:
-        register(portal, home)  # again, if that was interrupted
+        register(portal, home)  # a second time if the first was interrupted
 
 
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
-# What a signal handler raises in here, on the event loop's side of a portal, is thrown into its
-# work, as it would be into a coroutine that the loop steps: dropping the work would lose its
-# `finally` blocks.
+# Interruptions
+#
+# A signal handler can raise on the outer side of a portal. That exception is thrown into the
+# portal's work, just as it would be raised in a coroutine that the event loop steps. Dropping the
+# work instead would lose its `finally` blocks.
 
 
 def is_parked(portal: Portal) -> bool:
-    """Whether the portal's work waits for an answer of the event loop's."""
+    """Whether the portal's work waits for an answer from the event loop."""
     return portal.resume is not None and bool(portal.resume)
 
 
 def takes(portal: Portal, error: BaseException) -> bool:
-    """Whether what was raised on the loop's side can still be thrown into the portal's work."""
+    """Whether *error*, raised on the outer side, can still be thrown into the portal's work."""
     if portal.home is None or issubclass(type(error), greenlet.error):
         return False
     if portal.error is not None and issubclass(type(error), (RecursionError, MemoryError)):
-        return False  # raised in doing so, and would be raised again
+        return False  # throwing raised this error, and would raise it again
     return is_parked(portal) or is_unfinished(portal.coroutine)
 
 
 def interrupted_here() -> Optional[Portal]:
-    """The portal that `begin` has opened in this greenlet and that nobody drives, if there is one.
+    """The portal that `begin` opened in this greenlet and no `drive` runs; None if there is none.
 
-    To be asked where something was raised before `drive` could begin.
+    The caller has caught an exception that was raised before its `drive` could start.
     """
     home = this_home()
     me = getcurrent()
@@ -651,22 +689,22 @@ def interrupted_here() -> Optional[Portal]:
 
 
 def close_interrupted(portal: Portal, coroutine: Any) -> None:
-    """Close the portal of a task into whose work nothing can be thrown any more, or not yet."""
+    """Close a task's portal after an error that its work does not take (see `takes`)."""
     if portal.home is not None:
         finish(portal)
     if type(coroutine) is CoroutineType and getcoroutinestate(coroutine) == CORO_CREATED:
-        coroutine.close()  # as if it had been raised before its first line
+        coroutine.close()  # as if the error had been raised before the coroutine's first line
 
 
 def _interrupt(portal: Portal, error: BaseException) -> Any:
-    """Take a step with *error* thrown in, and return the trap that the work waits with then."""
+    """Throw *error* into the portal's work, and return the next trap."""
     home = portal.home
     if home.portals.get(portal.task) is portal:
-        portal.registered = True  # entering it may have been interrupted
+        portal.registered = True  # `register` was interrupted between the two
     set_traceback(error, without_frames_of(_PACKAGE, traceback_of(error)))
     portal.error = error
     if not is_parked(portal):
-        # It has not begun to run what its task had begun, or was to.
+        # The worker has not begun to run the task's coroutine. The task may have begun it.
         portal.result = ERROR
         portal.worker = portal.resume = None
         portal.abandoned = False
@@ -680,16 +718,20 @@ def _interrupt(portal: Portal, error: BaseException) -> Any:
     return _observed_switch(portal, portal.resume, ERROR)
 
 
-def finish(portal: Portal) -> Any:
-    """Close the portal after its work has ended, and put the worker back.
+# From the first step to the end
 
-    Returns what the work returned, or `Raised` with what it raised.
+
+def finish(portal: Portal) -> Any:
+    """Close the portal after its work has ended, and put the worker back into its pool.
+
+    Returns:
+        The work's result, or a `Raised` with the work's error.
     """
     home, worker, result = portal.home, portal.worker, portal.result
     if portal.error is not None:
         result = Raised(portal.error)
         portal.error = None
-    if home.first_step is portal:  # an interruption has kept `first_step` from saying so
+    if home.first_step is portal:  # an interruption kept `first_step` from resetting it
         home.first_step = portal.outer
     is_told = False
     try:
@@ -703,12 +745,12 @@ def finish(portal: Portal) -> Any:
                 _close_announced(portal, hooks)
         is_told = True
     finally:
-        if not is_told:  # it was interrupted
+        if not is_told:  # a signal handler interrupted it
             close_portal(portal)
         is_over = portal.resume is None and not portal.abandoned
-        # Neither an idle worker nor its spare portal may keep anything of the work alive; nor the
-        # worker itself or its thread's Home, since the garbage collector does not look at a
-        # greenlet that is parked, and a thread may end with one.
+        # An idle worker and its spare portal must keep nothing of the work alive. Nor may they
+        # keep the worker itself or its thread's Home alive: a thread may end with a parked
+        # worker, and the garbage collector cannot look into a parked greenlet.
         portal.home = portal.worker = portal.task = portal.greenlet = portal.result = None
         portal.function = portal.args = portal.kwds = portal.outer = portal.resume = None
         portal.awaits = None
@@ -729,16 +771,17 @@ def finish(portal: Portal) -> Any:
 def drive(
     portal: Portal, trap: Any = None, interruption: Optional[BaseException] = None
 ) -> Generator[Any, Any, Any]:
-    """Run the portal's work, forwarding its traps to the event loop, and close the portal.
-
-    Returns what the work returned, or `Raised` with what it raised: raising it again is left to
-    the caller, whose frame the traceback is to show. Or `MOVED`, which leaves it to the caller to
-    drive on with ``portal.shown.trap``, from where the task now waits.
+    """Run the portal's work, forward its traps to the event loop, and close the portal.
 
     Args:
         portal: The portal.
-        trap: What `first_step` has returned, if it has been called already.
-        interruption: What a signal handler has raised, to be thrown into the work first.
+        trap: The result of `first_step`, if the caller has called it already.
+        interruption: An exception of a signal handler, to be thrown into the work first.
+
+    Returns:
+        The work's result. A `Raised` with the work's error: the caller raises it, because the
+        traceback is to show the caller's frame. Or `MOVED`: the task now waits at another line,
+        and the caller drives on from there with ``portal.shown.trap``.
     """
     is_closing = False
     while True:
@@ -752,7 +795,7 @@ def drive(
             if _GREENLETS_HAVE_CONTEXT:
                 context = me.gr_context
             while target is not None:
-                # A task that yields None is not going to wait.
+                # A task that yields None does not wait: it runs in the loop's next iteration.
                 if (
                     shown is not None
                     and trap is not None
@@ -769,13 +812,13 @@ def drive(
                     answer = ERROR
                     is_closing = issubclass(type(error), GeneratorExit)
                 trap = None
-                # The step may run in another greenlet than the one before, ...
+                # This step may run in another greenlet than the last one, ...
                 now = getcurrent()
                 if now is not me:
                     me = portal.greenlet = worker.parent = now
                 if _GREENLETS_HAVE_CONTEXT:
-                    # ... and in another context, where somebody has replaced the task's. What its
-                    # code has entered by Context.run() is its own.
+                    # ... and in another context, if code outside has replaced the task's context.
+                    # A context that the work has entered by Context.run() stays the work's.
                     if now.gr_context is not context:
                         if worker.gr_context is context:
                             worker.gr_context = now.gr_context
@@ -789,20 +832,21 @@ def drive(
                 answer = None
                 target = portal.resume
             if not is_closing:
-                # Not by way of a variable: a traceback may lead here, and that to the exception.
+                # Without a variable: a traceback may hold this frame, and a variable would lead
+                # from there back to the exception.
                 return finish(portal)
             result = finish(portal)
             break
         except BaseException as error:
             if not takes(portal, error):
-                # Closed before the work was over, or the worker is dead.
+                # The coroutine was closed before its work was over, or the worker is dead.
                 if portal.home is not None:
                     finish(portal)
                 raise
             interruption = error
             trap = answer = None
     if type(result) is Raised and not issubclass(type(result.error), GeneratorExit):
-        # Nobody gets to see what a generator returns that is being closed.
+        # A generator that is being closed cannot return a result, so the error is raised here.
         try:
             raise result.error
         except BaseException as error:
@@ -817,7 +861,7 @@ set_engine(await_, drive)
 
 
 def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
-    """A step, when somebody listens or when greenlets do not know of contexts."""
+    """One step, with a listener that is told of it, or where greenlets have no contexts."""
     if not _GREENLETS_HAVE_CONTEXT:
         context = get_contextvar_context()
     hooks = _hooks
@@ -846,17 +890,22 @@ def _stack_is_deeper_than(frames: int) -> bool:
     return True
 
 
+# Closed loops
+
+
 def _look_at_loop(home: Home, library: Library, loop: Any) -> None:
+    """Note which loop the thread runs now, and close the portals that closed loops have left."""
     for portal in enter_loop(home, library, loop):
         _sweep(portal)
 
 
 def _sweep(portal: Portal) -> None:
+    """Close the coroutine of a task that a closed loop has left behind, and its portal."""
     task, home = portal.task, portal.home
     try:
         if not portal.library.is_done(task):
             portal.library.coroutine_of(task).close()
-    except BaseException:  # it is nobody's here, and the other tasks are to be closed as well
+    except BaseException:  # no code here could handle it, and other tasks are still to be closed
         logging.getLogger("greenback").exception(
             "closing %r, which a closed event loop had left behind, failed", task
         )

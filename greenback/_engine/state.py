@@ -1,4 +1,4 @@
-"""What the runtime keeps: portals, workers, and what each thread owns of them."""
+"""The state of the runtime: portals, workers, and what each thread owns of them (`Home`)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 #: Idle workers kept per thread and nesting level. One takes 20-30 kB on CPython 3.11 and later.
 POOL_SIZE = 32
-#: A portal inside another portal's worker is one level up. Deeper ones start a fresh greenlet.
+#: A portal opened inside another portal's worker is one level up. Beyond the last level, each
+#: portal starts a new greenlet.
 POOL_LEVELS = 3
-#: A worker keeps the recursion budget of the place where it was born, so one that was born with
-#: more frames than this below it is used once and never pooled.
+#: A worker keeps the recursion budget of the place where it was born. A worker born with more than
+#: this many Python frames below it is used once and never pooled.
 POOL_DEPTH = 128
 
 
@@ -30,9 +31,9 @@ class Worker(greenlet.greenlet):
 
     __slots__ = ("level", "poolable", "portal", "spare")
 
-    #: The portal that it works for; `NOWHERE` when there is none that may be used.
+    #: The portal that the worker works for; `NOWHERE` if it has none, or a closed one.
     portal: Portal
-    #: A portal that the worker brings with it, to be used by the next function that needs one.
+    #: A portal that the worker keeps for reuse: its next function gets it.
     spare: Portal
     level: int
     poolable: bool
@@ -44,7 +45,7 @@ class Portal:
     Attributes:
         kind: ``"task"``, ``"run"``, ``"run_sync"``, ``"bestowed"`` or ``"inherited"``.
         task: The task that it was opened in.
-        library: ``.name`` is ``"asyncio"`` or ``"trio"``.
+        library: Its ``.name`` is ``"asyncio"`` or ``"trio"``.
     """
 
     __slots__ = (
@@ -83,55 +84,58 @@ class Portal:
     function: Any
     args: Any
     kwds: Any
-    #: The exception that is being handled around the work, and the work without it.
+    #: The exception that the caller was handling when it opened the portal, and the work that is
+    #: run while that exception is handled.
     handled: Optional[BaseException]
     inner: Callable[[Portal], Any]
-    #: While it takes its first step, the portal whose step that is part of.
+    #: During this portal's first step, the portal in whose first step it was opened.
     outer: Optional[Portal]
 
     def __init__(self, kind: str, library: Library) -> None:
         self.kind = kind
         self.task: Any = None
         self.library = library
-        # The check that the running task is this portal's is made by every bridge, so what it
-        # needs is kept here.
+        # Every bridge checks that the running task is this portal's. These two are kept here for
+        # that check.
         self.current_task: Callable[[], Optional[Task]] = library.current_task
         self.mark = library.mark
-        #: The thread's Home, once it is open.
+        #: The thread's Home, while the portal is open.
         self.home: Any = None
-        #: The greenlet of `drive` while it waits for the worker. It can be another one at every
-        #: step: an eager task takes its first step in its parent's worker.
+        #: The greenlet of `drive`, which waits while the worker runs. Each step can have another
+        #: one: an eager task takes its first step in its parent's worker.
         self.greenlet: Any = None
         self.worker: Any = None
-        #: Where the answer to the last trap goes: the worker, or a greenlet that the task's code
-        #: has started itself. None before the portal's work begins and once it is done.
+        #: The greenlet that gets the answer to the last trap: the worker, or a greenlet that the
+        #: task's code has started itself. None before the work begins and after it has ended.
         self.resume: Any = None
-        #: What is awaited there, as of the last trap: the steps of the innermost bridge, or the
-        #: coroutine that is the work. It is over by the time that what has waited there has ended.
+        #: The awaitable that yielded the last trap, in that greenlet: the steps of the innermost
+        #: bridge, or the coroutine that is the work. When that bridge or work has ended, the
+        #: awaitable is over, too.
         self.awaits: Any = None
-        #: What the event loop throws in, on its way to the worker; or what the work raised.
+        #: An exception that the event loop throws in, on its way to the worker. At the end of the
+        #: work, the exception that the work raised.
         self.error: Optional[BaseException] = None
-        #: What the event loop sends first, and then what the work returned.
+        #: The first value that the event loop sends. At the end of the work, its result.
         self.result: Any = None
-        #: The work: a coroutine, or a function with its arguments. None for `run` stands for
-        #: just calling the function.
+        #: The function that runs the work: a coroutine, or a function with its arguments. If
+        #: `run` is None, the worker calls that function directly.
         self.run: Optional[Callable[[Portal], Any]] = None
         self.coroutine: Any = None
-        #: Where a lookalike of the coroutine shows the task to wait; None if there is none.
+        #: Where the coroutine's lookalike shows the task to wait; None if it has no lookalike.
         self.shown: Optional[Shown] = None
         #: Set while hooks run inside the portal: their own bridges are not announced.
         self.hushed = False
-        #: What whoever listens keeps with it.
+        #: For the listener's own use.
         self.note: Any = None
-        #: When the last switch into the portal began, and the last one out of it that a bridge
-        #: made, as time.perf_counter_ns(). Only set while somebody listens.
+        #: When the last switch into the portal began, and when the last bridge's switch out of it
+        #: began, in time.perf_counter_ns(). Only set while there is a listener.
         self.entered = 0
         self.left = 0
-        #: Instruments were told that it is closed.
+        #: Instruments were told that the portal is closed.
         self.closed = False
-        #: In the table of its thread's portals.
+        #: The portal is in the table of its thread's portals.
         self.registered = False
-        #: The worker was killed, so that nobody waits for what it returns.
+        #: The worker was killed: no `drive` waits for its result.
         self.abandoned = False
         #: The scopes (see _tree/scopes.py) that the task has inherited this portal from.
         self.scopes: Tuple[Any, ...] = ()
@@ -141,7 +145,7 @@ class Portal:
 
 
 class Raised:
-    """What `drive` returns when the work has raised *error*."""
+    """The result of `drive` when the work has raised *error*."""
 
     __slots__ = ("error",)
 
@@ -150,7 +154,7 @@ class Raised:
 
 
 class Home:
-    """What a thread owns: its idle workers, its open portals, and the loop that it runs."""
+    """What one thread owns: its idle workers, its open portals, and the loop that it runs."""
 
     __slots__ = (
         "__weakref__",
@@ -171,7 +175,7 @@ class Home:
     )
 
     def __init__(self) -> None:
-        #: The process that it was made in.
+        #: The process in which this Home was made.
         self.pid = os.getpid()
         self.pools: Tuple[List[Worker], ...] = tuple([] for _ in range(POOL_LEVELS))
         self.pool = self.pools[0]
@@ -179,32 +183,32 @@ class Home:
         while main.parent is not None:
             main = main.parent
         self.main = main
-        # Strong references to tasks: a weak dictionary costs more than a whole portal, and a task
-        # whose code waits in a greenlet could not be collected anyway.
+        #: The open portals, by task. Strong references: a weak dictionary costs more than a whole
+        #: portal, and a task whose code waits in a greenlet cannot be collected anyway.
         self.portals: Dict[Any, Portal] = {}
         #: Portals of tasks that have not begun. Weak: a task that is cancelled before its first
-        #: step never gets to run anything of ours.
+        #: step never runs its shim, which would remove the entry.
         self.promised: weakref.WeakKeyDictionary[Any, Portal] = weakref.WeakKeyDictionary()
-        #: Portals that a task has bestowed on itself. If it ends before its next step, its shim
-        #: never runs, and it takes somebody else to close them.
+        #: Portals that a task has bestowed on itself. If the task ends before its next step, its
+        #: shim never runs and cannot close the portal. The next `bestow_portal` does.
         self.self_bestowed: List[Portal] = []
-        #: The portal that is taking its first step right now, the innermost one.
+        #: The innermost portal that is taking its first step right now.
         self.first_step: Optional[Portal] = None
-        #: The portal whose step runs right now, the innermost one, while somebody listens. What
-        #: interrupts a switch leaves it as it was: a portal of a task that runs no more.
+        #: The innermost portal whose step runs right now; kept only while there is a listener. An
+        #: exception that interrupts a switch leaves it set: to a portal whose task runs no more.
         self.stepping: Optional[Portal] = None
-        #: Portals that were closed while the shim that drives them stays under its task.
+        #: Closed portals whose shims stay in their tasks, by task.
         self.resting: Dict[Any, Portal] = {}
-        #: The library that was running when last looked at.
+        #: The library that the last look-up found running.
         self.library: Library = NOWHERE.library
-        #: The loop that was running then, by reference, and its library.
+        #: The last loop in which a portal was opened, as a weak reference, and its library.
         self.loop: Callable[[], Any] = _no_loop
         self.loop_library: Any = None
-        #: Loops that have had portals in this thread, and perhaps still have some.
+        #: The loops before it, which may have left portals behind.
         self.others: List[Tuple[Library, Callable[[], Any]]] = []
 
     def coroutine_of(self, library: Library, task: Task) -> Any:
-        """What *task* was made for. A shim in its place waits while that runs in a greenlet."""
+        """The coroutine that *task* was made for, even if a shim stands in its place."""
         portal = self.portals.get(task) or self.resting.get(task)
         own = None if portal is None else portal.coroutine
         return library.coroutine_of(task) if own is None else own
@@ -223,13 +227,14 @@ class _Nowhere(Library):
         return self  # which is no portal's task
 
 
-# The Home of each thread is `local.home`, made by the first portal in it.
+# The Home of each thread is `local.home`. The first portal of the thread makes it.
 local = threading.local()
-# All homes, for the questions that are asked from other threads.
+# All homes, for look-ups from other threads. Each thread adds its own in `this_home`.
 _homes: weakref.WeakValueDictionary[int, Home] = weakref.WeakValueDictionary()
 
 
 def this_home() -> Home:
+    """The Home of this thread."""
     try:
         return local.home  # type: ignore[no-any-return]
     except AttributeError:
@@ -239,8 +244,8 @@ def this_home() -> Home:
 
 
 def homes() -> Iterator[Home]:
-    """Those of all threads."""
-    # valuerefs() copies in one go; iterating would fail where another thread adds its own.
+    """The Homes of all threads."""
+    # valuerefs() copies in one go. Iterating would fail if another thread adds its Home meanwhile.
     for reference in _homes.valuerefs():
         home = reference()
         if home is not None:
@@ -248,7 +253,7 @@ def homes() -> Iterator[Home]:
 
 
 def portal_of(task: Any) -> Optional[Portal]:
-    """The portal that *task* has, or will have from its first step on, in whatever thread."""
+    """The portal that *task* has, or will have from its first step on, in any thread."""
     portal = _portal_of_home(this_home(), task)
     if portal is None:
         for home in homes():
@@ -263,15 +268,15 @@ def _portal_of_home(home: Home, task: Any) -> Optional[Portal]:
 
 
 def is_here(portal: Portal) -> bool:
-    """Whether the portal's task is what is running. `await_` has this written out."""
+    """Whether the portal's task is running here. `await_` has the first half written out inline."""
     try:
         task = portal.current_task()
     except RuntimeError:
-        task = None  # somebody has taken the running loop away
+        task = None  # no loop is set as running in this thread any more
     if task is portal.task and sniffio_thread.name == portal.mark:
         return True
-    # In a forked child, asyncio has done so. A task that has forked can await there all the same,
-    # so it can bridge.
+    # In a forked child, asyncio has unset the running loop. A task that has forked can still await
+    # there, so it can bridge.
     return (
         task is None
         and portal.home is not None
@@ -281,7 +286,7 @@ def is_here(portal: Portal) -> bool:
 
 
 def current_portal() -> Tuple[Library, Any, Optional[Portal]]:
-    """The library, the task, and its portal if it has one that is open.
+    """The running library, the running task, and its portal if it has an open one.
 
     Raises:
         RuntimeError: As `greenback._tasks.libraries.current`.
@@ -299,7 +304,7 @@ def current_portal() -> Tuple[Library, Any, Optional[Portal]]:
 
 
 def current_in(home: Home) -> Tuple[Library, Any]:
-    """`greenback._tasks.libraries.current`, which need not look around if nothing has changed."""
+    """`greenback._tasks.libraries.current`, faster if the same library runs as last time."""
     library = home.library
     if sniffio_thread.name == library.mark:
         try:
@@ -314,6 +319,7 @@ def current_in(home: Home) -> Tuple[Library, Any]:
 
 
 def portal_in(home: Home, task: Any) -> Optional[Portal]:
+    """The open portal of *task* in the thread of *home*, also during its first step."""
     portal = home.portals.get(task)
     if portal is None:
         portal = home.first_step
@@ -325,11 +331,11 @@ def portal_in(home: Home, task: Any) -> Optional[Portal]:
 
 
 def enter_loop(home: Home, library: Library, loop: Any) -> List[Portal]:
-    """Note which loop the thread runs now, and find the portals that closed ones have left behind.
+    """Note which loop the thread runs now. Returns the portals that closed loops have left behind.
 
-    A task of a closed loop is never resumed, and while its code waits in a greenlet the garbage
-    collector cannot see that nobody else refers to it, so that its ``finally`` blocks would wait
-    for the end of the process.
+    A task of a closed loop is never resumed. While its code waits in a greenlet, the garbage
+    collector cannot see that only the greenlet refers to it. Its ``finally`` blocks would not run
+    before the end of the process.
     """
     others = home.others
     previous = home.loop()
@@ -357,5 +363,5 @@ def enter_loop(home: Home, library: Library, loop: Any) -> List[Portal]:
     return left_behind
 
 
-# The portal of greenlets that have none.
+# The portal of each greenlet that has none.
 NOWHERE = Portal("none", _Nowhere())

@@ -1,4 +1,7 @@
-"""What runs in a worker greenlet: the work of portals, one after another."""
+"""What a worker runs: the work of portals, one after another.
+
+Also what the engine needs for exceptions that pass through it: tracebacks and contexts.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,28 @@ from .state import Portal
 
 CoroutineType = types.CoroutineType
 
-# What the event loop's greenlet sends into a portal instead of an answer when it throws: the
-# exception is in `Portal.error`. Throwing it into the greenlet would raise it inside `await_`,
-# which could then resume the awaitable only from inside an `except` block, and that changes the
-# `__context__` of whatever is raised there.
+# When the event loop throws an exception, `drive` puts it into `Portal.error` and sends this marker
+# into the portal. Throwing into the greenlet instead would raise the exception inside `await_`.
+# `await_` could then resume the awaitable only from inside an `except` block, and that would change
+# the `__context__` of every exception that is raised there.
 ERROR = object()
 
-# What `drive` returns when it is to be called again: the task waits at another line.
+# The result of `drive` when the task waits at another line: the caller must call `drive` again.
 MOVED = object()
 
 
 def work(first: List[Any]) -> None:
-    """What a worker runs: the work of one portal after another.
+    """Run the work of one portal after another.
 
-    The first one comes in a list and is taken out of it: greenlet keeps the arguments of a run
-    until that ends.
+    The first portal comes in a list, and is taken out of it: greenlet keeps the arguments of
+    `work` alive until `work` ends.
     """
     portal = first.pop()
     while True:
         try:
             run = portal.run
             if run is None:
-                # A call with ** makes a dictionary, so it is worth a look.
+                # A call with ** makes a dictionary. This check avoids it.
                 if portal.kwds:
                     portal.result = portal.function(*portal.args, **portal.kwds)
                 else:
@@ -49,27 +52,31 @@ def work(first: List[Any]) -> None:
             )
             portal.error = error
             if is_unfinished(portal.coroutine) and not is_again:
-                # A signal handler has raised it, before the coroutine could be given its answer.
+                # A signal handler raised the error before the coroutine got its answer: throw it
+                # into the coroutine.
                 portal.result = ERROR
                 continue
         portal.resume = run = None
         if portal.abandoned:
-            return  # killed, and the work has caught the GreenletExit
-        # A debugger that stepped out of the work would go on to step through a stranger's.
+            return  # the worker was killed, and the work has caught the GreenletExit
+        # A debugger has stepped out of the work. In a reused worker, it would go on to step through
+        # the work of another portal.
         if sys._getframe().f_trace is not None:
             portal.worker.poolable = False
             return
-        # While it is parked, this frame must keep nothing alive, and not itself either: the
+        # While the worker is parked, this frame must keep nothing alive, not even the worker: the
         # garbage collector cannot look into the stack of a greenlet.
-        employer = portal.greenlet
-        # Two references. When a thread ends, greenlet gives up its outermost greenlet if a single
-        # one is left, to be found nowhere; a collection that is under way hides what it looks at.
-        also = employer  # noqa: F841
+        outside = portal.greenlet
+        # Two references. When a thread ends, greenlet drops the thread's main greenlet if only one
+        # reference to it is left and the garbage collector finds no owner of that one. During a
+        # collection it finds none, since the collector hides the objects that it examines.
+        also = outside  # noqa: F841
         portal = None
-        portal = employer.switch()
+        portal = outside.switch()
         while type(portal) is not Portal:
-            # A greenlet that the work of an earlier portal has started, and whose parent this
-            # worker is, has ended: pass its result on, as a dead one would.
+            # The value is no portal: a greenlet that earlier work had started has ended, and this
+            # worker is its parent. Pass its result on to this worker's own parent, as a dead
+            # greenlet would.
             parent: Any = greenlet.getcurrent().parent
             portal = parent.switch(portal)
             parent = None
@@ -81,7 +88,7 @@ def run_function(portal: Portal) -> Any:
 
 
 def run_coroutine(portal: Portal) -> Any:
-    """The work of all other portals: what an event loop does with a coroutine, trap by trap."""
+    """The work of all other portals: step a coroutine as an event loop does, trap by trap."""
     coroutine = answer = handled = None
     while True:
         try:
@@ -99,7 +106,9 @@ def run_coroutine(portal: Portal) -> Any:
                     handled = None
                 else:
                     trap = coroutine.send(answer)
-                answer = None  # Trio's may hold an exception, and so what raised it
+                # An answer of Trio's may hold an exception. Its traceback would keep the frames
+                # alive that raised it.
+                answer = None
                 portal.awaits = coroutine
                 portal.resume = portal.worker
                 answer = portal.greenlet.switch(trap)
@@ -110,7 +119,7 @@ def run_coroutine(portal: Portal) -> Any:
             if is_killed_here(error):
                 portal.abandoned = True
             elif is_unfinished(coroutine):
-                # A signal handler has raised it, in here, while the coroutine waits.
+                # A signal handler raised *error* in this frame, while the coroutine waits.
                 hide_this_frame(error)
                 portal.error = error
                 answer = ERROR
@@ -122,19 +131,20 @@ def run_coroutine(portal: Portal) -> Any:
 
 
 def run_while_handling(portal: Portal) -> Any:
-    """Work that was started inside an `except` block, with that exception being handled.
+    """The work of a portal that was opened inside an `except` block.
 
-    A greenlet starts with none, and then what is raised in it would lack its `__context__`.
+    A new greenlet handles no exception, so an exception raised in it would lack its `__context__`.
+    So the exception of that `except` block is handled in here, too.
     """
     return _call_while_handling(portal, portal.inner, portal)
 
 
 def run_eagerly(portal: Portal) -> Any:
-    """The work of a task that takes its first step where another exception is being handled.
+    """The work of an eager task whose creator handles an exception.
 
-    As that of a coroutine, only the first step knows of it.
+    Only the first step sees that exception, as in any coroutine.
     """
-    portal.run = portal.inner  # what goes on after an interruption
+    portal.run = portal.inner  # after an interruption, the work goes on without the exception
     try:
         trap = _call_while_handling(portal, portal.coroutine.send, None)
     except StopIteration as stop:
@@ -160,7 +170,7 @@ def _call_while_handling(portal: Portal, function: Callable[[Any], Any], argumen
         raise handled
     except BaseException as caught:
         if caught is not handled:
-            raise  # it was raised by a signal handler, right there
+            raise  # a signal handler raised it, in the line above
         set_context(handled, context)
         set_traceback(handled, traceback)
         del handled, context, traceback, caught
@@ -168,7 +178,7 @@ def _call_while_handling(portal: Portal, function: Callable[[Any], Any], argumen
 
 
 def is_killed_here(error: BaseException) -> bool:
-    """Whether *error* was raised by the caller's own switch: its greenlet is being killed."""
+    """Whether the caller's own switch raised *error*, because its greenlet is being killed."""
     traceback = traceback_of(error)
     return (
         issubclass(type(error), greenlet.GreenletExit)
@@ -178,7 +188,7 @@ def is_killed_here(error: BaseException) -> bool:
 
 
 def is_unfinished(coroutine: Any) -> bool:
-    """Whether something can be thrown into it. Says no of what is not the interpreter's own."""
+    """Whether an exception can be thrown into *coroutine*. False for other types than Python's."""
     if type(coroutine) is CoroutineType:
         return coroutine.cr_frame is not None and not coroutine.cr_running
     if type(coroutine) is types.GeneratorType:
@@ -190,8 +200,8 @@ async def awaited(aw: Any) -> Any:
     return await aw
 
 
-# What a traceback from a worker begins with is of this file, and so are the copies that a library
-# makes of these functions. Nothing in it is called by the program.
+# The outermost frames of a traceback from a worker are of this file, also where they belong to
+# copies of these functions, which Trio's marks need. The program calls no function of this file.
 _THIS_FILE = work.__code__.co_filename
 
 if sys.version_info >= (3, 11):
@@ -203,6 +213,7 @@ else:
 
 
 def without_own_frames(traceback: Optional[types.TracebackType]) -> Optional[types.TracebackType]:
+    """*traceback* without the outermost frames that are of this file."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename == _THIS_FILE:
         traceback = traceback.tb_next
     return traceback
@@ -211,13 +222,14 @@ def without_own_frames(traceback: Optional[types.TracebackType]) -> Optional[typ
 def without_frames_of(
     directory: str, traceback: Optional[types.TracebackType]
 ) -> Optional[types.TracebackType]:
+    """*traceback* without the outermost frames whose code is below *directory*."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(directory):
         traceback = traceback.tb_next
     return traceback
 
 
-# An exception's class may forbid setting attributes, or shadow these. Context and traceback are
-# the interpreter's business, which does not ask the class either.
+# An exception's class may forbid setting attributes, or shadow these two. The interpreter sets
+# context and traceback without asking the class, so these functions do, too.
 set_traceback = BaseException.with_traceback
 _CONTEXT = BaseException.__dict__["__context__"]
 _TRACEBACK = BaseException.__dict__["__traceback__"]
@@ -236,10 +248,15 @@ def traceback_of(error: BaseException) -> Optional[types.TracebackType]:
 
 
 def leave_handler(error: BaseException, handled: Optional[BaseException]) -> None:
-    """Do what CPython 3.9 and later do to what leaves a coroutine that it was thrown into.
+    """Set the context of *error* as CPython 3.9 and later do.
 
-    Where it passes a coroutine that is handling an exception, that becomes its context. Sync code
-    is no coroutine, so it is done here. (PyPy does it by itself.)
+    There, an exception that was thrown into a coroutine and leaves it gets a new context: the
+    exception that the coroutine is handling. Sync code is no coroutine, so this function does the
+    same for the frame that calls it. PyPy does it by itself.
+
+    Args:
+        error: The exception that leaves the frame.
+        handled: The exception that the sync code was handling when *error* was thrown in.
     """
     if handled is not None and error is not handled and _THROW_CHAINS:
         set_context(error, handled)
@@ -249,6 +266,7 @@ _THROW_CHAINS = sys.implementation.name == "cpython" and sys.version_info >= (3,
 
 
 def take_error(portal: Portal) -> BaseException:
+    """Take the exception that belongs to `ERROR` out of the portal."""
     error = portal.error
     assert error is not None
     portal.error = None
@@ -256,7 +274,7 @@ def take_error(portal: Portal) -> BaseException:
 
 
 def hide_this_frame(error: BaseException) -> None:
-    """Take the caller's frame, the outermost so far, out of the traceback."""
+    """Take the caller's frame, the outermost so far, out of the traceback of *error*."""
     traceback = traceback_of(error)
-    if traceback is not None:  # the interpreter may have no memory for one
+    if traceback is not None:  # the interpreter may have no memory for a traceback
         set_traceback(error, traceback.tb_next)

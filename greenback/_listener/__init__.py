@@ -1,1 +1,1 @@
-"""Telling instruments, and what becomes of a failure in one."""
+"""The seam: the listener that the runtime calls, instruments, and failures in either."""

@@ -1,7 +1,7 @@
-"""What was raised and caught in the middle of the program, and is not its own.
+"""Failures of listeners and instruments, and exceptions of signal handlers told apart from them.
 
-A failure of a listener's or an instrument's is logged, and the program does not feel it. What a
-signal handler raises there is the program's, and is raised again.
+A failure of a listener or an instrument is logged, and the program does not notice it. An
+exception of a signal handler belongs to the program, and is raised again.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .._engine.work import traceback_of
 def tell_failure(
     message: str, *arguments: Any, error: Exception, level: int = logging.ERROR
 ) -> None:
-    """Log *error*, with its traceback as far as that can be shown.
+    """Log *error*, with its traceback if that can be shown.
 
-    Never raises: loggers, and the classes of exceptions, are the program's, and may fail. What a
-    signal handler has raised meanwhile is raised again.
+    Does not raise, even if a logger or an exception's class of the program fails. Only an exception
+    of a signal handler is raised again.
 
     Args:
-        message: What happened, which ends with a ``%s`` for the error.
-        arguments: What else it is formatted with, before that.
-        error: What was raised.
-        level: That of the log record.
+        message: Says what happened, and ends with a ``%s`` for the error.
+        arguments: Values for the placeholders before that.
+        error: The failure.
+        level: The level of the log record.
     """
     kind = type(error)
     try:
@@ -46,11 +46,11 @@ def tell_failure(
 
 
 def is_from_signal_handler(error: BaseException) -> bool:
-    """Whether *error* came from a signal handler, and so is the program's wherever it was raised.
+    """Whether a signal handler raised *error*, so that *error* belongs to the program.
 
-    A handler is run between two instructions of the main thread, and what it raises, a time limit
-    say, is raised there: in an instrument as well as in the code that the instrument watches. It
-    is told by its traceback, as long as the handler is still set.
+    A signal handler runs between two instructions of the main thread, and its exception (a time
+    limit, say) is raised there: in an instrument as well as in the code that the instrument
+    watches. The traceback of *error* shows it, as long as the handler is still set.
     """
     if threading.get_ident() != threading.main_thread().ident:
         return False
@@ -66,7 +66,7 @@ def is_from_signal_handler(error: BaseException) -> bool:
 
 
 def raise_if_from_signal_handler(error: Exception) -> None:
-    """For whoever has caught *error*, and is about to do away with it."""
+    """Raise *error* again if a signal handler raised it. Call this before dropping *error*."""
     try:
         if is_from_signal_handler(error):
             raise error
@@ -75,10 +75,10 @@ def raise_if_from_signal_handler(error: Exception) -> None:
 
 
 def _code_of(handler: Any) -> Optional[CodeType]:
-    """The code that a handler begins with. None if it has none: it is written in C, or unset."""
+    """The code object of a handler. None if it is written in C, or no handler is set."""
     while isinstance(handler, partial):
         handler = handler.func
-    code = getattr(handler, "__code__", None)  # also that of a method
+    code = getattr(handler, "__code__", None)  # a method has one, too
     if code is None:
         code = getattr(type(handler).__call__, "__code__", None)
     return code if isinstance(code, CodeType) else None

@@ -21,7 +21,7 @@ class Bridge:
 
     Attributes:
         portal: The `Portal <greenback.instruments.Portal>` that it goes through.
-        awaitable: What was passed to `greenback.await_`. ``None`` once the bridge has finished.
+        awaitable: The argument of `greenback.await_`. ``None`` once the bridge has finished.
         frame: The frame that called `greenback.await_`. ``None`` once the bridge has finished, so
             that an instrument which keeps the bridge does not keep the program's local variables.
     """
@@ -42,10 +42,10 @@ class Bridge:
 
 
 class Instrument:
-    """The hooks, each of which does nothing here. Subclass it and override those that you want.
+    """The hooks. Each does nothing here: subclass this and override those that you want.
 
-    Hooks are called synchronously, in the thread of the task that they speak of. They must not
-    block, and a bridge that they start is not announced to any instrument.
+    Hooks are called synchronously, in the thread of the task that they are about. They must not
+    block. A bridge that a hook starts is not announced to any instrument.
 
     ``portal`` is a `Portal <greenback.instruments.Portal>`; its ``kind`` is ``"task"``, ``"run"``,
     ``"run_sync"``, ``"bestowed"`` or ``"inherited"``.
@@ -73,7 +73,7 @@ class Instrument:
 
         Args:
             bridge: The bridge.
-            error: What it raises, or ``None`` if it returns a value.
+            error: The exception that it raises, or ``None`` if it returns a value.
         """
 
     def step_started(self, portal: Portal) -> None:
@@ -86,15 +86,15 @@ class Instrument:
 def add_instrument(instrument: Instrument) -> None:
     """Call the hooks of *instrument* from now on, in every thread.
 
-    Portals and bridges that are already open are not announced: the first hook that speaks of one
-    may be the one that ends it.
+    Portals and bridges that are already open are not announced. The first hook that is called for
+    such a portal or bridge may be the one for its end.
 
     Args:
-        instrument: An object with some of the methods of `Instrument`. Adding one that is
-            there already does nothing.
+        instrument: An object with some of the methods of `Instrument`. Adding the same object a
+            second time does nothing.
 
     Raises:
-        TypeError: It has none of the hooks.
+        TypeError: *instrument* has none of the hooks.
     """
     if not any(hasattr(instrument, name) for name in _HOOKS):
         raise TypeError(
@@ -102,7 +102,7 @@ def add_instrument(instrument: Instrument) -> None:
             f"{', '.join(_HOOKS)}; subclass greenback.instruments.Instrument"
         )
     with listener.lock:
-        Hooks([instrument])  # if looking at it raises, it is not added
+        Hooks([instrument])  # reading its attributes may raise; then it is not added
         _instruments[id(instrument)] = instrument
         _publish()
 
@@ -110,10 +110,10 @@ def add_instrument(instrument: Instrument) -> None:
 def remove_instrument(instrument: Instrument) -> None:
     """Stop calling the hooks of *instrument*.
 
-    A hook that another thread is in the middle of runs to its end.
+    If another thread is running one of its hooks, that hook runs to its end.
 
     Raises:
-        KeyError: It was never added, or is removed already, perhaps because it raised.
+        KeyError: *instrument* was never added, or is removed already, perhaps because it raised.
     """
     with listener.lock:
         if _instruments.pop(id(instrument), None) is None:
@@ -127,10 +127,10 @@ _HOOKS = tuple(name for name in vars(Instrument) if not name.startswith("_"))
 
 
 class Hooks:
-    """The listener that tells instruments: for each hook, the bound methods of those who have it.
+    """The listener that tells instruments. For each hook it has the instruments' bound methods.
 
-    There is one, which changes as instruments come and go, so that a bridge which is under way
-    then is announced to those who are there in the end.
+    There is one such object, which changes as instruments come and go. So the end of a bridge is
+    announced to the instruments that are there at that moment.
     """
 
     __slots__ = _HOOKS
@@ -148,7 +148,7 @@ class Hooks:
         self.tell(instruments)
 
     def tell(self, instruments: List[Any]) -> None:
-        """Call the hooks of these, and of nobody else, from now on."""
+        """Call the hooks of these instruments, and of no others, from now on."""
         for name in _HOOKS:
             nothing = getattr(Instrument, name)
             setattr(
@@ -162,7 +162,7 @@ class Hooks:
                 ),
             )
 
-    # The hooks of bridges run inside the portal, where they could bridge: such a bridge is not
+    # The hooks of bridges run inside the portal, so they can bridge. Their own bridges are not
     # announced.
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType) -> Bridge:
@@ -180,11 +180,11 @@ class Hooks:
 
     def finish_bridge(self, bridge: Bridge, error: Optional[BaseException], left: int) -> None:
         if bridge.frame is None:
-            return  # that was told before a signal handler interrupted the telling
+            return  # instruments were told before a signal handler interrupted the first call
         try:
             _tell_from_inside(bridge.portal, self.bridge_finished, bridge, error)
         finally:
-            # Whoever keeps the bridge is not to keep these.
+            # An instrument may keep the bridge. It must not keep these two with it.
             bridge.frame = bridge.awaitable = None
 
     def open_portal(self, portal: Portal) -> None:
@@ -192,7 +192,7 @@ class Hooks:
         _tell(self.portal_opened, portal)
 
     def enter_portal(self, portal: Portal) -> None:
-        """Of no interest to instruments: `step_started` says it."""
+        """Instruments have no hook for this: `step_started` tells them."""
 
     def close_portal(self, portal: Portal) -> None:
         if not portal.closed:
@@ -221,11 +221,11 @@ def _tell(hooks: _Hooks, *arguments: Any) -> None:
         except Exception as failure:
             if is_from_signal_handler(failure):
                 raise
-            # Any other is never felt by the program.
+            # The program does not notice any other failure.
             _failed(instrument, getattr(hook, "__name__", "hook"), failure)
 
 
-# Both are written under the lock of listener.py, from any thread.
+# Both are written here only, under the lock of listener.py, from any thread.
 _instruments: Dict[int, Instrument] = {}
 _hooks = Hooks([])
 
@@ -236,9 +236,9 @@ def _publish() -> None:
 
 
 def _failed(instrument: Any, hook: str, error: Exception) -> None:
-    """Remove an instrument because a hook of it has raised *error*."""
+    """Remove an instrument because one of its hooks has raised *error*."""
     with listener.lock:
         if _instruments.pop(id(instrument), None) is None:
-            return  # another thread came first, and has logged it
+            return  # another thread has removed and logged it
         _publish()
     listener.tell_removed(instrument, hook, error)

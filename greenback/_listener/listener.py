@@ -1,8 +1,8 @@
-"""The listener: whom the runtime tells of portals, bridges and steps.
+"""The listener: the object that the runtime tells of portals, bridges and steps.
 
-The runtime calls one listener at most. There are two that can ask for it: the *primary* one, which
-is that of tracing, and the one that tells instruments. Where only one of them is there, the runtime
-calls it directly. Where both are, it calls `Both`.
+The runtime calls one listener at most. There are up to two: the *primary* one, which belongs to
+tracing, and the one that tells instruments. If only one is set, the runtime calls it directly. If
+both are, it calls `Both`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
 
-from .._engine import bridge as _bridge
+from .._engine.bridge import set_hooks
 from .failures import raise_if_from_signal_handler, tell_failure
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ else:
 
 
 class Listener(Protocol):
-    """What the runtime tells of portals, bridges and steps.
+    """The methods that the runtime calls.
 
-    It never raises, except to refuse a bridge: what `start_bridge` and `suspend_bridge` raise
-    leaves `await_`. (What a signal handler raises leaves any of them.) When the last switch in
-    either direction began is in ``portal.entered`` and ``portal.left``: no call is needed.
+    A listener raises only to refuse a bridge: an exception of `start_bridge` or `suspend_bridge`
+    leaves `await_`. (An exception of a signal handler leaves any of the methods.) The listener
+    needs no call to learn when the last switch in each direction began: ``portal.entered`` and
+    ``portal.left`` say it.
     """
 
     def open_portal(self, portal: Portal, /) -> None: ...
@@ -37,32 +38,36 @@ class Listener(Protocol):
         """A portal that was opened before its task's first step is about to take that step."""
 
     def close_portal(self, portal: Portal, /) -> None:
-        """Called again where a signal handler has interrupted it."""
+        """Called a second time if a signal handler has interrupted the first call."""
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType, /) -> Any:
-        """What the other three are given of this bridge; None if they are not to be called.
+        """Returns an object for this bridge, which the other three hooks get as an argument.
 
-        They are called of the same listener, whichever is set in between.
+        If it returns None, the other three are not called. They are called on this listener, even
+        if another one is set in between.
         """
 
     @property
     def suspend_bridge(self) -> Optional[Callable[[Any], None]]:
-        """Not called where it is None."""
+        """Called with the bridge, before it switches to the event loop. None: is not called."""
 
     def resume_bridge(self, bridge: Any, portal: Portal, left: int, /) -> None:
-        """The switch back has just happened, after the one that began at *left*."""
+        """The switch back has just happened. The switch to the event loop began at *left*."""
 
     def finish_bridge(self, bridge: Any, error: Optional[BaseException], left: int, /) -> object:
-        """It is over. *left* is 0, or when it began to wait if it is killed while it waits.
+        """The bridge is over. The runtime ignores the result of this method.
 
-        Called again where a signal handler has interrupted it.
+        Called a second time if a signal handler has interrupted the first call.
 
-        The runtime asks for no result.
+        Args:
+            bridge: The object that `start_bridge` returned.
+            error: The exception that leaves the bridge, if any.
+            left: 0. If the bridge was killed while it waited, the time at which it began to wait.
         """
 
     @property
     def start_step(self) -> Optional[Callable[[Portal], None]]:
-        """Not called where it is None."""
+        """Called with the portal, before the switch into it. None: is not called."""
 
     def finish_step(self, portal: Portal, /) -> None: ...
 
@@ -70,8 +75,8 @@ class Listener(Protocol):
 class Both:
     """Two listeners: tells the first, and then the second.
 
-    What each has given for a bridge it gets back. Which two they are never changes, so the end of
-    a bridge goes to those who were told of its beginning.
+    Each gets back the object that it returned for a bridge. The two never change, so the listeners
+    that were told of a bridge's start are told of its end.
     """
 
     __slots__ = ("_first", "_second")
@@ -98,7 +103,7 @@ class Both:
         first = self._first.start_bridge(portal, awaitable, frame)
         try:
             return first, self._second.start_bridge(portal, awaitable, frame)
-        except BaseException as error:  # the runtime knows of no bridge that it could finish
+        except BaseException as error:  # without a result, the runtime has no bridge to finish
             if first is not None:
                 self._first.finish_bridge(first, error, 0)
             raise
@@ -142,15 +147,16 @@ class Both:
         self._second.finish_step(portal)
 
 
-#: Held by whoever changes who listens. Reentrant, for signal handlers and finalizers that do.
+#: Held while listeners or instruments change. Reentrant, since signal handlers and finalizers may
+#: change them, too. Replaced in the child of a fork.
 lock = threading.RLock()
-# These are written under the lock, from any thread.
+# Both are written by the setters below under the lock, from any thread.
 _primary: Optional[Listener] = None
 _of_instruments: Optional[Listener] = None
 
 
 def set_primary(listener: Optional[Listener]) -> None:
-    """Have the runtime call *listener*, instead of the primary one before it. None for nobody."""
+    """Make *listener* the primary one, in place of the one before. None removes that one."""
     global _primary
     with lock:
         _primary = listener
@@ -163,9 +169,9 @@ def is_primary(listener: Any) -> bool:
 
 
 def primary_failed(listener: Any, error: Exception) -> None:
-    """Remove the primary listener because it has caught *error* of its own. Logged once.
+    """Remove the primary listener because it has caught *error* in its own code. Logged once.
 
-    Where *error* is not its own, but a signal handler's, it is raised again.
+    If a signal handler raised *error*, it is raised again instead.
     """
     try:
         raise_if_from_signal_handler(error)
@@ -179,9 +185,9 @@ def primary_failed(listener: Any, error: Exception) -> None:
 
 
 def set_listener_of_instruments(listener: Optional[Listener]) -> None:
-    """Have the runtime call *listener*, after the primary one. None where there are no instruments.
+    """Have the runtime call *listener* after the primary one. None: there are no instruments.
 
-    The caller has the lock.
+    The caller holds the lock.
     """
     global _of_instruments
     _of_instruments = listener
@@ -189,21 +195,21 @@ def set_listener_of_instruments(listener: Optional[Listener]) -> None:
 
 
 def tell_removed(instrument: Any, hook: str, error: Exception) -> None:
-    """Log that a listener or an instrument was removed, because a hook of it has raised *error*."""
+    """Log that a listener or an instrument was removed because its *hook* has raised *error*."""
     tell_failure("instrument %r was removed: its %s raised %s", instrument, hook, error=error)
 
 
 def _publish() -> None:
     if _primary is None:
-        _bridge.set_hooks(_of_instruments)
+        set_hooks(_of_instruments)
     elif _of_instruments is None:
-        _bridge.set_hooks(_primary)
+        set_hooks(_primary)
     else:
-        _bridge.set_hooks(Both(_primary, _of_instruments))
+        set_hooks(Both(_primary, _of_instruments))
 
 
 def _after_fork() -> None:
-    """In the child of a fork: another thread may have held the lock, and is not there any more."""
+    """Make a new lock in the child of a fork: a thread of the parent may have held the old one."""
     global lock
     lock = threading.RLock()
 

@@ -1,1 +1,1 @@
-"""What stands under a task in place of its coroutine."""
+"""Shims: the coroutines that stand in tasks in place of the tasks' own."""

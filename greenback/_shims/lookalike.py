@@ -1,15 +1,15 @@
-"""Coroutines that look from outside like the one that a task was made for.
+"""Lookalikes: shims that look from outside like the task's own coroutine.
 
 ``python -m asyncio ps`` and other tools of Python 3.14 read the memory of a process: the coroutine
-object in a task, and its frame. They call nothing, so what stands in a task with a portal must be
-a coroutine object, whose frame has the name, the file and the line of the task's own.
+object in a task, and its frame. They call nothing. So a task with a portal must hold a coroutine
+object whose frame has the name, the file and the line of the task's own coroutine.
 
-A coroutine of ours gets there by a code object with the own one's name and file. Lines are fixed in
-a code object, and the own coroutine waits now here, now there; so the code has one ``await`` for
-each line of it, and goes on at another when the line has changed. The line of a coroutine that is
-suspended is that of the RESUME instruction after its ``await``. Only these have the lines: no line
-ever begins with them, so that debuggers and coverage see nothing of the program's run in here but
-the line of its ``def``, which all the rest has.
+A lookalike's code object has the name and the file of the own code object. Its lines are fixed,
+while the own coroutine waits at one line after another. So a lookalike has one ``await`` for each
+line of the own code, and moves to another ``await`` when the line has changed. A suspended
+coroutine shows the line of the RESUME instruction after its ``await``. Only these RESUMEs have the
+lines of the own code; all other instructions have the line of its ``def``. No line ever begins with
+a RESUME, so debuggers and coverage see nothing but the line of the ``def`` run in a lookalike.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 from .._engine.state import Raised
 from .._engine.work import MOVED, context_of, hide_this_frame, set_context
 
-#: Whether there are tools that need them, and the instructions are those that this is made for.
+#: Whether such tools exist for this Python, and its instructions are the ones expected here.
 AVAILABLE = sys.implementation.name == "cpython" and sys.version_info >= (3, 14)
-#: Functions with more lines than this get none.
+#: A function with more lines than this gets no lookalike.
 _MOST_LINES = 4_096
 _CODES_KEPT = 1_024
 
@@ -71,24 +71,24 @@ _GLOBALS = {
 
 class _Template(NamedTuple):
     code: CodeType
-    #: How many code units the beginning has, up to the first RESUME; and then, in turns, how many
-    #: come before the RESUME of an await, and how many that has.
+    #: Lengths in code units: first of the code up to and with the first RESUME; then, in turns, of
+    #: the code before the RESUME of the next await, and of that RESUME.
     units: List[int]
 
 
 class Lookalike:
-    """What a code object's coroutines are replaced by.
+    """The lookalikes of one code object's coroutines.
 
     Attributes:
-        function: Called with an awaitable, makes the coroutine: it awaits that again for as long
-            as the answer is `MOVED`.
-        places: For each line of the code, which of the function's awaits has that line.
+        function: Takes an awaitable and returns a lookalike, which awaits it again for as long as
+            the result is `MOVED`.
+        places: For each line of the code, the number of the function's await with that line.
     """
 
     __slots__ = ("function", "of", "places")
 
     def __init__(self, of: CodeType, function: FunctionType, places: Dict[int, int]) -> None:
-        self.of = of  # such that no other code gets its id
+        self.of = of  # kept, so that no other code object gets the same id
         self.function = function
         self.places = places
 
@@ -98,7 +98,7 @@ class Shown:
 
     Attributes:
         at: The number of the await.
-        trap: What the task waits for, on its way from one await to another.
+        trap: The trap of the task, while the lookalike moves from one await to another.
     """
 
     __slots__ = ("_instruction", "_places", "at", "trap")
@@ -107,10 +107,10 @@ class Shown:
         self.at = 0
         self.trap: Any = None
         self._places = lookalike.places
-        self._instruction = -1  # the last one that was looked up
+        self._instruction = -1  # the instruction that was looked up last
 
     def must_move(self, coroutine: Any) -> bool:
-        """Look where the task's own coroutine is; whether that is at another line than before."""
+        """Look up the line of the task's own coroutine. Returns whether it has changed."""
         frame = coroutine.cr_frame
         if frame is None or frame.f_lasti == self._instruction:
             return False
@@ -122,16 +122,16 @@ class Shown:
         return True
 
 
-# By the id of the code. Written by whichever thread comes first: what two write is equal.
+# By the id of the code. Any thread writes here; two threads write equal entries.
 _lookalikes: Dict[int, Lookalike] = {}
-# Called with the function of each one.
+# Called with the function of each lookalike. `for_each_lookalike` writes here, from any thread.
 _observers: List[Callable[[FunctionType], Any]] = []
-# By the number of awaits, a power of two.
+# By the number of awaits, a power of two. Any thread writes here; two threads write equal entries.
 _templates: Dict[int, _Template] = {}
 
 
 def lookalike_of(code: CodeType) -> Optional[Lookalike]:
-    """What takes the place of coroutines that have *code*; None if nothing can."""
+    """The lookalike for coroutines that have *code*; None if there can be none."""
     found = _lookalikes.get(id(code))
     if found is None and AVAILABLE:
         found = _make(code)
@@ -145,19 +145,19 @@ def lookalike_of(code: CodeType) -> Optional[Lookalike]:
 
 
 def for_each_lookalike(observer: Callable[[FunctionType], Any]) -> None:
-    """Call *observer* with the function of each lookalike that there is or will be."""
+    """Call *observer* with the function of each lookalike, now and when more are made."""
     _observers.append(observer)
     for each in list(_lookalikes.values()):
         observer(each.function)
 
 
 def is_of_lookalike(frame: FrameType) -> bool:
-    """Whether a frame with the name of one of the program's functions is of ours."""
+    """Whether *frame* is a lookalike's, and not the program's."""
     return frame.f_globals is _GLOBALS
 
 
 def steps_of(coroutine: Any) -> Any:
-    """What a lookalike awaits in turns; None if *coroutine* is none, or is over."""
+    """The `Steps` that a lookalike awaits; None if *coroutine* is no lookalike, or is over."""
     frame = coroutine.cr_frame if type(coroutine) is CoroutineType else None
     if frame is None or not is_of_lookalike(frame):
         return None
@@ -172,7 +172,7 @@ def _make(code: CodeType) -> Optional[Lookalike]:
     template = _templates.get(size)
     if template is None:
         template = _templates[size] = _template(size)
-    # For type checkers that look at Python 3.8, where code has no qualified name.
+    # Any, since type checkers assume Python 3.8, where a code object has no qualified name.
     own: Any = code
     made: Any = template.code
     replaced = made.replace(
@@ -205,7 +205,7 @@ def _template(size: int) -> _Template:
 
 
 def _awaits(start: int, stop: int, indent: int) -> Iterator[str]:
-    """Go to the await number ``at`` by halves."""
+    """Source that reaches the await number ``at`` by halving, from *start* up to before *stop*."""
     space = " " * indent
     if stop - start == 1:
         yield f"{space}result = await steps"
@@ -217,12 +217,12 @@ def _awaits(start: int, stop: int, indent: int) -> Iterator[str]:
     yield from _awaits(middle, stop, indent + 1)
 
 
-#: The kind of an entry in a table of lines that has no columns.
+#: The kind of an entry without columns in a table of lines.
 _LINE_ALONE = 13
 
 
 def _line_table(units: List[int], first: int, lines: List[int]) -> bytes:
-    """The table by which the RESUME after the nth await has the nth line, and all else the first.
+    """A table that gives the RESUME after the nth await the nth line, and all else the first line.
 
     The format is described in CPython's ``InternalDocs/code_objects.md``.
     """

@@ -1,4 +1,4 @@
-"""What a task is given to run in place of its own coroutine: the shims of its portal."""
+"""Shims: a task with a portal runs one in place of its own coroutine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ from .lookalike import Shown, lookalike_of, steps_of
 
 
 def shim_from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
-    """What a new task is to run in place of its coroutine."""
+    """The shim for a task that has not begun.
+
+    Args:
+        portal: The task's portal, not open yet.
+        unstarted: Holds the task's own coroutine.
+    """
     portal.run = portal.run or run_coroutine
     coroutine = unstarted.coroutine
     looks_the_same = _lookalike(portal, coroutine, partial(_first_steps, portal, unstarted))
@@ -37,7 +42,7 @@ def shim_from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
 
 
 def shim_from_now_on(portal: Portal) -> Any:
-    """What a task that is under way is to run in place of its coroutine, which the portal has."""
+    """The shim for a task that is under way. The portal has the task's own coroutine."""
     coroutine = portal.coroutine
     shim: Any = None
     try:
@@ -58,17 +63,17 @@ def shim_from_now_on(portal: Portal) -> Any:
 
 
 def is_shim(coroutine: Any) -> bool:
-    """Whether it is what a task is given to run in place of its own coroutine."""
+    """Whether *coroutine* is a shim."""
     return type(coroutine) is TaskCoroutine or steps_of(coroutine) is not None
 
 
 def _lookalike(portal: Portal, coroutine: Any, start: Callable[[], Any]) -> Any:
-    """A coroutine object that tools take for *coroutine*; None if there is to be none.
+    """A shim that tools take for *coroutine*; None if *coroutine* can have no lookalike.
 
     Args:
-        portal: The portal that *coroutine* is the work of.
-        coroutine: The task's own.
-        start: Gives the iterator that makes the first steps.
+        portal: The portal of the task.
+        coroutine: The task's own coroutine.
+        start: Returns the iterator that takes the first steps.
     """
     if portal.library.name != "asyncio" or type(coroutine) is not types.CoroutineType:
         return None
@@ -85,16 +90,16 @@ def _take_name(shim: Any, coroutine: Any) -> None:
     try:
         shim.__name__, shim.__qualname__ = coroutine.__name__, coroutine.__qualname__
     except AttributeError:
-        pass  # a coroutine of another make, without a name to take over
+        pass  # a coroutine of another type, which has no name
 
 
 class TaskCoroutine(HasShim):
-    """What a task is given to run: its shim, with the looks of the coroutine that it had.
+    """A shim with the attributes of the task's own coroutine.
 
-    For Trio; and for asyncio where no lookalike can be had (see lookalike.py). Whoever looks at
-    the task sees what it would see without a portal: asyncio's repr() and print_stack(), anyio,
-    Trio's iter_await_frames(). The methods are the shim's own, so that a step of Trio's costs what
-    it did; one of asyncio's gains a look-up and a call.
+    For Trio, and for asyncio where the task's coroutine can have no lookalike (see lookalike.py).
+    Code that inspects the task sees the same as without a portal: asyncio's repr() and
+    print_stack(), anyio, Trio's iter_await_frames(). The methods are those of the shim inside, so
+    a step costs no more on Trio; on asyncio it costs one look-up and one call more.
     """
 
     __slots__ = (
@@ -137,10 +142,11 @@ class TaskCoroutine(HasShim):
 
     @property
     def cr_frame(self) -> Optional[types.FrameType]:
-        """Where the task's own code is.
+        """The frame of the task's own code.
 
-        For asyncio, which goes on with ``f_back``: what calls `await_`, if the task waits there.
-        For Trio, which goes on with ``cr_await``: the task's outermost function.
+        asyncio goes on from here with ``f_back``. So for asyncio this is the frame that called
+        `await_`, if the task waits there. Trio goes on with ``cr_await``. So for Trio this is the
+        frame of the task's outermost function.
         """
         frame: Optional[types.FrameType] = self.shim.cr_frame
         if frame is None:
@@ -148,7 +154,7 @@ class TaskCoroutine(HasShim):
         waiting = getattr(self.portal.resume, "gr_frame", None)
         if waiting is not None and self.portal.library.name == "asyncio" and not self.cr_running:
             if sys.implementation.name == "pypy":
-                return frame  # the frames of a waiting greenlet are a circle there
+                return frame  # on PyPy the frames of a waiting greenlet form a ring
             caller = caller_of_bridge(waiting)
             if caller is not None:
                 return caller
@@ -156,7 +162,7 @@ class TaskCoroutine(HasShim):
 
     @property
     def cr_await(self) -> Any:
-        """What Trio follows from ``cr_frame`` on."""
+        """The frames below ``cr_frame``, for Trio."""
         if self.cr_running or self.portal.library.name == "asyncio":
             return None
         frames = [
@@ -168,10 +174,10 @@ class TaskCoroutine(HasShim):
 
 
 class Steps(HasShim):
-    """What a lookalike awaits: the steps of a portal, from one of the places it waits at.
+    """The awaitable inside a lookalike: it takes the steps of the portal.
 
-    The methods are those of the iterator that makes the steps, so that nothing in Python comes
-    between. In the same process, asyncio's call graph goes on here, through the portal.
+    The methods are those of the iterator that takes the steps, so no Python code runs in between.
+    asyncio's call graph of its own process follows this object through the portal.
     """
 
     __slots__ = ("__next__", "__weakref__", "coroutine", "portal", "shown", "start")
@@ -183,7 +189,7 @@ class Steps(HasShim):
         self.shown = shown
         self.coroutine = coroutine
         self.start: Optional[Callable[[], Any]] = start
-        #: The iterator that makes the steps.
+        #: The iterator that takes the steps.
         self.shim = None
 
     def __await__(self) -> Steps:
@@ -201,19 +207,22 @@ class Steps(HasShim):
         return self
 
     def take(self, error: BaseException) -> bool:
-        """Take what a signal handler has raised outside of a drive, to throw it into the work."""
+        """Throw *error*, which a signal handler raised outside of `drive`, into the work.
+
+        Returns whether the work takes it. If so, the lookalike awaits this object once more.
+        """
         portal, iterator = self.portal, self.shim
         if not takes(portal, error):
             close_interrupted(portal, portal.coroutine)
             return False
-        hide_this_frame(error)  # the lookalike's
+        hide_this_frame(error)  # the lookalike's frame
         if is_parked(portal) and inspect.getgeneratorstate(iterator) == inspect.GEN_SUSPENDED:
             self.start = partial(_steps_after, iterator, error)
         else:
             self.start = partial(drive, portal, None, error)
         return True
 
-    # asyncio sends nothing but None, for which the interpreter takes `__next__`.
+    # asyncio sends nothing but None, and for None the interpreter calls `__next__`.
     send = property(attrgetter("shim.send"))
     throw = property(attrgetter("shim.throw"))
     close = property(attrgetter("shim.close"))
@@ -224,8 +233,10 @@ class Steps(HasShim):
 
     @property
     def cr_await(self) -> Optional[FramesBelow]:
-        """Raises AttributeError where the task's own coroutine is the innermost that can be seen:
-        that is how asyncio finds the end.
+        """The frames below the task's own.
+
+        Raises:
+            AttributeError: There are none. asyncio takes this for the end of the stack.
         """
         return self._below().cr_await
 
@@ -239,7 +250,7 @@ class Steps(HasShim):
 
 
 class FramesBelow:
-    """Frames in the place of what a coroutine awaits."""
+    """Frames with the attributes of an awaited coroutine."""
 
     __slots__ = ("frames",)
 
@@ -255,18 +266,18 @@ class FramesBelow:
         return FramesBelow(self.frames[1:]) if len(self.frames) > 1 else None
 
 
-# asyncio takes nothing else.
+# asyncio makes tasks only of objects that are registered as Coroutine.
 collections.abc.Coroutine.register(TaskCoroutine)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Unstarted:
-    """A coroutine on its way into a shim that has not begun.
+    """Holds the coroutine of a task until the task's shim begins.
 
-    A task can be cancelled, or dropped, before its first step. Its coroutine has then been dealt
-    with, in Python's eyes, as soon as the shim has been: it is not to warn of its own.
+    A task can be cancelled or dropped before its first step. Its shim is closed then, and this
+    object closes the coroutine, so that Python does not warn that it was never awaited.
 
-    It is made empty: one that is dropped at once, because making it was interrupted, would close
-    the coroutine of a task that goes on.
+    It is made empty, and gets the coroutine afterwards. Otherwise an interruption while it is made
+    would drop it, and so close the coroutine of a task that goes on.
     """
 
     __slots__ = ("coroutine",)
@@ -279,17 +290,18 @@ class Unstarted:
         return coroutine
 
     def __del__(self) -> None:
-        coroutine = getattr(self, "coroutine", None)  # making it may have been interrupted
+        coroutine = getattr(self, "coroutine", None)  # __init__ may have been interrupted
         if coroutine is not None:
             coroutine.close()
 
 
-# Two shims take the place of a task's coroutine and have the portal's worker run that. They are
-# coroutines, not generators, since Trio and anyio look at the attributes of what a task runs; and
-# anyio asks whether it has begun, so the shim of a task that has not begun has not either.
+# The two shims below run the task's coroutine in the portal's worker. They are coroutines, not
+# generators, since Trio and anyio read the attributes of a task's coroutine. anyio also asks
+# whether the coroutine has begun, so the shim of a task that has not begun has not begun either.
 
 
 async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
+    """The shim of a task that has not begun."""
     alone = interruption = None
     while True:
         try:
@@ -314,8 +326,8 @@ async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
     try:
         raise error
     except BaseException:
-        # Entered with this frame in the traceback. From 3.11 on, raising again takes the
-        # traceback from the exception, so that this frame can be kept out of it.
+        # The traceback has this frame by now. From 3.11 on, `raise` takes the traceback from the
+        # exception, so changing it there keeps this frame out of it.
         set_context(error, context)
         hide_this_frame(error)
         raise
@@ -324,7 +336,7 @@ async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
 
 
 def _first_steps(portal: Portal, unstarted: Unstarted) -> Any:
-    """`_from_the_start`, for a lookalike."""
+    """`_from_the_start` for a lookalike: the iterator that takes the first steps."""
     try:
         alone = _begin_task(portal, unstarted)
     except BaseException as error:
@@ -339,7 +351,7 @@ def _first_steps(portal: Portal, unstarted: Unstarted) -> Any:
 
 @types.coroutine
 def _steps_after(driver: Any, error: BaseException) -> Generator[Any, Any, Any]:
-    """Throw into a `drive` that waits, and go on with it."""
+    """Throw *error* into a `drive` that waits, and forward its traps from then on."""
     try:
         trap = driver.throw(error)
         while True:
@@ -356,14 +368,19 @@ def _steps_after(driver: Any, error: BaseException) -> Generator[Any, Any, Any]:
 
 
 def _begin_task(portal: Portal, unstarted: Unstarted) -> Any:
-    """Open the portal of a task that begins; or give the coroutine, to be run without it."""
+    """Open the portal of a task that begins.
+
+    Returns:
+        None, or the task's coroutine if the task must run it without this portal: because the
+        task has another portal, or because no task is known to be running.
+    """
     portal.coroutine = unstarted.coroutine
     unstarted.coroutine = None
     promised = this_home().promised
     try:
         _, portal.task, existing = current_portal()
     except RuntimeError:
-        # Nothing is known to be running: of a task written in Python, from Python 3.14 on.
+        # From Python 3.14 on, asyncio does not name a task that is written in Python while it runs.
         for task in [task for task, its_portal in promised.items() if its_portal is portal]:
             del promised[task]
         return portal.coroutine
@@ -373,7 +390,7 @@ def _begin_task(portal: Portal, unstarted: Unstarted) -> Any:
         return portal.coroutine
     handled = handled_exception()
     if handled is not None and type(portal.coroutine) is types.CoroutineType:
-        # An eager task: what created it is handling it.
+        # An eager task: its creator handles that exception.
         assert portal.run is not None
         portal.handled, portal.inner, portal.run = handled, portal.run, run_eagerly
     open_portal(portal)
@@ -386,15 +403,15 @@ def _first_answer() -> Generator[None, Any, Any]:
 
 
 async def _from_now_on(portal: Portal) -> Any:
-    """For a task that is under way.
+    """The shim of a task that is under way.
 
-    The first step is made before it is put in place: a coroutine that has not begun takes no
-    other value than None, and such a task may be sent another.
+    `shim_from_now_on` takes its first step before the shim is put into the task. A coroutine that
+    has not begun takes no other value than None, and the loop may send such a task another one.
     """
     interruption = None
     is_in_place = False
     while True:
-        # Nothing is between two `try` blocks: PyPy can be interrupted there.
+        # One `try` block covers all: PyPy can be interrupted between two of them.
         try:
             if not is_in_place:
                 portal.result = await _first_answer()
@@ -405,7 +422,7 @@ async def _from_now_on(portal: Portal) -> Any:
         except BaseException as raised:
             if not is_in_place:
                 if not portal.registered:
-                    raise  # it was not put in place, or its task has ended without it
+                    raise  # the shim was not put into the task, or the task ended without it
                 is_in_place = True
             elif not takes(portal, raised):
                 close_interrupted(portal, portal.coroutine)
@@ -428,7 +445,7 @@ async def _from_now_on(portal: Portal) -> Any:
 
 @types.coroutine
 def _next_steps(portal: Portal) -> Generator[Any, Any, Any]:
-    """`_from_now_on`, for a lookalike."""
+    """`_from_now_on` for a lookalike: the iterator that takes the steps."""
     interruption = None
     try:
         portal.result = yield

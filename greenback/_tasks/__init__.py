@@ -1,1 +1,1 @@
-"""Tasks of asyncio and Trio, told apart here and nowhere else; what bars a bridge where."""
+"""asyncio and Trio: their tasks and loops, and the errors where no bridge can start."""

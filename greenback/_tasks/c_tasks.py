@@ -1,10 +1,10 @@
-"""Replacing the coroutine of an asyncio task that is written in C, which does not let one set it.
+"""Replacing the coroutine of an asyncio task that is written in C.
 
-A task keeps its coroutine in one word of its own memory. Which one depends on the version and the
-build of the interpreter, and none of them says so. No list of versions is kept here: before the
-first write into a task of the program's, once per process, `self_test` finds the word in tasks of
-its own and does there all that will be done to others. Each later write is checked on both sides
-as well.
+Such a task has no way to set its coroutine. It keeps the coroutine in one word of its memory. The
+place of this word depends on the version and the build of the interpreter, and no interpreter tells
+it. There is no list of versions here. Instead, `self_test` runs once per process, before the first
+write into a task of the program: it finds the word in tasks of its own, and tries on them all that
+will be done to the program's tasks. Each later write is checked before and after, too.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any, Callable, Coroutine, Deque, Generator, List, Optional, T
 
 
 class LayoutError(Exception):
-    """A task's coroutine cannot be replaced safely; nothing has been changed. Says why."""
+    """A task's coroutine cannot be replaced safely. Says why. Nothing has been changed."""
 
 
 class Layout:
-    """Where the tasks that are written in C keep their coroutine, in bytes from their address."""
+    """Where tasks that are written in C keep their coroutine: ``offset``, in bytes."""
 
     __slots__ = ("_decref", "_incref", "_task_type", "_word", "offset")
 
@@ -33,15 +33,15 @@ class Layout:
         import _ctypes
         import ctypes
 
-        # At a tenth of the price of a call into ctypes.pythonapi, whose argument types are
-        # everybody's, besides.
+        # These cost a tenth of a call into ctypes.pythonapi. Besides, all modules share the
+        # argument types of functions there.
         self._incref: Callable[[Any], None] = _ctypes.Py_INCREF
         self._decref: Callable[[Any], None] = _ctypes.Py_DECREF
         self._task_type = task_type
         self._word = ctypes.c_size_t
         size = ctypes.sizeof(self._word)
-        # Only the part that belongs to asyncio.Task itself: a subclass may well have a slot of
-        # its own that refers to the same coroutine.
+        # Only the part of asyncio.Task itself: a subclass may have a slot of its own that refers
+        # to the same coroutine.
         words = (self._word * (task_type.__basicsize__ // size)).from_address(id(task))
         found = [index for index, value in enumerate(words) if value == id(coroutine)]
         if len(found) != 1:
@@ -51,21 +51,21 @@ class Layout:
     def replace(
         self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
     ) -> None:
-        """Write only over a word that holds *old*, and look at the result through the task's eyes.
+        """Replace *old* by *new*, if the word holds *old*, and check the result by get_coro().
 
-        The task owns a reference to what it holds, so the counts move with it.
+        The task owns a reference to its coroutine, so this also moves the reference counts.
 
         Raises:
-            LayoutError: It is another task than those that this layout is of.
+            LayoutError: The task has another layout.
         """
         field = self._word.from_address(id(task) + self.offset)
         before, after = id(old), id(new)
         self._incref(new)
         given_up = new
         try:
-            # Nothing is called between the look and the write, so no signal handler runs there and,
-            # with a GIL, no other thread, which might replace it as well and give up that
-            # reference.
+            # Between the check and the write nothing is called. So no signal handler runs there,
+            # and with a GIL no other thread, which might replace the coroutine as well and give up
+            # the same reference.
             if field.value != before:
                 raise LayoutError("its coroutine is not where other tasks have theirs")
             field.value = after
@@ -79,9 +79,9 @@ class Layout:
 
 
 _TRIES = 3
-# Written once, under the lock: what the self-test has found, or why it has failed.
+# The result of the self-test, or why it failed. `_test_in_thread` writes it once, under the lock.
 _found: Union[Layout, LayoutError, None] = None
-# Reentrant: whoever waits for the self-test can be interrupted by a signal handler that needs it.
+# Reentrant: a signal handler that needs the self-test may interrupt a caller that waits for it.
 _lock = threading.RLock()
 
 
@@ -89,7 +89,7 @@ def layout_of(task_type: Any) -> Layout:
     """Where the tasks of the type `_asyncio.Task` keep their coroutine.
 
     Raises:
-        LayoutError: The self-test has failed, or could not be made.
+        LayoutError: The self-test failed, or could not be run.
     """
     if _found is None:
         with _lock:
@@ -101,24 +101,25 @@ def layout_of(task_type: Any) -> Layout:
 
 
 def _test_in_thread(task_type: Any) -> None:
-    """Run the self-test where no loop and no task of the program's is running."""
+    """Run the self-test in a new thread, in which no loop and no task of the program is running."""
     global _found
     if _found is not None:
         return
     found: List[Union[Layout, LayoutError]] = []
 
     def run() -> None:
-        # Of all threads; they may keep what they see, and references are counted here.
+        # A profiler or tracer that was set for all threads may keep objects that it sees. The
+        # self-test counts references.
         sys.setprofile(None)
         sys.settrace(None)
-        # Another thread that has called gc.get_objects() meanwhile holds references as well.
+        # Several tries: another thread that calls gc.get_objects() meanwhile holds references, too.
         for _ in range(_TRIES):
             try:
                 found[:] = [self_test(task_type)]
                 return
             except LayoutError as error:
                 found[:] = [error.with_traceback(None)]
-            except Exception as error:  # a bug of the test's must not pass for a verified layout
+            except Exception as error:  # a bug in the test must not pass for a verified layout
                 found[:] = [LayoutError(f"the self-test of {_build()} raised {error!r}")]
 
     thread = threading.Thread(target=run, name="greenback self-test", daemon=True)
@@ -131,7 +132,7 @@ def _test_in_thread(task_type: Any) -> None:
 
 
 def _after_fork() -> None:
-    """In the child of a fork: another thread may have held the lock, and is not there any more."""
+    """Make a new lock in the child of a fork: a thread of the parent may have held the old one."""
     global _lock
     _lock = threading.RLock()
 
@@ -146,15 +147,16 @@ def _build() -> str:
 
 
 def self_test(task_type: Any) -> Layout:
-    """Find the word in which tasks keep their coroutine, and replace it in tasks made for that.
+    """Find the word in which tasks keep their coroutine, and replace it in tasks made for the test.
 
-    To be called in a thread that runs no event loop.
+    Must be called in a thread that runs no event loop.
 
     Args:
         task_type: `_asyncio.Task`.
 
     Raises:
-        LayoutError: Something was not as expected; says what. Only such tasks have been written to.
+        LayoutError: Something was not as expected; says what. Only the test's own tasks have been
+            written to.
     """
     import asyncio
 
@@ -172,16 +174,16 @@ def self_test(task_type: Any) -> Layout:
     return layout
 
 
-# When the coroutine of a task is replaced.
+# The moments at which the coroutine of a task is replaced.
 _NEW = "a task before its first step"
 _WAITING = "a task that waits"
 _RUNNING = "a task that is running"  # as by `ensure_portal`, which its coroutine calls
 
 
 def _try(task_type: Any, loop: _Loop, layout: Optional[Layout], moment: str) -> Layout:
-    """Replace the coroutine of one task, step it to its end, and look at all that can be seen.
+    """Replace the coroutine of one task, step the task to its end, and check all that is visible.
 
-    The references that a task owns are most of what is known of it, so they are counted.
+    Most of what is visible are the references that a task owns, so they are counted.
     """
 
     def check(holds: bool, otherwise: str) -> None:
@@ -213,8 +215,10 @@ def _try(task_type: Any, loop: _Loop, layout: Optional[Layout], moment: str) -> 
     old_alone, new_alone = sys.getrefcount(old), sys.getrefcount(new)
     try:
         task = task_type(old, loop=loop, name="greenback self-test")  # unnamed ones are numbered
-        task._log_destroy_pending = False  # where a check fails
-        check(sys.getrefcount(old) == old_alone + 1, "it does not own one reference to its own")
+        task._log_destroy_pending = False  # if a check fails, the task is dropped before its end
+        check(
+            sys.getrefcount(old) == old_alone + 1, "it does not own one reference to its coroutine"
+        )
         if layout is None:
             layout = Layout(task_type, task, old)
         if moment is _RUNNING:
@@ -251,7 +255,7 @@ def _yield() -> Generator[None, None, None]:
 
 
 class _Loop:
-    """As much of an event loop as a task asks for; a real one would open files."""
+    """The part of an event loop that a task needs. A real one would open files."""
 
     def __init__(self) -> None:
         self._due: Deque[Tuple[contextvars.Context, Callable[..., Any], Tuple[Any, ...]]] = deque()
@@ -278,4 +282,4 @@ class _Loop:
         return True
 
     def call_exception_handler(self, context: Any) -> None:
-        """Nothing: what is wrong with a task is found by what it does."""
+        """Does nothing: the checks find a failure by the task's behaviour."""

@@ -1,7 +1,7 @@
-"""What differs between asyncio and Trio, each in one class with the same methods.
+"""The differences between asyncio and Trio: one class for each, with the same methods.
 
-The rest of the runtime asks `current` or `library_of` for the library and never which one it is.
-Neither library is imported before the program itself has done so.
+The rest of the runtime gets a `Library` from `current` or `library_of`, and does not ask which one
+it is. This module imports neither asyncio nor Trio before the program itself has done so.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
 
     Task = Union[asyncio.Task[Any], trio.lowlevel.Task]
 
-# `sniffio.thread_local.name` is what Trio sets while its loop runs in a thread; asyncio leaves it
-# alone. The same attribute is read by the hot path.
+# Trio sets `sniffio.thread_local.name` while its loop runs in a thread; asyncio does not change it.
+# The hot path reads the same attribute.
 sniffio_thread = sniffio.thread_local
 
 
 class Library:
-    """The interface. One object per library, and per loop of the other library that it runs in."""
+    """The interface. One object per library, and per loop of another library around it."""
 
     name: str
-    #: What `sniffio.thread_local.name` holds while a task of this library runs in the same
-    #: surroundings as when this object was looked up.
+    #: The value of `sniffio.thread_local.name` when this object was looked up. While a task of this
+    #: library runs in the same surroundings, the value is the same.
     mark: Optional[str]
-    #: Whether the library can hold Ctrl-C back from some code and let it through to other.
+    #: Whether the library can hold Ctrl-C back from some code and let it through to other code.
     holds_back_ctrl_c = False
 
     def current_task(self) -> Optional[Task]:
-        """The running task, or None where none of this library is running right now."""
+        """The running task, or None if no task of this library is running right now."""
         raise NotImplementedError
 
     def is_running(self, task: Task) -> bool:
@@ -62,11 +62,11 @@ class Library:
             return False  # no loop is running in this thread
 
     def loop(self) -> Any:
-        """What runs the current task: something that can be compared and weakly referenced."""
+        """The object that runs the current task. It can be compared and weakly referenced."""
         raise NotImplementedError
 
     def loop_of(self, task: Any) -> Any:
-        """What `loop` returns in the steps of *task*."""
+        """The result of `loop` in the steps of *task*."""
         raise NotImplementedError
 
     def is_closed(self, loop: Any) -> bool:
@@ -81,23 +81,23 @@ class Library:
     def replace_coroutine(
         self, task: Task, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
     ) -> None:
-        """Have the loop step *new* where it would have stepped *old*, from the next step on.
+        """Make the loop step *new* in place of *old*, from the next step of *task* on.
 
         Raises:
-            RuntimeError: It cannot be done safely. Nothing has been changed then.
+            RuntimeError: This cannot be done safely. Nothing has been changed.
         """
         raise NotImplementedError
 
     def checkpoint(self) -> Awaitable[None]:
-        """To be awaited: lets other tasks run, and notices a cancellation."""
+        """An awaitable that lets other tasks run, and notices a cancellation."""
         raise NotImplementedError
 
     def shielded_checkpoint(self) -> Awaitable[None]:
-        """The same, without noticing a cancellation if the library can do that."""
+        """The same, but it notices no cancellation if the library can hold that back."""
         raise NotImplementedError
 
     def is_protected_from_ctrl_c(self, task: Optional[Task] = None) -> bool:
-        """Whether Ctrl-C is held back from the code of *task*, or from the caller's callers."""
+        """Whether Ctrl-C is held back from the code of *task*, by default from the calling code."""
         return True
 
     def interruptible(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +105,7 @@ class Library:
         return function
 
     def uninterruptible(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """*function*, made such that Ctrl-C is not let through in its own frame."""
+        """*function*, guarded so that Ctrl-C is not let through in its own frame."""
         return function
 
 
@@ -130,7 +130,7 @@ class Asyncio(Library):
         except ImportError:
             pass  # PyPy: tasks are plain Python objects there
         if sys.version_info >= (3, 12) and self._c_task is not None:
-            # In C, at a tenth of what the older Python function costs.
+            # It is in C there, and costs a tenth of the Python function before 3.12.
             self.current_task = asyncio.current_task  # type: ignore[method-assign,assignment]
         self._running_loop = self.loop = asyncio._get_running_loop  # type: ignore[method-assign]
         self._current_tasks: Dict[Any, Any] = getattr(asyncio.tasks, "_current_tasks", {})
@@ -161,7 +161,7 @@ class Asyncio(Library):
         if self._c_task is not None and isinstance(task, self._c_task):
             loop = self.loop_of(task)
             if not _has_gil() and loop.is_running() and loop is not self._running_loop():
-                # Its thread may be stepping it at this moment.
+                # The loop's thread may be stepping the task at this moment.
                 raise _cannot_replace(task, "its event loop is running in another thread")
             try:
                 layout_of(self._c_task).replace(task, old, new)
@@ -215,7 +215,7 @@ class Trio(Library):
         self._ki_protection_enabled: Callable[[Optional[types.FrameType]], bool] = (
             trio._core._ki.ki_protection_enabled
         )
-        #: The asyncio loop that runs around the Trio run, if there is one, by reference.
+        #: The asyncio loop around the Trio run, if there is one, as a weak reference.
         self._outer_loop = weakref.ref(outer_loop) if outer_loop is not None else _no_loop
 
     def _runner(self) -> Any:
@@ -223,14 +223,14 @@ class Trio(Library):
 
     def current_task(self) -> Optional[Task]:
         if running_asyncio_loop() is not self._outer_loop():
-            return None  # an asyncio loop was started inside the Trio task, and is the inner one
+            return None  # an asyncio loop was started inside the Trio task, so it is the inner one
         try:
             return self._current()
         except RuntimeError:
             return None
 
     def loop(self) -> Any:
-        return self  # a run ends after the last of its tasks, so there is nothing to tell apart
+        return self  # a run ends after all of its tasks, so no two runs need to be told apart
 
     def loop_of(self, task: Any) -> Any:
         return self
@@ -243,7 +243,7 @@ class Trio(Library):
         if nursery is None:  # Trio's own first task
             return task.coro.cr_frame is None
         children = getattr(nursery, "_children", None)
-        # `child_tasks` is public, but copies them all.
+        # The public `child_tasks` copies the whole set.
         return task not in (nursery.child_tasks if children is None else children)
 
     def coroutine_of(self, task: Any) -> Coroutine[Any, Any, Any]:
@@ -255,9 +255,9 @@ class Trio(Library):
         if not _has_gil() and task._runner is not self._runner():
             raise _cannot_replace(task, "its Trio run is in another thread")
         task.coro = new
-        # A task that is due to run has been promised a method of the coroutine that it had then.
+        # A task that is scheduled to run already holds a method of its coroutine at that time.
         promised = getattr(task, "_next_send_fn", None)
-        # A shim's methods are those of the coroutine in it.
+        # The methods of a `TaskCoroutine` are those of the shim inside.
         if promised is not None and getattr(promised, "__self__", None) in (
             old,
             getattr(old, "shim", old),
@@ -272,19 +272,19 @@ class Trio(Library):
 
     def is_protected_from_ctrl_c(self, task: Any = None) -> bool:
         if task is None:
-            # As `currently_ki_protected` does, but not from here: Trio takes a microsecond for
-            # each frame, and ours say nothing.
+            # As `currently_ki_protected`, but beginning at the program's innermost frame: Trio
+            # takes a microsecond per frame, and greenback's own frames say nothing.
             frame: Optional[types.FrameType] = sys._getframe(1)
             while frame is not None and frame.f_code.co_filename.startswith(_HERE):
                 frame = frame.f_back
             return self._ki_protection_enabled(frame)
-        # Before Trio 0.28, the mark is on the frame of the task's coroutine, and stays there.
+        # Before Trio 0.28, the mark is on the frame of the task's coroutine, and still works there.
         return getattr(task, "_ki_protected", True)
 
     def interruptible(self, function: Callable[..., Any]) -> Callable[..., Any]:
         copy = _interruptible_copies.get(function)
         if copy is None:
-            # Trio keeps its marks by code object, so that the copy needs one of its own.
+            # Trio keeps its marks by code object, so the copy needs a code object of its own.
             copy = types.FunctionType(
                 function.__code__.replace(),
                 function.__globals__,
@@ -302,7 +302,7 @@ class Trio(Library):
         return guarded
 
 
-# Written by the first portal of each kind, from any thread; writing twice does no harm.
+# These are written where they are first needed, from any thread. Writing one twice does no harm.
 _interruptible_copies: Dict[Callable[..., Any], Callable[..., Any]] = {}
 _uninterruptible: Dict[Callable[..., Any], Callable[..., Any]] = {}
 _asyncio_marked: Dict[Optional[str], Asyncio] = {}
@@ -312,14 +312,14 @@ _get_running_loop: Optional[Callable[[], Any]] = None
 
 
 def current(coroutine_of: Callable[[Library, Task], Any]) -> Tuple[Library, Task]:
-    """The library and the task that are running here; the inner one where they are nested.
+    """The library and the task that are running here; the inner ones if two loops are nested.
 
     Args:
-        coroutine_of: Gives the coroutine that a task was made for, whatever it runs in its place.
+        coroutine_of: Returns the coroutine that a task was made for, even if the task runs a shim.
 
     Raises:
-        sniffio.AsyncLibraryNotFoundError: Nothing is running, or nothing that sniffio knows.
-        RuntimeError: Another library is running, or this is not code of a task.
+        sniffio.AsyncLibraryNotFoundError: No library that sniffio knows is running.
+        RuntimeError: A library other than asyncio or Trio is running, or no task is.
     """
     name = sniffio_thread.name
     if name is None:
@@ -331,10 +331,10 @@ def current(coroutine_of: Callable[[Library, Task], Any]) -> Tuple[Library, Task
             if task is not None:
                 return library, task
         try:
-            name = sniffio.current_async_library()  # most often, this raises
+            name = sniffio.current_async_library()  # most often this raises
         except sniffio.AsyncLibraryNotFoundError:
             name = None
-        if name is None:  # raised out here, for an error without a context
+        if name is None:  # not in the except block: the error is to have no context
             loop = running_asyncio_loop()
             raise nothing_running(loop, _is_playwright(loop))
         if name == "asyncio":
@@ -360,13 +360,13 @@ def current(coroutine_of: Callable[[Library, Task], Any]) -> Tuple[Library, Task
 
 
 def _is_playwright(loop: Any) -> bool:
-    """Whether *loop* runs in a greenlet of Playwright's, while its user's code runs in another."""
+    """Whether *loop* runs in a greenlet of Playwright's, and the caller runs in another one."""
     if "playwright.sync_api" not in sys.modules:
         return False
     from asyncio import BaseEventLoop
 
     if not isinstance(loop, BaseEventLoop):
-        return False  # uvloop's own frames are never in the stack
+        return False  # uvloop's functions are in C and have no frames in the stack
     code = type(loop).run_forever.__code__
     frame = sys._getframe()
     while frame is not None:
@@ -389,13 +389,13 @@ def library_of(task: Any) -> Library:
     if trio is not None and isinstance(task, trio.lowlevel.Task):
         return _trio(running_asyncio_loop())
     raise TypeError(
-        f"{task!r} is not a task of asyncio or Trio; pass asyncio.current_task(), what "
-        "create_task() returned, or trio.lowlevel.current_task()"
+        f"{task!r} is not a task of asyncio or Trio; pass asyncio.current_task(), the "
+        "result of create_task(), or trio.lowlevel.current_task()"
     )
 
 
 def is_loop_running() -> bool:
-    """Whether this thread is inside an event loop, be it in a task or in a callback."""
+    """Whether this thread is inside an event loop, in a task or in a callback."""
     return sniffio_thread.name is not None or running_asyncio_loop() is not None
 
 
@@ -415,6 +415,7 @@ def _asyncio_task_types(asyncio: Any) -> Tuple[type, ...]:
 
 
 def running_asyncio() -> Asyncio:
+    """The object for asyncio in the present surroundings (see `Library.mark`)."""
     mark = sniffio_thread.name
     library = _asyncio_marked.get(mark)
     if library is None:
@@ -423,6 +424,7 @@ def running_asyncio() -> Asyncio:
 
 
 def _trio(outer_loop: Any) -> Trio:
+    """The object for Trio, inside of the given asyncio loop, or alone if that is None."""
     global _trio_alone
     if outer_loop is not None:
         library = _trio_inside.get(outer_loop)
@@ -435,6 +437,7 @@ def _trio(outer_loop: Any) -> Trio:
 
 
 def running_asyncio_loop() -> Any:
+    """The asyncio loop that is set as running in this thread; None if asyncio is not imported."""
     global _get_running_loop
     get = _get_running_loop
     if get is None:
@@ -447,11 +450,11 @@ def running_asyncio_loop() -> Any:
 
 
 def _is_inner(first: Any, second: Any) -> bool:
-    """Whether *first* is the inner one of two coroutines that are both being run in this thread.
+    """Whether *first* is the inner one of two coroutines that both run in this thread.
 
-    Loops of two libraries, one started inside a task of the other: each of them takes its own task
-    for the running one, and nothing but the stack tells which was started last. A coroutine whose
-    frame is not in this greenlet's stack is further out than one whose frame is.
+    The loops of two libraries run, one started inside a task of the other. Each takes its own task
+    for the running one, and only the stack shows which loop was started last. A coroutine whose
+    frame is not in this greenlet's stack is further out than a coroutine whose frame is.
     """
     first_frame = getattr(first, "cr_frame", None)
     second_frame = getattr(second, "cr_frame", None)

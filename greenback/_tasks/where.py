@@ -1,4 +1,4 @@
-"""Where the caller is, for errors: what stands in the way of a bridge there, and what to do."""
+"""Errors where no bridge can start: each says where the caller is, and what to do there."""
 
 from __future__ import annotations
 
@@ -22,42 +22,43 @@ _NO_LOOP = (
 )
 _WORKER_THREAD = (
     "this is a worker thread: no event loop runs in {thread!r}, and a portal belongs to a task of "
-    "the loop's own thread (unknown async library, or not in async context); have that loop do it, "
-    "with 'asyncio.run_coroutine_threadsafe(coroutine, loop).result()', "
-    "'anyio.from_thread.run(async_fn)' or 'trio.from_thread.run(async_fn)', or start a loop for "
+    "the loop's own thread (unknown async library, or not in async context); run the async code in "
+    "that loop, with 'asyncio.run_coroutine_threadsafe(coroutine, loop).result()', "
+    "'anyio.from_thread.run(async_fn)' or 'trio.from_thread.run(async_fn)', or start a loop in "
     "this thread with 'greenback.run(async_fn, *args)'"
 )
 _CALLBACK = (
-    "this is a callback of a running event loop, which is no task, so that nothing can wait here "
-    "(unknown async library, or not in async context): start a task in it, as with "
+    "this is a callback of a running event loop, not a task, so nothing can wait here "
+    "(unknown async library, or not in async context): start a task from the callback, with "
     "'asyncio.ensure_future(greenback.with_portal_run_sync(function))'"
 )
 _PLAYWRIGHT = (
     "this is inside Playwright's sync API, which runs an event loop of its own in this thread, out "
-    "of reach (unknown async library, or not in async context): use 'playwright.async_api', whose "
-    "calls 'greenback.await_' can wait for, or call this in another thread"
+    "of greenback's reach (unknown async library, or not in async context): use "
+    "'playwright.async_api' and pass its coroutines to 'greenback.await_', or call this in another "
+    "thread"
 )
 _NO_PORTAL = (
     "you must create a greenback portal for this task in order to use greenback.await_(); "
     "try 'await greenback.ensure_portal()' or 'await greenback.with_portal_run(async_fn, *args)'"
 )
 _PARENT_HAS_ONE = (
-    "; {parent}, which waits for this one, has a portal, but a portal serves its own task alone: "
-    "most often a framework runs this in a task of its own. Create the portal in here, or have "
-    "child tasks inherit theirs, with 'async with greenback.portals_for_tree()'"
+    "; {parent}, which waits for this one, has a portal, but a portal serves its own task alone. "
+    "Most often a framework has started the present task. Create a portal in this task, too, or "
+    "have child tasks inherit portals, with 'async with greenback.portals_for_tree()'"
 )
 _OTHER_LIBRARY = (
     "greenback does not support {name}: it bridges to asyncio and Trio. If one of these runs here, "
-    "somebody has set sniffio's thread_local.name or current_async_library_cvar to {name!r}"
+    "some code has set sniffio's thread_local.name or current_async_library_cvar to {name!r}"
 )
 
 
 def nothing_running(loop: Any, is_playwright: bool) -> sniffio.AsyncLibraryNotFoundError:
-    """What to raise where no task is running.
+    """The error to raise if no task is running.
 
     Args:
-        loop: The asyncio loop that says of itself that it runs in this thread; None if none does.
-        is_playwright: It runs in a greenlet of Playwright's, and its user's code in another.
+        loop: The asyncio loop that is set as running in this thread; None if there is none.
+        is_playwright: The loop runs in a greenlet of Playwright's, and the caller in another one.
     """
     return sniffio.AsyncLibraryNotFoundError(_why_nothing_is_running(loop, is_playwright))
 
@@ -72,20 +73,22 @@ def _why_nothing_is_running(loop: Any, is_playwright: bool) -> str:
 
 
 def other_library(name: str) -> RuntimeError:
+    """The error to raise if a library other than asyncio and Trio is running."""
     return RuntimeError(_OTHER_LIBRARY.format(name=name))
 
 
 def no_portal(task: Any, portals: Dict[Any, Portal], frames_below: _FramesBelow) -> RuntimeError:
-    """What to raise in a task that has no portal.
+    """The error to raise in a task that has no portal.
 
     Args:
         task: The task.
-        portals: The open ones of its thread.
-        frames_below: `greenback._frames.suspended_frames`, which needs what imports this module.
+        portals: The open portals of its thread, by task.
+        frames_below: `greenback._frames.suspended_frames`. It is passed, since its module imports
+            this one by way of others.
     """
     try:
         parent = _parent_of(task, portals, frames_below)
-    except Exception:  # it has looked at the program's objects; the error is to be the one below
+    except Exception:  # the program's objects may fail when inspected; the error below matters
         parent = None
     if parent is None:
         return RuntimeError(_NO_PORTAL)
@@ -93,25 +96,26 @@ def no_portal(task: Any, portals: Dict[Any, Portal], frames_below: _FramesBelow)
 
 
 def _name_of(task: Any) -> str:
-    name = getattr(task, "get_name", None)  # asyncio has this, Trio an attribute
+    name = getattr(task, "get_name", None)  # asyncio's tasks have this; Trio's have `name`
     return f"the task {task.name if name is None else name()!r}"
 
 
-# At most so much is looked at, of so many portals, to find a task in what others wait for.
+# Limits of the search for a task among the objects that other tasks wait for: how many portals are
+# searched, and how many objects for each.
 _PORTALS = 100
 _OBJECTS = 2_000
 
 
 def _parent_of(task: Any, portals: Dict[Any, Portal], frames_below: _FramesBelow) -> Optional[Any]:
-    """A task with a portal that waits for *task*, as far as that can be seen."""
+    """A task that has a portal and waits for *task*; None if none is found."""
     nursery = getattr(task, "parent_nursery", None)
     while nursery is not None:
         parent = nursery.parent_task
         if parent in portals:
             return parent
         nursery = parent.parent_nursery
-    # asyncio has no tree of tasks: it is in a local variable of what waits, or in a task group,
-    # a gather() or a list there.
+    # asyncio has no tree of tasks. If another task waits for this one, it refers to it: by a local
+    # variable, or by a task group, a gather() or a list in one.
     for other in list(portals)[-_PORTALS:]:
         if other is not task and _refers_to(other, task, frames_below):
             return other
@@ -137,7 +141,8 @@ def _refers_to(waiting: Any, task: Any, frames_below: _FramesBelow) -> bool:
     return any(each is task for each in level)
 
 
-#: A task group in a variable, its dictionary, the set in that, the task.
+#: How many references deep to search: from a task group to its dictionary, the set in there, and
+#: the task.
 _DEPTH = 3
 
 
@@ -145,11 +150,11 @@ def _is_to_be_looked_into(thing: Any) -> bool:
     kind = type(thing)
     if kind in (list, tuple, set, dict, CellType):
         return True
-    # Not through a loop, which has all tasks, nor through another task or its context.
+    # Not into a loop, which refers to all tasks, nor into another task or its context.
     module = kind.__module__
     name = kind.__name__
     return name == "_GatheringFuture" or (name == "TaskGroup" and module.startswith(_GROUPS))
 
 
-#: The packages of which the task groups are known.
+#: The packages whose task groups are searched.
 _GROUPS = ("asyncio", "anyio")

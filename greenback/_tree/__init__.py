@@ -1,1 +1,1 @@
-"""Portals that child tasks inherit, and the task factory that gives them theirs."""
+"""Portals that child tasks inherit, and the task factory that opens them on asyncio."""

@@ -14,17 +14,18 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 _HERE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
-#: As many lines of the program as are remembered.
+#: How many lines of the program are remembered.
 _LINES_KEPT = 1_024
 
-# By a code object, kept so that no other one gets its id, and a line. Written by whichever thread
-# comes first: what two write is equal.
+# By the id of a code object and a line. The code object is kept, so that no other one gets its id.
+# Any thread writes here; two threads write equal entries.
 _made: Dict[Tuple[int, int], Tuple[CodeType, FunctionType]] = {}
+# The globals of each `Template`, added when it is made.
 _globals: List[Dict[str, Any]] = []
 
 
 def is_creator(frame: FrameType) -> bool:
-    """Whether a frame that seems to be the program's was made by a `Template`."""
+    """Whether a `Template` made the frame's function, so that it only looks like the program's."""
     return any(frame.f_globals is each for each in _globals)
 
 
@@ -32,9 +33,9 @@ class Template:
     """A function that can be made to look like any line of the program.
 
     Args:
-        source: Defines it, at the top level.
-        names: What it needs besides builtins.
-        skipped: A directory whose code, as ours, is not the program's.
+        source: Defines the function, at the top level.
+        names: The globals that it needs besides builtins.
+        skipped: A directory whose code does not count as the program's, just as greenback's own.
     """
 
     __slots__ = ("_code", "_globals", "_skipped")
@@ -54,7 +55,11 @@ class Template:
         _globals.append(self._globals)
 
     def at_creator(self, frame: Optional[FrameType]) -> Callable[..., Any]:
-        """The function, with the looks of the first frame outwards that is the program's."""
+        """The function, with the name, file and line of the program's innermost frame.
+
+        Args:
+            frame: The frame at which to begin, going outwards.
+        """
         while frame is not None and frame.f_code.co_filename.startswith(self._skipped):
             frame = frame.f_back
         if frame is None:
@@ -62,7 +67,7 @@ class Template:
         code, line = frame.f_code, frame.f_lineno
         found = _made.get((id(code), line))
         if found is None or found[0] is not code:
-            # For type checkers that look at Python 3.8, where code has no qualified name.
+            # Any, since type checkers assume Python 3.8, where a code object has no qualified name.
             own: Any = code
             names = {"co_qualname": own.co_qualname} if sys.version_info >= (3, 11) else {}
             like_it = self._code.replace(

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class TaskFactory:
     """Makes the tasks of an asyncio loop while scopes are open in it.
 
-    The coroutine is put into a shim before the task exists, because an eager task takes its first
-    step before anybody else gets to see it.
+    The factory puts the coroutine into a shim before the task exists, because an eager task takes
+    its first step before its factory returns it.
 
-    anyio and Sentry inspect the factory of a loop to know which one it is, and anyio takes the
-    task constructor out of an eager one. So this object delegates its attributes, that constructor
-    included, to the factory that it has replaced. The frame from which it calls that one looks like
+    anyio and Sentry inspect a loop's factory to learn which one it is, and anyio takes the task
+    constructor out of an eager factory. So this object delegates its attributes to the factory that
+    it has replaced, that constructor included. The frame that calls the replaced factory looks like
     the line that creates the task.
     """
 
@@ -36,12 +36,13 @@ class TaskFactory:
         if previous is not None:
             update_wrapper(cast(Any, self), previous)
         self.previous = previous
-        #: The scopes that it was installed for, or met.
+        #: How many open scopes use it.
         self.users = 0
 
     @property
     def __call__(self) -> Callable[..., Any]:
-        # Asked for by whoever calls it, and gone again before that is called.
+        # The caller of the factory asks for this property. The property's own frame is gone before
+        # the function is called, so it is in no stack.
         return MethodType(_create_task.at_creator(sys._getframe(1)), self)
 
     def __getattr__(self, name: str) -> Any:
@@ -54,7 +55,7 @@ class TaskFactory:
         return found
 
     def _construct(self, constructor: Callable[..., Any], coro: Any, **kwds: Any) -> Any:
-        """Make a task with what an eager factory would make it with."""
+        """Make a task with the constructor of an eager factory."""
         prepared = self.prepare(kwds.get("loop"), coro, kwds)
         if prepared is None:
             return constructor(coro, **kwds)
@@ -66,12 +67,12 @@ class TaskFactory:
         return prepared.made(task)
 
     def prepare(self, loop: Any, coro: Any, kwds: Dict[str, Any]) -> Optional[_Prepared]:
-        """What a new task is to run in place of *coro*; None if it is to have no portal."""
+        """A shim for a new task to run in place of *coro*; None if the task inherits no portal."""
         scopes = scopes_of_creator(loop)
         if (
             not scopes
             or not asyncio.iscoroutine(coro)
-            # An application's factory can come between two of ours.
+            # A shim already: an application's factory stands between two of greenback's.
             or is_shim(coro)
         ):
             return None
@@ -80,7 +81,7 @@ class TaskFactory:
 
 
 class _Prepared:
-    """A shim for a task that is about to be made, and its portal."""
+    """A shim for a task that is about to be made, and the task's portal."""
 
     __slots__ = ("portal", "shim", "unstarted")
 
@@ -92,27 +93,27 @@ class _Prepared:
         self.shim = shim_from_the_start(self.portal, self.unstarted)
 
     def undo(self) -> None:
-        """No task was made; the caller still has the coroutine, as if there were no scope."""
+        """No task was made: leave the coroutine to the caller, as if there were no scope."""
         self.unstarted.take()
         self.shim.close()
 
     def made(self, task: Any) -> Any:
-        """*task* was made, or whatever a factory gives in place of one."""
+        """The factory returned *task*: note its portal if *task* is a task that has not begun."""
         if self.portal.task is None and isinstance(task, asyncio.Future) and not task.done():
             this_home().promised[task] = self.portal
         return task
 
 
 def _as_created_by_loop(task: asyncio.Task[Any]) -> None:
-    """Show in asyncio's debug mode what it shows of a task that a loop has made by itself."""
+    """Have asyncio's debug mode show the same stack as for a task that a loop makes by itself."""
     stack: Any = getattr(task, "_source_traceback", None)
     if stack:
-        del stack[-1]  # ours
+        del stack[-1]  # greenback's entry
         if stack and stack[-1].name == "create_task" and stack[-1].filename == base_events.__file__:
-            del stack[-1]  # which it takes out itself
+            del stack[-1]  # without a factory, create_task() deletes its own entry
 
 
-# What `TaskFactory.__call__` gives, as a method.
+# `TaskFactory.__call__` is a method made of this.
 _create_task = Template(
     """
 def create_task(factory, loop, coro, **kwds):

@@ -1,15 +1,15 @@
 """Portals that child tasks inherit.
 
-Who is a child differs: Trio has a tree of tasks, and a nursery that is opened inside a scope is
-closed inside it. asyncio has none, so there a task is a child of the task that creates it, and may
-live longer than the scope that it was created in.
+A child is something else on each library. Trio has a tree of tasks, and a nursery that is opened
+inside a scope is closed inside it. asyncio has no tree: a task is a child of the task that creates
+it, and may live longer than the scope in which it was created. These tasks inherit:
 
-- Trio: the tasks of nurseries that are opened inside the scope, and their tasks.
-- asyncio: the tasks that are created, while the scope is open, by the task that opened it, by
+- Trio: the tasks of nurseries that are opened inside the scope, and their children.
+- asyncio: the tasks that are created while the scope is open, by the task that opened it, by
   a task that has inherited from the scope, or by a callback that one of these has scheduled.
 
-A task keeps the portal that it has inherited until it ends. Scopes may overlap; a task inherits if
-any scope that covers its creator is open.
+A task keeps an inherited portal until it ends. Scopes may overlap: a task inherits if any open
+scope covers its creator.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     TrioInstrument = trio.abc.Instrument
     P = ParamSpec("P")
 else:
-    TrioInstrument = object  # Trio goes by the names of the methods
+    TrioInstrument = object  # Trio checks only the names of the methods
 
 T = TypeVar("T")
 
@@ -60,16 +60,17 @@ async def with_portal_run_tree(
 ) -> T:
     """``await async_fn(*args, **kwds)``, with a portal for it and for the tasks that it starts.
 
-    To give all of a program portals, ``trio.run(greenback.with_portal_run_tree, main)`` or
+    To give portals to all tasks of a program, use
+    ``trio.run(greenback.with_portal_run_tree, main)`` or
     ``asyncio.run(greenback.with_portal_run_tree(main))``. Adds no checkpoint.
 
     Args:
-        async_fn: A function that returns something to await.
+        async_fn: A function that returns an awaitable.
         args: Its positional arguments.
         kwds: Its keyword arguments.
 
     Returns:
-        What awaiting it gives.
+        The value of ``await async_fn(*args, **kwds)``.
 
     Raises:
         RuntimeError: As `with_portal_run`.
@@ -80,7 +81,7 @@ async def with_portal_run_tree(
 
 
 def portals_for_children() -> ContextManager[None]:
-    """A context manager inside which child tasks are given portals; the current task is not.
+    """A context manager that gives portals to the child tasks, but not to the current task.
 
     Raises:
         RuntimeError: As `ensure_portal`, on entering.
@@ -91,9 +92,9 @@ def portals_for_children() -> ContextManager[None]:
 def portals_for_tree() -> AsyncContextManager[None]:
     """An asynchronous context manager that gives portals to the current task and its children.
 
-    The current task's portal is closed on leaving if it was opened on entering. Entering and
-    leaving let other tasks run. On Trio neither is a cancellation point; on asyncio, where nothing
-    can hold a cancellation back, both are.
+    If entering has opened the current task's portal, leaving closes it. Entering and leaving let
+    other tasks run. On Trio neither is a cancellation point. On asyncio, where nothing can hold a
+    cancellation back, both are.
 
     Raises:
         RuntimeError: As `ensure_portal`, on entering.
@@ -104,16 +105,16 @@ def portals_for_tree() -> AsyncContextManager[None]:
 class AutoPortalInstrument(TrioInstrument):
     """A `trio.abc.Instrument` that gives the children of some tasks a portal when they start.
 
-    ``trio.run(main, instruments=[AutoPortalInstrument()])`` gives one to every task of the run,
-    Trio's own system tasks included. The scopes above use one for each run.
+    ``trio.run(main, instruments=[AutoPortalInstrument()])`` gives a portal to every task of the
+    run, including Trio's own system tasks. The scopes above share one such instrument in each run.
     """
 
     def __init__(self) -> None:
-        # For each task whose children inherit, and each reason why they do, how many nurseries it
-        # had open when they began to: those of later ones do. Written by the thread of the run, as
-        # is all of this.
+        # For each task whose children inherit: for each of its scopes, how many nurseries the task
+        # had open on entering. The tasks of later nurseries inherit. Only the thread of the run
+        # writes here, and the attributes below.
         self._depths: Dict[trio.lowlevel.Task, List[int]] = {}
-        #: Open scopes that use it; the last one removes it if a scope has added it.
+        #: How many open scopes use it. The last one removes it if a scope has added it.
         self._scopes = 0
         self._added_by_scope = False
 
@@ -188,13 +189,13 @@ class _TreeScope:
             rest_portal(self._opened)
 
 
-# Holds one, made by the first scope that is entered under Trio. A dictionary, by whose
-# `setdefault` two threads that are the first at once get the same.
+# Holds one entry, written by the first scope that is entered under Trio, in any thread. It is a
+# dictionary because its `setdefault` gives two threads the same entry.
 _run_vars: Dict[str, trio.lowlevel.RunVar[Optional[AutoPortalInstrument]]] = {}
 
 
 def _instrument_of_run() -> trio.lowlevel.RunVar[Optional[AutoPortalInstrument]]:
-    """Where a Trio run keeps the instrument that its scopes share."""
+    """The variable in which each Trio run keeps the instrument that its scopes share."""
     name = "greenback.AutoPortalInstrument"
     found = _run_vars.get(name)
     if found is None:
@@ -225,7 +226,7 @@ class _TrioScope:
     def leave(self) -> None:
         instrument = self._instrument
         depths = instrument._depths.get(self._task)
-        if depths is not None:  # else the task has ended without leaving
+        if depths is not None:  # otherwise the task has ended without leaving the scope
             depths.remove(self._depth)
             if not depths:
                 del instrument._depths[self._task]
@@ -241,21 +242,21 @@ class _AsyncioScope:
     """A task whose children inherit, under asyncio."""
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
-        # Weak, both: an open scope must not keep the task that would leave it from being collected.
+        # Both are weak: an open scope must not keep its task alive, which would leave it.
         self.task = weakref.ref(task)
         loop = task.get_loop()
         self._loop = weakref.ref(loop)
         self._factory = _install_factory(loop)
         self._factory.users += 1
         _open_scopes.setdefault(loop, []).append(self)
-        # A callback has no task, but it has the context of whoever has scheduled it.
+        # A callback has no task, but it has the context of the code that scheduled it.
         self._token = _scopes_here.set((*_scopes_here.get(), self))
 
     def leave(self) -> None:
         try:
             _scopes_here.reset(self._token)
         except ValueError:
-            pass  # left in another context than entered; a closed scope in there does no harm
+            pass  # left in another context than entered; a closed scope in a context does no harm
         loop = self._loop()
         scopes = None if loop is None else _open_scopes.get(loop)
         if loop is None or scopes is None:
@@ -272,12 +273,12 @@ Scopes = Tuple[_AsyncioScope, ...]
 _scopes_here: contextvars.ContextVar[Scopes] = contextvars.ContextVar(
     "greenback.scopes", default=()
 )
-# Of each loop. Written by the thread of the loop.
+# The open scopes of each loop. Written by the thread of the loop.
 _open_scopes: weakref.WeakKeyDictionary[Any, List[_AsyncioScope]] = weakref.WeakKeyDictionary()
 
 
 def _install_factory(loop: asyncio.AbstractEventLoop) -> TaskFactory:
-    from .factory import TaskFactory  # which imports asyncio
+    from .factory import TaskFactory  # here, since that module imports asyncio
 
     installed = loop.get_task_factory()
     if isinstance(installed, TaskFactory):
@@ -304,9 +305,9 @@ def scopes_of_creator(loop: asyncio.AbstractEventLoop) -> Scopes:
 
 
 def note_in_context(context: Optional[contextvars.Context], scopes: Scopes) -> None:
-    """Have the callbacks of a task know its scopes, where it does not get its creator's context."""
+    """Note *scopes* in the context of a task that does not get its creator's, for its callbacks."""
     if context is not None and context.get(_scopes_here) != scopes:
         try:
             context.run(_scopes_here.set, scopes)
         except RuntimeError:
-            pass  # something is running in it right now, and has a task to be known by
+            pass  # the context is in use: by code of a task, whose scopes are found by the task

@@ -14,9 +14,9 @@ from opentelemetry import trace
 from greenback._listener.failures import raise_if_from_signal_handler
 
 from ..count.counts import Ticks
+from ..count.names import task_name
 from ..count.snapshot import Snapshot
-from ..count.totals import task_name
-from .spans import own_span
+from .context import own_span
 
 if TYPE_CHECKING:
     from greenback.instruments import Portal

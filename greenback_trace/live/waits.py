@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Iterator, List, NamedTuple, Optional, Tup
 from greenback._frames import is_own, outwards, suspended_frames
 
 from ..count.frames import current_frames
+from ..count.names import task_name
 from ..count.sites import site_of
-from ..count.totals import task_name
 from ..misuse.evidence.blocks import call_around, inside
 from ..misuse.evidence.locks import lookup
 from ..misuse.evidence.locks.claims import NAMES

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
 
 from greenback._frames import frames_down_to, is_bridge, is_own
 
+from ..count.names import task_name
 from ..count.sites import OTHER, Site, site_of
-from ..count.totals import task_name
 from ..live.stacks import line_of
 from .explained import explained_at
 from .finding import SEVERITY, Finding

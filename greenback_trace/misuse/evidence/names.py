@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import FrameType
 
 from ...count.frames import locals_of
+from ...count.names import full_name
 from ...count.sites import _guess_qualname
-from ...count.totals import full_name
 from .values import PARTIAL_CALL
 
 

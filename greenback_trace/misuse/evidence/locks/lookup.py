@@ -11,7 +11,7 @@ import threading
 from types import FrameType
 from typing import Any, List, NamedTuple, Optional
 
-from ....count.totals import task_name
+from ....count.names import task_name
 from ..blocks import With
 from .claims import CONDITION, SOMEBODY, Book, LockType, Permits, RLockType, entered
 from .replacements import Lock, RLock
