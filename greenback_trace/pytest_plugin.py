@@ -1,7 +1,7 @@
-"""``pytest --greenback-misuse=raise``: run a suite in debug mode, and fail its tests on misuse.
+"""``pytest --greenback-misuse=raise``: runs a suite in debug mode. Tests that misuse a bridge fail.
 
-A misuse in a finalizer raises where nothing can catch the exception: Python prints it and goes on.
-The test that is running fails all the same.
+A misuse in a finalizer raises where nobody can catch it: Python prints the exception and goes on.
+The test that was running still fails.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tests/cpython_suite.py [test_threading ...]
 
-The tests come from the ``test`` package of the interpreter that runs this script. Exits with 1 if
-a test passes in one mode and not in the other. Takes several minutes.
+The tests are in the ``test`` package of the interpreter that runs this program. Exits with 1 if a
+test passes in one mode and not in the other. Takes several minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import importlib, json, sys, unittest
 from test import support
 
 suite, mode, path = sys.argv[1:]
-support.use_resources = []  # neither the network nor what takes minutes
+support.use_resources = []  # no tests that use the network or take minutes
 if mode == "debug":
     import greenback_trace
     greenback_trace.enable(config=greenback_trace.Config(mode="debug"))
@@ -69,11 +69,11 @@ with open(path, "w") as file:
 
 
 def outcomes_of(suite: str, mode: str) -> Dict[str, str]:
-    """Whether each test of a suite passes, fails or is skipped, by the test's name.
+    """Whether each test of a suite passes, fails or is skipped, by the name of the test.
 
     Args:
         suite: The name of its module in the ``test`` package.
-        mode: ``debug``, or ``off``.
+        mode: ``debug`` or ``off``.
 
     Raises:
         RuntimeError: The suite did not run to its end.
@@ -107,7 +107,7 @@ def outcomes_of(suite: str, mode: str) -> Dict[str, str]:
 
 
 def differences(suite: str) -> List[str]:
-    """Sentences about the changes of debug mode in a suite. Prints how many of its tests fail."""
+    """The changes that debug mode makes in a suite, as sentences. Prints how many tests fail."""
     if importlib.util.find_spec(f"test.{suite}") is None:
         print(f"{suite}: this interpreter's 'test' package does not have it")
         return []

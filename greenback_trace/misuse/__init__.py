@@ -1,4 +1,4 @@
-"""Misuse of bridges, found while it happens: debug mode."""
+"""Debug mode: finds the misuse of bridges while it happens."""
 
 from .policy import MisuseError as MisuseError
 from .policy import MisuseWarning as MisuseWarning

@@ -1,8 +1,8 @@
-"""Which misuse, if any, a bridge that starts is in.
+"""The misuse, if any, that a starting bridge is part of.
 
-Every bridge of debug mode pays for this, so it takes one pass over the frames, and one look-up for
-each: whether the instruction that a frame is at is known to call what the next frame in is running.
-Only where that is not so, the detectors are asked.
+Every bridge in debug mode pays for this. So it takes one pass over the frames, with one look-up for
+each: whether the instruction that a frame is at is known to call the function of the next frame in.
+The detectors are asked only about the other frames.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .evidence.prompt import inside_prompt
 from .evidence.values import takes_arguments
 from .finding import Finding, Suspicion
 
-#: The kinds that can be told on this interpreter. The detectors of the others are off.
+#: Whether each kind can be recognised on this interpreter. If not, its detector is off.
 SUPPORTED: Dict[str, bool] = {
     "finalizer": True,
     "weakref_callback": True,
@@ -54,44 +54,46 @@ _CODES_KEPT = 10_000
 
 
 class _Known:
-    """What was learned of code, by the ids of code objects.
+    """Facts learned about code, by the ids of code objects.
 
-    It is thrown away as a whole when there is too much of it: were it emptied, another thread could
-    note an id after the code of that was forgotten, and other code get that id. Whoever uses one
-    has a reference to it. Written by whichever thread comes first: what two write at once is equal.
+    When there are too many, a new object replaces this one. If it were emptied instead, another
+    thread could note an id after the code object was dropped, and another code object could get
+    that id. A function that uses the facts keeps a reference to them. Any thread writes them; what
+    two threads write at once is equal.
     """
 
     __slots__ = ("also_called_from", "called_from", "codes", "sync", "unclear")
 
     def __init__(self) -> None:
-        #: The places of calls, known as in count/sites.py, with the id of the code that they are
-        #: known to call.
+        #: The id of the code that a place is known to call. Places are numbers, made as in
+        #: count/sites.py.
         self.called_from: Dict[int, int] = {}
-        #: All other codes that the same place calls.
+        #: The ids of all other code that the same place is known to call.
         self.also_called_from: Dict[int, Set[int]] = {}
-        #: The codes of callers that are not async.
+        #: The ids of the code of callers that are not async.
         self.sync: Set[int] = set()
-        #: Places whose calls were looked at, and are not known to be made by their own code.
+        #: Places, with the id of the code called, whose instruction was looked at and does not show
+        #: that it makes the call.
         self.unclear: Set[Tuple[int, int]] = set()
-        #: The codes, so that no other one gets an id. They are written first.
+        #: The code objects, kept so that no other one gets their ids. Written before the ids.
         self.codes: Dict[int, CodeType] = {}
 
 
 _known = _Known()
-#: What stands for `_Known.called_from` where frames are to be looked at that are known.
+#: Stands in for `_Known.called_from` where known frames are to be looked at, too.
 _NOTHING: Dict[int, int] = {}
 
 
 def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Finding]:
-    """The misuse that a bridge is in, if there is one: the innermost, of whatever kind but locks.
+    """The innermost misuse that a bridge is part of, of any kind but ``lock_held``; or None.
 
-    That the caller is async comes last. What is around another bridge that this one is inside of
-    was that one's misuse, and is not reported again. What is around the prompt of a debugger at
-    which the bridge was asked for is none.
+    ``async_caller`` comes last. The frames around another bridge, inside of which this one is, were
+    that bridge's misuse and are not reported again. The frames around the prompt of a debugger, at
+    which a user asked for the bridge, are no misuse.
 
     Args:
         frame: The frame that called `greenback.await_`, of the greenlet that is running now.
-        first: One of its callers, if all calls inside of it are known: see `are_known`.
+        first: A caller of it, if all calls from there inwards are known: see `are_known`.
     """
     stride = STRIDE
     known = _known
@@ -129,7 +131,7 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
                     return found if asked is None or found.frame in asked else None
             inner, mine = outer, around
             continue
-        # The end of this greenlet.
+        # The outermost frame of this greenlet.
         if is_worker(here) or here.parent is None:
             break
         here = here.parent
@@ -147,7 +149,7 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
 
 
 def are_known(frame: FrameType, count: int) -> bool:
-    """Whether *count* calls, from that of *frame* on, are known to be made by their callers."""
+    """Whether *count* calls, from that of *frame* outwards, are known to be their callers'."""
     known = _known
     for _ in range(count):
         outer = frame.f_back
@@ -169,7 +171,7 @@ def _look(
     caller: FrameType,
     closing: List[FrameType],
 ) -> Optional[Finding]:
-    """What the detectors say of a frame."""
+    """The finding of the detectors about one frame."""
     code = frame.f_code
     if code in imports.CODES:
         return imports.find(frame, _module_in(site, frame))
@@ -180,7 +182,7 @@ def _look(
             _remember(known, code, caller)
         return found
     place = (id(caller.f_code) + caller.f_lasti * STRIDE, id(code))
-    # Taking instructions apart takes 100 times as long as all that is around it.
+    # Taking instructions apart takes 100 times as long as everything around it.
     if place not in known.unclear and is_plainly_called(frame, caller):
         _remember(known, code, caller)
         return None
@@ -208,7 +210,8 @@ def _look(
     if not takes_arguments(code):
         _remember(known, code, caller)
         return None
-    # It is nothing now. If its caller calls it by another name, it need not be looked at again.
+    # No detector suspects it now, but one may later. If its caller's code calls it, by whatever
+    # name, it need not be looked at again.
     if place not in known.unclear:
         if how_called(frame, caller).explicit:
             _remember(known, code, caller)
@@ -219,12 +222,12 @@ def _look(
 
 
 def _remember(known: _Known, code: CodeType, caller: FrameType) -> None:
-    """Note that *caller* calls *code* with the instruction that it is at."""
+    """Note that *caller* calls *code* by the instruction that it is at."""
     global _known
     if len(known.codes) >= _CODES_KEPT:
         if _known is known:
             _known = _Known()
-        return  # the next one is learned
+        return  # the next call is remembered
     outer = caller.f_code
     known.codes[id(code)], known.codes[id(outer)] = code, outer
     place = id(outer) + caller.f_lasti * STRIDE
@@ -233,7 +236,7 @@ def _remember(known: _Known, code: CodeType, caller: FrameType) -> None:
 
 
 def _module_in(site: FrameType, frame: FrameType) -> Optional[FrameType]:
-    """The outermost frame inside *frame* that runs the code of a module."""
+    """The outermost frame inside *frame* that runs the code of a module; None without one."""
     found = None
     inner: Optional[FrameType] = site
     while inner is not None and inner is not frame:

@@ -1,4 +1,4 @@
-"""Debug mode: what the runtime tells, with detectors in between."""
+"""Debug mode's listener: passes on the runtime's events, and asks the detectors in between."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ if TYPE_CHECKING:
     from ..emit.spans import Spans
 
 _LOCK_HELD = "lock_held"
-#: What takes longer than this is taken off the step that it was done in.
+#: Looking that takes longer than this is subtracted from the time of the step.
 _LONG_NS = 1_000_000
-#: Sync chains of which is remembered what need not be looked at again.
+#: Sync chains whose answers are remembered.
 _CHAINS_KEPT = 10_000
 
 
 class _Chains:
-    """The sync chains of which something is known to hold, or not to hold: found out once for each.
+    """Whether a statement holds of a sync chain, found out once for each.
 
     Args:
-        holds: Whether it holds of so many callers of a frame.
+        holds: Says whether the statement holds of a frame and of a number of its callers.
     """
 
     __slots__ = ("_found", "_holds")
 
     def __init__(self, holds: Callable[[FrameType, int], bool]) -> None:
         self._holds = holds
-        # Written by whichever thread comes first: what two write at once is equal.
+        # Any thread writes it; what two threads write at once is equal.
         self._found: Dict[Node, bool] = {}
 
     def have(self, node: Node) -> Optional[bool]:
-        """Whether it holds of a bridge's chain; None if nobody has looked."""
+        """Whether the statement holds of a bridge's chain; None if nobody has looked."""
         return self._found.get(node)
 
     def look(self, node: Node, frame: FrameType) -> bool:
-        """Find out. *frame* is what called `greenback.await_`."""
+        """Find out. *frame* is the one that called `greenback.await_`."""
         if node.site is OTHER or node.root().code is not frame.f_code:
-            return False  # it stands for many chains, or begins further out
+            return False  # the node stands for many chains, or its chain begins further out
         if len(self._found) >= _CHAINS_KEPT:
             self._found.clear()
         holds = self._found[node] = self._holds(frame, len(node.chain()) - 1)
@@ -69,15 +69,15 @@ class _Chains:
 class Debug:
     """A `greenback._listener.listener.Listener` around `Totals` or `Spans` that looks for misuse.
 
-    Detectors are called after the bridge has begun for the others, so that a bridge which is
-    refused is one that has failed, and has a span.
+    Detectors are called after *inner* was told that the bridge starts. So a bridge that is refused
+    counts as one that failed, and has a span.
 
     Args:
-        inner: What is told of everything, and counts.
-        totals: The totals that are in it.
-        spans: The spans that are in it, if there are some.
-        misuses: Where what is found is reported.
-        slow_seconds: Of a step that takes longer, the code that held the loop is named.
+        inner: The listener that is told everything, and counts.
+        totals: The totals in it.
+        spans: The spans in it, if there are any.
+        misuses: Reports the findings.
+        slow_seconds: For a step that takes longer, the code that held the loop is named.
     """
 
     __slots__ = (
@@ -134,25 +134,25 @@ class Debug:
             replacements.install()
 
     def after_fork(self) -> None:
-        """Start at zero, in a forked child."""
+        """Start at zero in a forked child."""
         self.misuses.after_fork()
         self._watchdog.after_fork()
 
     def stop(self) -> None:
-        """Leave nothing of debug mode behind."""
+        """Undo everything that debug mode has set up."""
         self.misuses.log_postponed()
         self._watchdog.stop()
         unwatch_collections(self)
         if self.suspend_bridge is not None:
             replacements.uninstall()
 
-    # What the runtime calls, besides what goes through unseen
+    # The hooks that do more than pass on
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType) -> Optional[Running]:
         bridge: Optional[Running] = self._start(portal, awaitable, frame)
         try:
             self._look(bridge, portal, frame)
-        except BaseException as error:  # it is refused; or a signal handler's
+        except BaseException as error:  # the bridge is refused, or a signal handler raises
             if bridge is not None:
                 self._excuse(bridge, portal)
                 self.finish_bridge(bridge, error, 0)
@@ -160,16 +160,16 @@ class Debug:
         return bridge
 
     def _excuse(self, bridge: Running, portal: Portal, since: int = 0) -> None:
-        """What was done since the bridge began, or *since* then, is none of its time."""
+        """Do not count the time since the bridge's start, or since *since*, as the bridge's."""
         now = perf_counter_ns()
         taken = now - (since or bridge.started)
         bridge.started += taken
-        if taken > _LONG_NS:  # nor of the step's: source may have been read
+        if taken > _LONG_NS:  # from the step's, too: source may have been read
             tally = bridge.tally
             entered = portal.entered
             if not tally.began:
                 tally.began = entered
-            # A finalizer's bridge in here may have been excused already.
+            # The time of a finalizer's bridge in here may be subtracted already.
             portal.entered = min(portal.entered + taken, now)
             self._watchdog.excuse(portal, taken)
 
@@ -177,7 +177,7 @@ class Debug:
         node = outermost = None
         if bridge is not None:
             outermost, bridge.outermost = bridge.outermost, None
-            # Elsewhere, functions of greenback's adapters are in between.
+            # Otherwise, functions of greenback's adapters are in between.
             if bridge.tally.root.code is frame.f_code:
                 node = bridge.node
             bridge.portal = portal
@@ -198,8 +198,8 @@ class Debug:
         if bridge is not None:
             if self.suspend_bridge is not None:
                 try:
-                    # Its callers are the same when it suspends, and how to get to the outermost
-                    # one is known now.
+                    # The bridge still has the same callers when it suspends, and the outermost one
+                    # is known now.
                     bridge.is_clear = node is not None and self._is_clear(
                         bridge.tally, node, frame, outermost
                     )
@@ -211,7 +211,7 @@ class Debug:
     def _is_clear(
         self, tally: PortalTally, node: Node, frame: FrameType, outermost: Optional[FrameType]
     ) -> bool:
-        """Whether nothing that the bridge is called from has a ``with`` block."""
+        """Whether none of the bridge's callers in the task has a ``with`` block."""
         is_known = self._withs.have(node)
         if is_known is None:
             is_known = self._withs.look(node, frame)
@@ -220,7 +220,7 @@ class Debug:
         return not with_blocks(outermost if is_known else frame, tally.is_bare)
 
     def close_portal(self, portal: Portal) -> None:
-        self._watchdog.finish_step(portal)  # one that was killed has no other end
+        self._watchdog.finish_step(portal)  # a portal that was killed ends its step only here
         self._inner.close_portal(portal)
 
     def finish_step(self, portal: Portal) -> None:
@@ -239,7 +239,7 @@ class Debug:
 
     def _before_suspension(self, bridge: Running) -> None:
         if bridge.switches:
-            return  # nothing of the task's sync code has run since the first one
+            return  # no sync code of the task has run since its first suspension
         if bridge.is_clear and not claims.are_noted():
             return
         frame = caller_of_bridge(sys._getframe(1))
@@ -259,7 +259,7 @@ class Debug:
             if refused is not None:
                 raise MisuseError(refused)
 
-    # What it does about a finding
+    # Findings
 
     def _report(
         self, finding: Finding, bridge: Optional[Running], portal: Portal, frame: FrameType

@@ -11,16 +11,16 @@ from ..emit.sdk import is_collecting
 from .finding import SEVERITY
 from .wording import Misuse
 
-# Advice that nobody has named is only logged.
+# LOG is the action for advice that the setting does not name.
 OFF, LOG, WARN, RAISE = "off", "log", "warn", "raise"
 _ACTIONS = (WARN, RAISE, OFF)
 
 
 def actions_of(text: str) -> Dict[str, str]:
-    """What is done about each kind, by a setting like ``raise,import=warn``.
+    """The action for each kind of misuse, by a setting like ``raise,import=warn``.
 
     Raises:
-        ValueError: It is not such a setting.
+        ValueError: *text* is not such a setting.
     """
     first, *rest = [part.strip() for part in text.split(",")]
     if "=" in first:
@@ -47,7 +47,7 @@ ALLOWED_ACTIONS = (
 
 
 class MisuseError(RuntimeError):
-    """What `greenback.await_` raises in place of a bridge that is a misuse, if it is told to.
+    """Raised by `greenback.await_` instead of a bridge that is a misuse, where the setting says so.
 
     Attributes:
         misuse: The `Misuse`.
@@ -61,7 +61,7 @@ class MisuseError(RuntimeError):
 
 
 class MisuseWarning(RuntimeWarning):
-    """Shown at the line that makes a bridge a misuse.
+    """The warning about a misuse, shown at the line that makes the bridge one.
 
     Attributes:
         misuse: The `Misuse`.
@@ -80,18 +80,18 @@ class _Local(threading.local):
 
 
 _allowed: ContextVar[Tuple[str, ...]] = ContextVar("greenback-allowed-misuse", default=())
-# Of finalizers that a collection runs, where setting a context variable can crash: see emit/sdk.py.
+# For finalizers run by a collection, where setting a context variable can crash: see emit/sdk.py.
 _allowed_in_collection = _Local()
 
 
 class allow:  # noqa: N801  (used like a function)
-    """A context manager inside of which one kind of misuse is no misuse.
+    """A context manager inside of which one kind of misuse is allowed.
 
-    It goes for the bridges of the task that is running, and of tasks that are started inside.
+    It applies to the bridges of the running task, and of tasks that are started inside the block.
 
     Args:
         kind: The kind of misuse.
-        reason: Why the bridge is safe here all the same, for whoever reads the code.
+        reason: Why the bridge is safe here all the same, for readers of the code.
 
     Raises:
         ValueError: There is no such kind, or *reason* is empty.
@@ -130,7 +130,7 @@ class allow:  # noqa: N801  (used like a function)
         if before is None:
             _allowed_in_collection.kinds.remove(self.kind)
         else:
-            # Not by a token, which is good only in the context in which it was made.
+            # Not by a token, which is valid only in the context that made it.
             _allowed.set(before)
 
 

@@ -1,8 +1,8 @@
-"""Misuses, counted and reported: to the log, the warnings filter, a span, and whoever asks.
+"""Misuses, counted and reported: to the log, the warnings filter, a span and observers.
 
-What is counted here is counted in finalizers, signal handlers and the like, in the middle of
-anything that the same thread was doing, this module's own code included. So there is no lock:
-every step is a single operation of a built-in type.
+Misuses are counted in finalizers, signal handlers and the like, which run in the middle of anything
+that the same thread does, this module's own code included. So there is no lock: every step is a
+single operation of a built-in type.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .wording import Misuse, describe
 if TYPE_CHECKING:
     from greenback.instruments import Portal
 
-#: Called with each misuse that is reported, in its thread and at its moment: the kind, the site,
-#: what is done about it, and what describes it. Written by the pytest plugin.
+#: Called for each reported misuse, in its thread and at its moment, with the kind, the site, the
+#: action, and a function that describes it. Written by the pytest plugin.
 observers: List[Callable[[str, str, str, Callable[[], Misuse]], None]] = []
 
-#: Reports that wait to be logged, at most.
+#: The most reports that wait to be logged.
 _POSTPONED = 100
-#: Where locks can be held that are not reentrant.
+#: Packages whose code may hold locks that are not reentrant.
 _LOGGING = ("structlog", "logging")
 
 
@@ -58,9 +58,9 @@ class Misuses:
     """The misuses since tracing was enabled.
 
     Args:
-        actions: What is done about each kind, as `greenback_trace.misuse.policy.actions_of` says.
-        site_limit: Pairs of a kind and a site that are kept apart.
-        docs: The address of the documentation, which reports link to.
+        actions: The action for each kind, from `greenback_trace.misuse.policy.actions_of`.
+        site_limit: The most pairs of a kind and a site that are counted separately.
+        docs: The address of the documentation, to which reports link.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class Misuses:
     def after_fork(self) -> None:
         """Start at zero."""
         self._entries: Dict[Tuple[str, Site], _Entry] = {}
-        #: What could not be logged where it happened.
+        #: Reports that could not be logged where the misuse happened.
         self.postponed: Deque[Callable[[], None]] = deque(maxlen=_POSTPONED)
         self._has_failed = False
 
     def all(self) -> Tuple[Misuse, ...]:
-        """The first of each kind at each site, with the number of them, the most frequent first."""
+        """The first misuse of each kind at each site, with their number, most frequent first."""
         found = [
             replace(entry.first, count=entry.count)
             for entry in list(self._entries.values())
@@ -103,14 +103,14 @@ class Misuses:
         portal: Portal,
         note: Callable[[Finding, Site], Optional[Tuple[str, str]]],
     ) -> Optional[Misuse]:
-        """Count a misuse and tell of it; what is returned is to be raised.
+        """Count a misuse and report it. Returns the one that the caller is to raise, if any.
 
         Args:
-            finding: What was found.
-            site: Where `greenback.await_` was called.
-            frame: By whom.
+            finding: The finding of a detector.
+            site: The site of the bridge.
+            frame: The frame that called `greenback.await_`.
             portal: The portal of the bridge.
-            note: Notes the misuse on a span, and returns the ids of its trace and of itself.
+            note: Notes the misuse on a span, and returns the ids of the trace and of the span.
         """
         action = self.actions[finding.kind]
         if action == OFF or is_allowed(finding.kind):
@@ -119,7 +119,7 @@ class Misuses:
             action = WARN
         entry = self._entry(finding.kind, site)
         count = entry.count_one()
-        # What is called here is partly the application's: its bridges are nobody's misuse.
+        # Some functions called here are the application's. Their bridges are not looked at.
         hushed = portal.hushed
         portal.hushed = True
         misuse: Optional[Misuse] = None
@@ -134,7 +134,7 @@ class Misuses:
                 if entry.first is None:
                     entry.first = misuse
             else:
-                # The stack of every single one would make advice dear.
+                # Taking the stack each time would make advice expensive.
                 misuse = replace(entry.first, count=count)
             for observer in tuple(observers):
                 observer(misuse.kind, misuse.site, action, full)
@@ -148,7 +148,7 @@ class Misuses:
         return misuse if action == RAISE else None
 
     def log_postponed(self) -> None:
-        """Log what had to wait, where nothing that the application logs is under way."""
+        """Log the postponed reports, where the application is not in the middle of logging."""
         while self.postponed:
             try:
                 self.postponed.popleft()()
@@ -156,9 +156,9 @@ class Misuses:
                 return
 
     def tell_failure(self, what: str, error: Exception) -> None:
-        """Log, once, that something of debug mode has failed: the program does not feel it.
+        """Log, once, that debug mode has failed at something. The program goes on.
 
-        What a signal handler has raised is no failure, and raised again.
+        An exception of a signal handler is no failure of debug mode: it is raised again.
         """
         raise_if_from_signal_handler(error)
         if not self._has_failed:
@@ -182,7 +182,7 @@ class Misuses:
     ) -> None:
         level = "info" if SEVERITY[finding.kind] == "advice" else "warning"
         if _is_within_logging(frame):
-            # In a finalizer or a signal handler, in the middle of it.
+            # A finalizer or a signal handler runs in the middle of logging.
             self.postponed.append(
                 lambda: log.misuse(level, misuse.kind, misuse.site, lambda: misuse)
             )
@@ -202,8 +202,8 @@ def _warn(misuse: Misuse, frame: types.FrameType) -> None:
             registry=frame.f_globals.setdefault("__warningregistry__", {}),
         )
     except MisuseWarning:
-        # A filter makes errors of warnings. To raise is what 'raise' is for: an exception that
-        # Python would only print, in a finalizer, would change what the program does.
+        # A filter turns warnings into errors. An exception here would change what the program does,
+        # and in a finalizer Python would only print it. The action for exceptions is 'raise'.
         return
 
 

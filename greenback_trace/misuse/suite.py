@@ -1,7 +1,7 @@
-"""The tests of a suite that runs in debug mode: which of them misuse, and so fail.
+"""The tests of a suite that runs in debug mode: a test that misuses a bridge fails.
 
-A module of its own, since pytest imports `greenback_trace.pytest_plugin` wherever greenback is
-installed, and what is used here needs pytest 8.
+This is a module of its own because it needs pytest 8, while pytest imports
+`greenback_trace.pytest_plugin` wherever greenback is installed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _NAME = "greenback misuse"
 _OUTSIDE = "(outside of any test)"
-#: Tests that the summary names for each site.
+#: The most tests that the summary names for each site.
 _TESTS_SHOWN = 5
-#: The attribute of a report, and of what a worker of pytest-xdist sends, that has the misuses.
+#: The attribute with the misuses: of a report, and of the output of a pytest-xdist worker.
 _KEY = "greenback_misuses"
 
 
@@ -31,7 +31,7 @@ class _Found:
 
     def __init__(self, misuse: Misuse, action: str) -> None:
         self.misuse = misuse
-        #: Advice fails a test only if somebody has named it, and what is not certain never does.
+        #: Advice fails a test only if the setting names its kind. Inconclusive misuse never does.
         self.fails = action != "log" and not misuse.inconclusive
         self._ticks = Ticks()
         self.count_one = self._ticks.add
@@ -45,7 +45,7 @@ class _Found:
         return text if self.times == 1 else f"{text}  ({self.times} times)\n"
 
     def summary(self, test: str) -> _Summary:
-        """Plain values, which pytest-xdist can send."""
+        """The misuse as plain values, which pytest-xdist can send."""
         misuse = self.misuse
         return {
             "test": test,
@@ -65,9 +65,9 @@ class Suite:
     def __init__(self, trace: Config) -> None:
         self._trace = trace
         self._session: Any = None
-        #: Since the last phase began, by kind and site. Added to by any thread.
+        #: The misuses since the last phase began, by kind and site. Any thread adds to it.
         self._found: Dict[Tuple[str, str], _Found] = {}
-        #: For the next report, and for the end.
+        #: The summaries for the next report, and those of the whole run.
         self._summaries: List[_Summary] = []
         self._all: List[_Summary] = []
 
@@ -101,7 +101,7 @@ class Suite:
         return result
 
     def _ensure_enabled(self) -> None:
-        """Also after a test that has enabled or disabled tracing itself."""
+        """Enable debug mode, also after a test has enabled or disabled tracing itself."""
         from .. import _activate
         from .record import observers
 
@@ -118,15 +118,15 @@ class Suite:
         found.count_one()
 
     def _take(self, test: str) -> Tuple[str, List[_Summary]]:
-        """What fails the test, as text, and the summaries of everything."""
+        """The misuses that fail the test, as text, and the summaries of all misuses."""
         found, self._found = self._found, {}
-        all_of_them = list(found.values())  # another thread may be about to add one
+        all_of_them = list(found.values())  # another thread may add one meanwhile
         return (
             "\n".join(each.text() for each in all_of_them if each.fails),
             [each.summary(test) for each in all_of_them],
         )
 
-    # From the process that runs a test to the one that tells of it, which may be the same
+    # From the process that runs a test to the one that reports it, which may be the same
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, Any, Any]:

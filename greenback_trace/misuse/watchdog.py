@@ -1,13 +1,12 @@
-"""Whose code holds the event loop: the stack of a step, taken while the step still runs.
+"""The code that holds the event loop: the stack of a slow step, taken while the step still runs.
 
-Where a slow step ended says little about where it spent its time. The idea is that of gevent's
-monitor thread: a thread beside looks at those that run. Here it looks at steps that have run for
-half as long as a slow one may, and again at intervals, and names what it has seen for the longest
-time.
+The place where a slow step ended says little about where it spent its time. So a thread looks at
+the running steps, as gevent's monitor thread does. It samples a step that has run for half as long
+as a slow one may, and again at intervals, and names the code that it has seen for the longest time.
 
-What holds the GIL all the time, one long call of C code, holds up the watchdog as well: such a
-step has no sample, or one of the code that runs when the call has returned. Without the GIL, there
-is no watchdog: see `can_look_at_others`.
+Code that never releases the GIL, such as one long call of C code, also holds up the watchdog. Such
+a step has no sample, or one of the code that runs after the call. Without the GIL there is no
+watchdog: see `can_look_at_others`.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from ..count.sites import Sites
 if TYPE_CHECKING:
     from greenback.instruments import Portal
 
-#: Frames that a stack has at most; those in the middle are left out.
+#: The most frames of a stack. Those in the middle of a longer one are left out.
 _STACK_LIMIT = 100
-#: Looks that find no step before the watchdog sleeps until the next one.
+#: The watchdog looks for a step this often in vain before it sleeps until the next one.
 _QUIET_LOOKS = 20
 
 
@@ -38,10 +37,10 @@ class Held:
 
     Attributes:
         function: ``module.qualname`` of the innermost function.
-        file: Its file.
+        file: The file of that function.
         line: The line that it was at.
-        stack: A line for each function, ``module.qualname (file:line)``, outermost first: what is
-            around the portal, then what runs in it.
+        stack: A line for each function, ``module.qualname (file:line)``, outermost first: the
+            functions around the portal, then those in it.
     """
 
     __slots__ = ("file", "function", "line", "stack")
@@ -54,9 +53,9 @@ class Held:
 
 
 class _Samples:
-    """What was seen of one step: for how long each innermost function and line, and how it began.
+    """The samples of one step: for each innermost function and line, how long it was seen.
 
-    Written by the watchdog's thread, read by the step's when the step is over.
+    The watchdog's thread writes them. The step's thread reads them when the step is over.
     """
 
     __slots__ = ("next_due", "seen")
@@ -66,7 +65,7 @@ class _Samples:
         self.seen: Dict[Tuple[CodeType, int], Tuple[int, Held]] = {}
 
 
-# A step that runs: its thread, when it began, and what was seen of it.
+# A running step: its thread, its start, and its samples
 _Step = List[Any]
 _THREAD, _STARTED, _SAMPLES = range(3)
 
@@ -75,7 +74,7 @@ class Watchdog:
     """Samples the stacks of slow steps, in a thread that starts with the first step.
 
     Args:
-        slow_seconds: Steps that take longer are slow ones.
+        slow_seconds: A step that takes longer is slow.
     """
 
     __slots__ = (
@@ -98,27 +97,27 @@ class Watchdog:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Start anew in a child that was forked, where the thread is not. Takes no lock."""
-        #: Written by the threads of the steps, in single operations.
+        """Start anew in a forked child, which does not have the thread. Takes no lock."""
+        #: The threads of the steps write it, in single operations.
         self._running: Dict[Portal, _Step] = {}
         self._sites = Sites(1)
         self._thread: Optional[threading.Thread] = None
-        #: Taken, once and for all, by whoever starts it.
+        #: The step that starts the thread takes it, and never releases it.
         self._starting = allocate_lock()
-        #: The thread waits until somebody releases this.
+        #: The thread waits for this lock. A release wakes it.
         self._wake = allocate_lock()
         self._wake.acquire()
-        #: It waits without a time-out, or is not there yet: the next step wakes it.
+        #: The thread waits without a time-out, or does not exist yet: the next step wakes it.
         self._idle = True
 
     def start_step(self, portal: Portal) -> None:
-        """A step begins in this thread. `benchmarks` has what this costs."""
+        """Note that a step begins in this thread. `benchmarks` measures the cost."""
         self._running[portal] = [get_ident(), perf_counter_ns(), None]
         if self._idle:
             self._rouse()
 
     def finish_step(self, portal: Portal) -> Optional[Held]:
-        """The step is over: what held the loop, if it was slow and was seen."""
+        """Note that the step is over. Returns what held the loop, if it was slow and was seen."""
         step = self._running.pop(portal, None)
         if step is None or step[_SAMPLES] is None:
             return None
@@ -128,7 +127,7 @@ class Watchdog:
         return max(seen, key=lambda one: one[0])[1] if seen else None  # the first of equals
 
     def excuse(self, portal: Portal, taken: int) -> None:
-        """So many nanoseconds of the step were ours."""
+        """Subtract nanoseconds that debug mode itself has taken from the step."""
         step = self._running.get(portal)
         if step is not None:
             step[_STARTED] += taken
@@ -144,7 +143,7 @@ class Watchdog:
         if self._stopped:
             return
         if not self._starting.acquire(False):
-            self._release()  # which also does where another thread is about to start it
+            self._release()  # works also where another thread is about to start it
             return
         self._thread = threading.Thread(target=self._watch, name="greenback watchdog", daemon=True)
         try:
@@ -158,7 +157,7 @@ class Watchdog:
         except RuntimeError:
             pass  # another thread has woken it already
 
-    # What runs in the thread
+    # In the thread of the watchdog
 
     def _watch(self) -> None:
         wake = self._wake
@@ -167,15 +166,15 @@ class Watchdog:
             while not self._stopped:
                 pause = self._look(perf_counter_ns())
                 if pause is None and quiet < _QUIET_LOOKS:
-                    # Another step is likely to come. One that had to wake this thread would lose
-                    # the GIL to it, and this would then find nothing that runs: each second step
-                    # took 20 us more.
+                    # Another step is likely to come. A step that had to wake this thread would lose
+                    # the GIL to it, and the thread would then find no running step: every second
+                    # step took 20 us more.
                     quiet += 1
                     wake.acquire(True, self._interval / 1e9)
                 elif pause is None:
                     quiet = 0
                     self._idle = True
-                    if self._running:  # one has begun that saw no need to wake this thread
+                    if self._running:  # a step has begun that saw no need to wake this thread
                         self._idle = False
                         continue
                     wake.acquire()
@@ -186,7 +185,7 @@ class Watchdog:
             logging.getLogger("greenback").exception("the watchdog of slow steps has stopped")
 
     def _look(self, now: int) -> Optional[int]:
-        """Sample the steps that are due; the nanoseconds until the next is; None if none runs."""
+        """Sample the steps that are due. Returns the nanoseconds until the next, if any."""
         next_due = None
         # copy(), since list() of items is interrupted by finalizers before CPython 3.12.
         for portal, step in self._running.copy().items():
@@ -196,7 +195,7 @@ class Watchdog:
                 if samples is None:
                     samples = step[_SAMPLES] = _Samples(due)
                 self._sample(portal, step, samples)
-                # At ever longer intervals: what runs for an hour is not looked at 72,000 times.
+                # At ever longer intervals: a step of an hour is not sampled 72,000 times.
                 due = now + max(self._interval, (now - step[_STARTED]) // 10)
                 samples.next_due = due
             next_due = due if next_due is None else min(next_due, due)
@@ -205,7 +204,7 @@ class Watchdog:
     def _sample(self, portal: Portal, step: _Step, samples: _Samples) -> None:
         frame = current_frames().get(step[_THREAD])
         if self._running.get(portal) is not step:
-            return  # it ended before the frame was taken
+            return  # the step ended before the frame was taken
         innermost = next((each for each in outwards(frame) if not is_own(each)), None)
         if innermost is None:
             return

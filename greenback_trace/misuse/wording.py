@@ -1,4 +1,4 @@
-"""How a misuse is worded: the report, which is data, and the text of it."""
+"""The report of a misuse: its parts as data, and their text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .finding import SEVERITY, Finding
 if TYPE_CHECKING:
     from greenback.instruments import Portal
 
-#: Entries of a stack that are kept: these many at each end of a longer one.
+#: The entries of a stack that are kept at each end, if it is longer than both together.
 _STACK_ENDS = 100
 
 _LATER = "only note there what is to be done, and do it in a task"
@@ -62,22 +62,23 @@ class Misuse:
             ``"trace_function"``, ``"import"``, ``"lock_held"`` or ``"async_caller"``.
         severity: ``"error"``, ``"warning"`` or ``"advice"``.
         site: Where `greenback.await_` was called, as ``module.qualname (file:line)``.
-        function: The first part of it, ``module.qualname``.
-        offender: The frame that makes it a misuse, written like *site*: the finalizer's, the
-            handler's, the one that has acquired the lock.
-        subject: What that is: whose finalizer, the handler of which signal, which lock.
-        evidence: What it was recognised by, in sentences.
+        function: The first part of *site*, ``module.qualname``.
+        offender: The function that makes the bridge a misuse, written like *site*: the finalizer,
+            the handler, the function that has acquired the lock.
+        subject: A phrase that names the offender: whose finalizer, the handler of which signal,
+            which lock.
+        evidence: Sentences that say how the misuse was recognised.
         inconclusive: The evidence cannot tell an explicit call from one by the interpreter. Such a
             misuse is reported and never raised.
         stack: The stack of the task, through its portals, outermost first, formatted as in a
             traceback.
         task: The name of the task.
         thread: The name of the thread.
-        trace_id: The trace of the span that it was noted on, if there is one, in hexadecimal.
-        span_id: That span.
-        count: How many of this kind there were at this site so far, this one included.
+        trace_id: The trace of the span on which it was noted, in hexadecimal; None without a span.
+        span_id: That span, in hexadecimal.
+        count: The misuses of this kind at this site so far, this one included.
         instead: What to write instead.
-        link: Where this is explained: an address below `Config.docs`, or without that a command.
+        link: The explanation: an address below `Config.docs`, or a command if that is not set.
     """
 
     kind: str
@@ -98,7 +99,7 @@ class Misuse:
     link: str
 
     def __str__(self) -> str:
-        """What happened, where, and what to write instead, in one line."""
+        """One line that says what happened, where, and what to write instead."""
         doubt = " (inconclusive)" if self.inconclusive else ""
         return (
             f"{self.kind}{doubt}: {WHERE[self.kind]}, {self.subject}, at {self.site}; "
@@ -135,9 +136,15 @@ def describe(
     span: Optional[Tuple[str, str]],
     docs: Optional[str] = None,
 ) -> Misuse:
-    """The report of a *finding* about the bridge that *frame* has called.
+    """The report of a *finding* about the bridge at *site*.
 
     Args:
+        finding: The finding of a detector.
+        site: The site of the bridge.
+        frame: The frame that called `greenback.await_`.
+        portal: The portal of the bridge.
+        count: The misuses of this kind at this site so far, this one included.
+        span: The ids of the trace and of the span on which the misuse was noted.
         docs: The address of the documentation, if there is one.
     """
     trace_id, span_id = span or (None, None)
@@ -162,7 +169,7 @@ def describe(
 
 
 def _stack(frame: types.FrameType, coroutine: Any) -> Tuple[str, ...]:
-    """The entries from the outermost function of the task to *frame*."""
+    """The formatted entries from the outermost function of the task to *frame*."""
     coroutine = getattr(coroutine, "shim", coroutine)
     first = getattr(coroutine, "cr_frame", getattr(coroutine, "gi_frame", None))
     shown = [each for each in frames_down_to(frame, first) if is_bridge(each) or not is_own(each)]

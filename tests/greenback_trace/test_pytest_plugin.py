@@ -59,7 +59,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
             monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(Path(greenback.__file__).parents[1]))
     monkeypatch.setenv("GREENBACK_TRACE_SLOW", "60")
-    # Other plugins only take time.
+    # Whatever else is installed only takes time.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
     def run(tests: str, *arguments: str) -> pytest.RunResult:
@@ -73,7 +73,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
 
 class TestOutcome:
     def test_raise(self, suite: Suite) -> None:
-        """Tests with a misuse fail with its report, even if Python swallowed the exception."""
+        """Tests that misuse fail with the report, even if Python swallowed the exception."""
         result = suite(
             """
 def test_before(): use()
@@ -112,7 +112,7 @@ def test_after(): use()
         )
 
     def test_warn(self, suite: Suite) -> None:
-        """With 'warn', the bridge goes on, and the test fails at its end."""
+        """With 'warn' the bridge goes on, and the test fails at its end."""
         result = suite(
             """
 def test_it():
@@ -129,7 +129,7 @@ def test_other(): use()
         assert "MisuseError" not in result.stdout.str()
 
     def test_what_does_not_fail(self, suite: Suite) -> None:
-        """Advice, uncertain misuse and allowed misuse fail no test; the first two are reported."""
+        """Advice, inconclusive and allowed misuse fail no test; the first two are shown."""
         result = suite(
             """
 async def advised():
@@ -161,7 +161,7 @@ def test_allowed(monkeypatch):
         assert "lock_held" not in result.stdout.str()
 
     def test_kinds_with_an_action_of_their_own(self, suite: Suite) -> None:
-        """A kind named with 'raise' fails its tests, and a kind named with 'off' does not."""
+        """A kind that the setting names fails its tests, and a kind that is off does not."""
         result = suite(
             """
 async def advised():
@@ -180,7 +180,7 @@ def test_finalizer(): misuse()
         result.stdout.fnmatch_lines(["*_ test_advice _*", "async_caller (advice) *: 1"])
 
     def test_fixtures(self, suite: Suite) -> None:
-        """A misuse in the setup or teardown of a fixture is an error in each test that uses it."""
+        """A misuse in the setup or teardown of a fixture is an error of its tests."""
         result = suite(
             """
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_late(late): pass
         )
 
     def test_a_suite_that_switches_tracing(self, suite: Suite) -> None:
-        """After a test that disables tracing, further tests are watched, and each counts once."""
+        """Tests after one that has disabled tracing are watched again, and count once."""
         result = suite(
             """
 def test_first():
@@ -218,7 +218,7 @@ def test_second(): misuse()
         result.stdout.fnmatch_lines(["finalizer (error) at *: 1"])
 
     def test_nothing_found(self, suite: Suite) -> None:
-        """The summary of a clean suite says that no misuse was found."""
+        """The summary of a suite without misuse says so."""
         result = suite("def test_it(): use()", "--greenback-misuse=raise")
         result.assert_outcomes(passed=1)
         result.stdout.fnmatch_lines(["*= greenback misuse =*", "none"])
@@ -226,7 +226,7 @@ def test_second(): misuse()
 
 class TestOption:
     def test_absent(self, suite: Suite) -> None:
-        """Without the option, nothing is traced or printed."""
+        """Without the option nothing is traced or printed."""
         result = suite(
             """
 def test_it():
@@ -238,7 +238,7 @@ def test_it():
         assert "greenback misuse" not in result.stdout.str()
 
     def test_a_typo(self, suite: Suite) -> None:
-        """An invalid value is a usage error that names the allowed values."""
+        """An invalid value is a usage error that names the valid ones."""
         result = suite("", "--greenback-misuse=loud")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines(["*--greenback-misuse=loud*warn, raise or off*lock_held*"])
@@ -246,7 +246,7 @@ def test_it():
 
 class TestXdist:
     def test_workers(self, suite: Suite) -> None:
-        """With pytest-xdist, tests fail in the workers, and one summary covers all of them."""
+        """With pytest-xdist, tests fail in the workers, and the summary covers all workers."""
         pytest.importorskip("xdist")
         result = suite(
             """
@@ -291,7 +291,7 @@ class TestAsyncPlugins:
     def test_tests_that_are_async(
         self, suite: Suite, plugin: str, fixture: str, setup: str, tests: int
     ) -> None:
-        """An async test with a misuse fails under each plugin that runs async tests."""
+        """An async test fails for its misuse with every plugin that runs async tests."""
         pytest.importorskip("anyio" if plugin == "anyio" else f"pytest_{plugin}")
         result = suite(
             setup + ASYNC_SUITE.format(plugin=plugin, fixture=fixture),

@@ -1,4 +1,4 @@
-"""What the tests of tools share: processes that are killed in the end."""
+"""Shared by the tests of tools: processes that are killed at the end."""
 
 from __future__ import annotations
 

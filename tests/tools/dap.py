@@ -33,13 +33,13 @@ class Client:
         return self._sent
 
     def answer(self, number: int) -> Any:
-        """What a request was answered with."""
+        """The answer to a request."""
         message = self._first(lambda message: message.get("request_seq") == number)
         assert message["success"], message
         return message.get("body")
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """Send a request, and return what it is answered with."""
+        """Send a request, and return its answer."""
         return self.answer(self.send(command, **arguments))
 
     def event(self, name: str) -> Any:

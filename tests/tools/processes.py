@@ -1,4 +1,4 @@
-"""Programs in processes of their own, and tools that are run on them."""
+"""Programs in their own processes, and the tools that run on them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def environment(**variables: str) -> Dict[str, str]:
 
 
 class Process:
-    """A running process: what it writes is waited for, and never for longer than `PATIENCE`."""
+    """A running process. Its output is waited for, but never longer than `PATIENCE`."""
 
     def __init__(self, *command: str, cwd: Path, **variables: str) -> None:
         self._process = subprocess.Popen(
@@ -68,7 +68,7 @@ class Process:
         self._watchdog.start()
 
     def read_until(self, text: str) -> str:
-        """What the process writes from here up to *text*."""
+        """The output from here up to *text*."""
         while text not in self._unread:
             piece = os.read(self._process.stdout.fileno(), 1 << 16)  # type: ignore[union-attr]
             assert piece, f"it ended without {text!r}:\n{self._output}"
@@ -82,7 +82,7 @@ class Process:
         self._process.stdin.flush()  # type: ignore[union-attr]
 
     def rest(self) -> str:
-        """What the process writes from here until it ends, which it must do by itself."""
+        """The output from here to the end of the process, which must end by itself."""
         self._process.stdin.close()  # type: ignore[union-attr]
         rest = self._process.stdout.read().decode()  # type: ignore[union-attr]
         self._output += rest
@@ -91,7 +91,7 @@ class Process:
         return unread + rest
 
     def _kill_all(self) -> None:
-        """Kill it with what it has started."""
+        """Kill the process and those that it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -80,7 +80,7 @@ def program(tmp_path: Path) -> Path:
 
 
 class Measured:
-    """What coverage has to say of a program after running it."""
+    """The result of coverage for a program, after it ran."""
 
     def __init__(self, program: Path, *options: str, **variables: str) -> None:
         python = (sys.executable, "-m", "coverage")
@@ -98,7 +98,7 @@ class Measured:
         data = coverage.CoverageData(basename=str(cwd / ".coverage"))
         data.read()
         (name,) = [name for name in data.measured_files() if Path(name).name == program.name]
-        # Also those that the file does not have, which reports leave out.
+        # Includes numbers of lines that the file does not have. Reports leave them out.
         self.executed = set(data.lines(name))
 
 
@@ -141,7 +141,7 @@ class TestCTracer:
 class TestSysmon:
     @pytest.mark.parametrize("branch", [False, True])
     def test_no_setting(self, program: Path, branch: bool) -> None:
-        """The sysmon core sees what ran, whatever greenlet it ran in."""
+        """The sysmon core sees the code that ran, in any greenlet."""
         if branch and sys.version_info < (3, 14):
             pytest.skip("this core measures branches from Python 3.14 on")
         measured = Measured(program, *["--branch"] * branch, COVERAGE_CORE="sysmon")

@@ -129,7 +129,7 @@ BRIDGE = "amount += await_"
 class TestBreakpoints:
     @pytest.mark.parametrize("visitor", ["visitor", "ensured"])
     def test_both_sides(self, debug: Callable[..., Session], visitor: str) -> None:
-        """Breakpoints are met in the sync code of a portal and in what a bridge awaits."""
+        """Breakpoints are met in the sync code of a portal and in an awaited coroutine."""
         session = debug(BRIDGE, "return price", visitor=visitor)
         assert session.place == "total: amount += await_(fetch(item))"
         session.go("continue")
@@ -138,7 +138,7 @@ class TestBreakpoints:
         assert "found [3]" in session.end()
 
     def test_stack(self, debug: Callable[..., Session]) -> None:
-        """Below what a bridge awaits is the sync code, with its variables."""
+        """Below the coroutine that a bridge awaits is the sync code, with its variables."""
         session = debug("return price")
         functions = ["page", "total", "fetch"]
         assert session.functions()[-3:] == functions
@@ -178,7 +178,7 @@ class TestStepping:
         assert "found [3]" in session.end()
 
     def test_in_the_coroutine(self, debug: Callable[..., Session]) -> None:
-        """A step over an ``await`` in what a bridge awaits stays there while it waits."""
+        """A step over an ``await`` in an awaited coroutine stays there while it waits."""
         session = debug("await others()")
         session.go("next")
         assert session.place == 'fetch: price = {"tea": 3}[item]'
@@ -195,7 +195,7 @@ class TestStepping:
 
 class TestEvaluate:
     def test_await_(self, debug: Callable[..., Session]) -> None:
-        """`await_` in the debug console does what it does in the function."""
+        """`await_` in the debug console works as in the function."""
         session = debug(BRIDGE)
         before = int(session.evaluate("turns"))
         assert session.evaluate("await_(fetch('tea'))") == "3"

@@ -1,4 +1,4 @@
-"""What shows where a process is: the code of a portal that runs, and of one that is parked."""
+"""Tools that show where a process is, in a running portal and in a parked one."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class TestFaulthandler:
         process.rest()
 
 
-# The stack of the parked task and of the one that runs, outermost first, as `format_task` has it.
+# The stacks of the parked and of the running task, outermost first, as `format_task` has them.
 SHOWN = ["visitor", "page", "inner", "fetch"]
 SHOWN_BLOCKING = ["blocking_visitor", "blocking_page", "blocks"]
 
@@ -175,7 +175,7 @@ SHOWN_BLOCKING = ["blocking_visitor", "blocking_page", "blocks"]
 class TestShowTasks:
     """``docs/show_tasks.py``"""
 
-    # Any handler of the loop's has signals wake it up, also one that comes just before it waits.
+    # With any handler of its own, the loop is woken by every signal, even just before it waits.
     PREPARE = (
         "from show_tasks import show_tasks; signal.signal(signal.SIGUSR1, show_tasks); "
         "asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, print)"
@@ -244,7 +244,7 @@ class TestShowTasks:
         process.read_until("idle\n")
         os.kill(process.pid, signal.SIGUSR1)
         found = Dump(process.read_until(" in sleep_forever") + " in sleep_forever")
-        # Trio before 0.28, which is any on Python 3.8, calls the page through a wrapper.
+        # Trio before 0.28 (on Python 3.8, any Trio) calls the page through a wrapper.
         wanted = ["visitor", "page", "sleep_forever"]
         assert [name for name in found.functions if name in wanted] == wanted
 
@@ -271,7 +271,7 @@ class TestRemoteExec:
         assert Dump(process.read_until(" in fetch") + " in fetch").has(SHOWN)
 
     def test_portal(self, program: Callable[..., Process]) -> None:
-        """It is run inside of a portal as well, where that is what runs."""
+        """The page also runs inside a portal, if that is what runs."""
         process = program(blocking=True)
         execute(process, DOCS / "show_tasks.py")
         process.send("go on")

@@ -23,7 +23,7 @@ class Prompt:
         self.stopped = self.process.read_until(PROMPT)
 
     def ask(self, command: str) -> str:
-        """What pdb answers."""
+        """The answer of pdb."""
         self.process.send(command)
         self.stopped = self.process.read_until(PROMPT)
         return self.stopped
@@ -202,7 +202,7 @@ class TestPostMortem:
 
 class TestAwaitAtThePrompt:
     def test_await_(self, stop: Callable[..., Prompt]) -> None:
-        """`await_` at the prompt does what it does in the function; other tasks run meanwhile."""
+        """`await_` at the prompt works as in the function, and other tasks run meanwhile."""
         prompt = stop()
         answer = prompt.ask("p await_(fetch('tea'))")
         assert answer.endswith("3\n")

@@ -1,4 +1,4 @@
-"""What profilers make of code in a portal: who gets whose time."""
+"""Profilers and code in a portal: which function gets whose time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .processes import PY_SPY, PYPY, needs_py_spy, run, skip_where_refused, writ
 
 GREENBACK = os.path.dirname(str(greenback.__file__)) + os.sep
 
-# Each of the two does a hundred units of work twice, with a bridge between them during which a
-# stranger does four hundred.
+# Each of the two does a hundred units of work twice. During the bridge in between, a stranger does
+# four hundred.
 PROGRAM = """
     import asyncio
     from time import thread_time
@@ -93,7 +93,7 @@ class TestCProfile:
     """The profiler of cProfile, which is the one of ``profiling.tracing`` from Python 3.15 on."""
 
     def profiled(self, bridged: bool) -> Dict[str, Tuple[float, float]]:
-        """The time in each function alone, and with what it calls, by file, line and name."""
+        """The time in each function, without and with its callees, by file, line and name."""
         clock = Clock()
 
         def page(event: asyncio.Event) -> None:
@@ -137,7 +137,7 @@ class TestCProfile:
         return found
 
     def test_with_await(self) -> None:
-        """What is awaited gets its own time, and nobody more than there was."""
+        """The awaited function gets its own time, and no function more time than there was."""
         times = self.profiled(bridged=False)
         assert self.time_in("awaiting_page", times) == (200, 200)
         assert self.time_in("stranger", times) == (400, 400)
@@ -177,7 +177,7 @@ class TestYappi:
     """
 
     def units(self, program: Path, visitor: str, backend: str) -> Dict[str, float]:
-        """How many units of CPU time functions have got, with what they called."""
+        """The units of CPU time that functions got, with their callees."""
         pytest.importorskip("yappi")
         script = write(program.parent / "script.py", self.SCRIPT)
         answer = run(sys.executable, script.name, visitor, backend, cwd=program.parent)
@@ -185,10 +185,10 @@ class TestYappi:
         lines = [line.split() for line in answer.stdout.splitlines()]
         return {name: float(units) for name, units in lines}
 
-    # Nothing gets less CPU time than it has used, whatever else the machine does; so 200 units
+    # However busy the machine is, no function gets less CPU time than it has used. So 200 units
     # are found to be there or not.
     def test_with_await(self, program: Path) -> None:
-        """What is awaited gets all of its own time."""
+        """The awaited function gets all of its own time."""
         units = self.units(program, "awaiting_visitor", "native_thread")
         assert units["awaiting_page"] >= 200
         assert units["stranger"] >= 400

@@ -1,1 +1,1 @@
-"""One module for each kind of misuse."""
+"""The detectors: one module for each kind of misuse."""

@@ -1,4 +1,4 @@
-"""Bridges in an ``async def``, where ``await`` would do."""
+"""Bridges in an ``async def``, which could use ``await``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from ..finding import Finding
 
 KIND = "async_caller"
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-#: Functions of their own before CPython 3.12. In an async function they can have an ``await``.
+#: Comprehensions are functions of their own before CPython 3.12. In an async function they can have
+#: an ``await``.
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>")
 
 
 def find(frame: FrameType) -> Optional[Finding]:
-    """Whether the code that called `greenback.await_`, or an adapter, could have awaited.
+    """The misuse of a bridge whose caller could have awaited; None if it could not.
+
+    The caller is the code that called `greenback.await_` or one of greenback's adapters.
 
     Args:
         frame: The frame that called `greenback.await_`.
@@ -37,7 +40,7 @@ def find(frame: FrameType) -> Optional[Finding]:
 
 
 def is_sync(frame: FrameType) -> bool:
-    """Whether `find` finds nothing wherever the code of *frame* is called from."""
+    """Whether `find` finds nothing for the code of *frame*, wherever it is called from."""
     code = frame.f_code
     return (
         not code.co_flags & _ASYNC

@@ -1,4 +1,4 @@
-"""Bridges in finalizers: `__del__`, `weakref.finalize`, and generators that are collected."""
+"""Bridges in finalizers: `__del__`, `weakref.finalize`, and collected generators."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ KIND = "finalizer"
 
 _FINALIZE = weakref.finalize.__call__.__code__
 _AT_EXIT = weakref.finalize._exitfunc.__func__.__code__  # type: ignore[attr-defined]
-#: Of generators, coroutines and asynchronous generators.
+#: The code flags of generators, coroutines and asynchronous generators.
 RESUMABLE = 0x20 | 0x80 | 0x200
-#: Where the frame of a generator is that takes what is thrown into it from further out.
+#: The instructions at which a generator passes an exception that is thrown into it on to an inner
+#: generator.
 _DELEGATES: Tuple[str, ...] = ("SEND", "YIELD_FROM", "RESUME", "GET_AWAITABLE", "GET_ANEXT")
 if sys.version_info >= (3, 11) and sys.implementation.name == "cpython":
-    # Elsewhere, one that is at a mere ``yield`` calls nothing: PyPy runs finalizers there as well.
+    # On others, a generator at a mere ``yield`` passes nothing on. PyPy runs finalizers there.
     _DELEGATES = (*_DELEGATES, "YIELD_VALUE")
 
-#: Where an exception comes from that was raised, and not thrown into a generator.
+#: The instruction of an exception that was raised there, and not thrown in.
 _RAISE = dis.opmap["RAISE_VARARGS"]
-#: How the names of instructions begin that run code, but not by taking items from a generator.
+#: Instructions whose names begin like this may run code, but take no item from a generator.
 _RESUMES_NOTHING = ("CALL_INTRINSIC", "DELETE_", "LOAD_GLOBAL", "STORE_ATTR", "STORE_NAME")
 
 
@@ -78,7 +79,7 @@ def suspect(frame: FrameType, caller: FrameType) -> Optional[Suspicion]:
 
 def _of_finalize(frame: FrameType, arguments: List[Any]) -> Optional[Suspicion]:
     if len(arguments) < 2 or arguments[1] is None:
-        return None  # called by the program, or at exit, where the frame further out is the one
+        return None  # called by the program, or at exit, where `_AT_EXIT` is the suspect
     info = locals_of(frame).get("info")
     function = getattr(info, "func", None)
     codes = list(code_of(function))
@@ -92,18 +93,19 @@ def _of_finalize(frame: FrameType, arguments: List[Any]) -> Optional[Suspicion]:
 
 
 def _collected(subject: Any) -> Optional[str]:
-    """What makes sure that the cycle collector is about to free an object.
+    """The evidence that the cycle collector is about to free an object, if it is.
 
-    While it runs finalizers, their objects are tracked but in none of its generations. (Builds
-    without the GIL have none.)
+    While the collector runs finalizers, their objects are tracked, but in none of its generations.
+    (Builds without the GIL have no generations.)
     """
     if sys.implementation.name != "cpython" or not gc.is_tracked(subject):
         return None
     if not can_look_at_others():
         return None
-    # In one call of C code, during which no other thread runs, and after which nothing of it is
-    # left: before 3.14, a thread that makes a tuple raises a SystemError if there is a reference to
-    # what it has made so far. It goes to the end, since the list has what iterates over it, too.
+    # This is one call of C code. No other thread runs during it, and it leaves no reference behind:
+    # before 3.14, a thread that is making a tuple raises a SystemError if there is a reference to
+    # the unfinished one. It goes on to the end of the list: the list contains the iterator over
+    # it, which lets go of the list only when it is exhausted.
     found = sum(
         map(
             partial(is_, subject),
@@ -119,9 +121,9 @@ def _collected(subject: Any) -> Optional[str]:
 
 
 def closing_frames() -> List[FrameType]:
-    """The frames that a GeneratorExit has been thrown into which is being handled now.
+    """The frames into which the GeneratorExit was thrown that is being handled now.
 
-    One that the program has raised itself has nothing to do with collecting.
+    A GeneratorExit that the program has raised itself has nothing to do with collecting.
     """
     error = sys.exc_info()[1]
     found: List[FrameType] = []
@@ -148,12 +150,12 @@ def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
 
 
 def of_generator(frame: FrameType, caller: FrameType, is_closing: bool) -> Optional[Finding]:
-    """Whether the generator or coroutine of *frame* runs because it is being collected.
+    """The misuse of a generator or coroutine that runs because it is being collected; or None.
 
     Args:
-        frame: Its frame.
-        caller: The ``f_back`` of that.
-        is_closing: Whether it is known that a GeneratorExit was thrown into it.
+        frame: The frame of the generator or coroutine.
+        caller: The ``f_back`` of *frame*.
+        is_closing: Whether a GeneratorExit is known to have been thrown into it.
     """
     name, _ = instruction(caller)
     if is_inert(name) or name.startswith(_RESUMES_NOTHING):
@@ -185,11 +187,11 @@ def of_generator(frame: FrameType, caller: FrameType, is_closing: bool) -> Optio
 
 
 def _closes(value: Any) -> bool:
-    """Whether it is a method that throws into a generator."""
+    """Whether a value is a method that throws into a generator."""
     if type(value) not in (*IN_C, types.MethodType):
         return False
-    # The object first: a method that is no generator's gets its name from a function, which may be
-    # any object of the program's.
+    # The object first: the method of another object gets its name from its function, which may be
+    # any object of the program.
     if not issubclass(type(getattr(value, "__self__", None)), GENERATORS):
         return False
     return getattr(value, "__name__", None) in ("close", "throw", "aclose", "athrow")

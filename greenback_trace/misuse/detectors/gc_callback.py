@@ -1,4 +1,4 @@
-"""Bridges in the hooks that `gc.callbacks` has."""
+"""Bridges in the hooks in `gc.callbacks`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bridges while a module is being imported by the stack that they are in."""
+"""Bridges in a stack that is importing a module."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..finding import Finding
 
 KIND = "import"
 
-#: The functions that run a module's code while they hold its lock, each with the variable that has
-#: what is known of the module.
+#: The functions that run the code of a module while they hold its lock, each with its variable that
+#: refers to the module's spec.
 CODES: Dict[CodeType, str] = {
     getattr(_bootstrap, name).__code__: "spec"
     for name in ("_load_unlocked", "_exec")
@@ -21,10 +21,10 @@ CODES: Dict[CodeType, str] = {
 
 
 def find(frame: FrameType, inside: Optional[FrameType]) -> Optional[Finding]:
-    """What is being imported in *frame*, which is one of `CODES`.
+    """The misuse of a bridge during an import; None if the spec has no name.
 
     Args:
-        frame: It.
+        frame: A frame of one of `CODES`.
         inside: The outermost frame inside it that runs the code of a module.
     """
     spec = locals_of(frame).get(CODES[frame.f_code])

@@ -20,7 +20,7 @@ def suspect(frame: FrameType, caller: FrameType) -> Optional[Suspicion]:
     if code.co_argcount < 2 and not code.co_flags & 0x04:
         return None
     if threading.get_ident() != threading.main_thread().ident:
-        return None  # they run in no other thread
+        return None  # signal handlers run in the main thread only
     arguments = arguments_of(frame)
     for number, interrupted in zip(arguments, arguments[1:]):
         if interrupted is caller and _is_signal(number):
@@ -45,4 +45,4 @@ def _name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
-        return f"signal {number}"  # a real-time one
+        return f"signal {number}"  # a real-time signal

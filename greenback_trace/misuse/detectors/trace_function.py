@@ -1,4 +1,4 @@
-"""Bridges in the functions of debuggers and profilers, which run between two instructions."""
+"""Bridges in trace and profile functions, which run between two instructions."""
 
 from __future__ import annotations
 

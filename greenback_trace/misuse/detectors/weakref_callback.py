@@ -30,7 +30,7 @@ def suspect(frame: FrameType, caller: FrameType) -> Optional[Suspicion]:
 
 
 def is_dead(value: Any) -> bool:
-    """Whether it is a weak reference or proxy whose object is gone, without asking the object."""
+    """Whether a value is a weak reference or proxy of a dead object. Does not ask the object."""
     kind = type(value)
     if kind in weakref.ProxyTypes:
         text = repr(value)

@@ -47,7 +47,7 @@ def code_of(value: Any, depth: int = 5) -> Iterator[CodeType]:
     """
     while depth:
         depth -= 1
-        code = getattr_static(value, "__code__")
+        code = _getattr_static(value, "__code__")
         if type(code) is CodeType:
             yield code
         if not _IS_CPYTHON and type(value) is functools.partial:
@@ -57,7 +57,7 @@ def code_of(value: Any, depth: int = 5) -> Iterator[CodeType]:
                 value = inside(value)
                 break
         else:
-            wrapped = getattr_static(value, "__wrapped__")
+            wrapped = _getattr_static(value, "__wrapped__")
             if wrapped is None:
                 wrapped = class_attribute(type(value), "__call__")
                 if type(wrapped) is not types.FunctionType or wrapped is value:
@@ -76,7 +76,7 @@ _WRAPPERS: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
 )
 
 
-def getattr_static(value: Any, name: str) -> Any:
+def _getattr_static(value: Any, name: str) -> Any:
     """An attribute of a function, or one in an instance's dictionary. Runs no code."""
     # No isinstance() here and below: it asks objects for their class, and a dead proxy raises.
     if type(value) is types.FunctionType:

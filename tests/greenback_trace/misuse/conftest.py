@@ -1,4 +1,4 @@
-"""What the tests of the detectors share: real bridges, and what is found at their start."""
+"""Shared by the tests of the detectors: real bridges, and the findings at their start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Looking(Instrument):
             self.findings.append(found)
 
     def in_portal(self, backend: Any, sync_fn: Callable[[], Any]) -> List[Finding]:
-        """What is found while *sync_fn* runs in a portal, which must bridge."""
+        """The findings while *sync_fn*, which must bridge, runs in a portal."""
         self.findings.clear()
         self.bridges = 0
         greenback.instruments.add_instrument(self)
@@ -45,7 +45,7 @@ class Looking(Instrument):
         return found
 
     def only(self, backend: Any, sync_fn: Callable[[], Any], kind: str) -> Finding:
-        """The one thing that is found, which is of that kind and no doubt about it."""
+        """The only finding, which must be of that kind and certain."""
         found = self.in_portal(backend, sync_fn)
         assert [each.kind for each in found] == [kind], [
             (each.kind, each.subject, each.evidence) for each in found
@@ -54,7 +54,7 @@ class Looking(Instrument):
         return found[0]
 
     def none(self, backend: Any, sync_fn: Callable[[], Any]) -> None:
-        """Nothing is found."""
+        """Checks that nothing is found."""
         found = self.in_portal(backend, sync_fn)
         assert not found, [(each.kind, each.subject, each.evidence) for each in found]
 

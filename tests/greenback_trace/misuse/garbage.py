@@ -1,4 +1,4 @@
-"""What finalizers need in order to run."""
+"""Makes finalizers run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 from typing import Callable
 
 IS_PYPY = sys.implementation.name == "pypy"
-#: On PyPy a finalizer runs in whichever thread comes first when it is due: seldom another one than
-#: that which has called the collector, as the one that pytest-xdist waits in. Then there is no
-#: portal, and what is to be seen is not seen.
+#: On PyPy a finalizer that is due runs in the next thread that runs. That is seldom another thread
+#: than the one that called the collector, such as the one in which pytest-xdist waits. There is no
+#: portal there, and the test sees nothing.
 _ATTEMPTS = 20 if IS_PYPY else 1
 
 
 def collect() -> None:
-    """What is unreachable and young, which takes PyPy several rounds."""
+    """Collects young garbage, which takes PyPy several rounds."""
     if IS_PYPY:
         for _ in range(3):
             gc.collect()
@@ -23,7 +23,7 @@ def collect() -> None:
 
 
 def until(seen: Callable[[], object], attempt: Callable[[], object]) -> None:
-    """Have finalizers run until one has done so here."""
+    """Makes finalizers run until one has run in this thread."""
     for _ in range(_ATTEMPTS):
         attempt()
         if seen():

@@ -15,7 +15,7 @@ IS_PYPY = sys.implementation.name == "pypy"
 
 class TestSupported:
     def test_is_complete(self) -> None:
-        """What can be told on this interpreter is stated of every kind."""
+        """For every kind it is stated whether this interpreter can recognise it."""
         assert set(detect.SUPPORTED) == set(SEVERITY)
         assert detect.SUPPORTED["gc_callback"] == (not IS_PYPY)
 
@@ -26,7 +26,7 @@ class TestAtStart:
         looking.none(backend, bridge)
 
     def test_every_way_of_calling(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """However ordinary code calls what bridges, it is no misuse."""
+        """Ordinary code that calls a bridging function, in any way, is no misuse."""
 
         class Manager:
             def __enter__(self) -> None:
@@ -90,7 +90,7 @@ class TestAtStart:
 
     @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
     def test_place_that_was_fine_before(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A place whose calls are known to be fine is not trusted with other functions."""
+        """A place that is known to call one function is not trusted with another."""
 
         class Finalized:
             def __del__(self) -> None:
@@ -112,7 +112,7 @@ class TestAtStart:
         looking.only(backend, lambda: call(things.clear), "finalizer")
 
     def test_long_stack(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A stack that recursion made is looked at to its end."""
+        """A deep stack made by recursion is looked at to its end."""
 
         def deeper(levels: int) -> None:
             if levels:
@@ -125,7 +125,7 @@ class TestAtStart:
     def test_too_many_places(
         self, backend: Any, looking: Any, bridge: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What is known of places is bounded, and forgetting it changes nothing."""
+        """The number of known places is bounded, and forgetting them changes no result."""
         monkeypatch.setattr(detect, "_CODES_KEPT", 3)
 
         def run() -> None:
@@ -140,7 +140,7 @@ class TestAtStart:
 
 class TestFramesFrom:
     def test_to_the_portal(self, backend: Any) -> None:
-        """The stack is that of the portal, and nothing further out."""
+        """Only the stack of the portal is looked at, and nothing further out."""
         seen: List[str] = []
 
         def inner() -> None:
@@ -155,7 +155,7 @@ class TestFramesFrom:
         assert names == ["inner", "outer"]
 
     def test_through_greenlets(self, backend: Any) -> None:
-        """What started a greenlet comes after the greenlet's own frames."""
+        """The frames that started a greenlet are looked at after the greenlet's own."""
         greenlet = pytest.importorskip("greenlet")
         seen: List[str] = []
 

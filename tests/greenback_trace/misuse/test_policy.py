@@ -30,14 +30,14 @@ class TestActionsOf:
         assert set(actions.values()) == {"raise"}
 
     def test_a_kind_that_is_named(self) -> None:
-        """A kind has the action that is said for it, advice included."""
+        """A kind that the setting names has that action, advice included."""
         actions = actions_of(" warn , import=off, async_caller = raise")
         assert actions["import"] == "off"
         assert actions["async_caller"] == "raise"
         assert actions["finalizer"] == "warn"
 
     def test_kinds_alone(self) -> None:
-        """Where only kinds are named, the others have the default."""
+        """If the setting names kinds only, the other kinds have the default action."""
         assert actions_of("lock_held=raise") == {**actions_of("warn"), "lock_held": "raise"}
 
     def test_off(self) -> None:
@@ -48,7 +48,7 @@ class TestActionsOf:
         "text", ["", "loud", "warn,locks=raise", "warn,import", "warn,import=loud", "warn,raise"]
     )
     def test_a_typo(self, text: str) -> None:
-        """What is no setting is refused as a whole."""
+        """A setting with a typo is refused as a whole."""
         with pytest.raises(ValueError):
             actions_of(text)
 
@@ -72,14 +72,14 @@ class TestAllow:
         assert not is_allowed("import")
 
     def test_by_an_exit_stack(self) -> None:
-        """It can be entered by whatever enters context managers."""
+        """An ExitStack can enter it."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(allow("import", reason="a test"))
             assert is_allowed("import")
         assert not is_allowed("import")
 
     def test_tasks(self) -> None:
-        """It goes for the task and for those that it starts inside, and not for any other."""
+        """It applies to the task and to tasks started inside the block, and to no other."""
         inside_of: List[Tuple[str, bool]] = []
 
         async def look(name: str) -> None:
@@ -111,7 +111,7 @@ class TestAllow:
         reason="garbage is collected between two instructions",
     )
     def test_in_a_collection_of_garbage(self) -> None:
-        """Where setting a context variable could crash the interpreter, none is set."""
+        """In a collection, where setting a context variable could crash, none is set."""
         seen = []
 
         class Litter:
@@ -140,19 +140,19 @@ class TestAllow:
             allow("locks", reason="a test")
 
     def test_no_reason(self) -> None:
-        """A block that nobody gives a reason for is refused."""
+        """A block without a reason is refused."""
         with pytest.raises(ValueError, match="no reason"):
             allow("lock_held", reason=" ")
 
 
 class TestExceptions:
     def test_types(self) -> None:
-        """Who catches RuntimeError gets the error; filters of RuntimeWarning see the warning."""
+        """The error is a RuntimeError, and the warning a RuntimeWarning."""
         assert issubclass(MisuseError, RuntimeError)
         assert issubclass(MisuseWarning, RuntimeWarning)
 
     def test_carry_the_report(self, backend: Any) -> None:
-        """The exception reads like the report in short, and has it, in another process too."""
+        """The exception has the report and its short text, also after pickling."""
         misuse = in_portal(backend, lambda: described(sys._getframe()))
         for kind in (MisuseError, MisuseWarning):
             error = pickle.loads(pickle.dumps(kind(misuse)))

@@ -1,4 +1,4 @@
-"""Whose code holds the event loop."""
+"""The code that holds the event loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("others_are_shown")
 
 
 class Steps(Instrument):
-    """Tells a watchdog of steps, like debug mode does."""
+    """Tells a watchdog of steps, as debug mode does."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self.watchdog = watchdog
@@ -52,7 +52,7 @@ def steps(watchdog: Watchdog) -> Iterator[Steps]:
 
 
 def block(watchdog: Watchdog) -> int:
-    """Holds the loop until the watchdog has seen it often; the line that it does so in."""
+    """Holds the loop until the watchdog has seen it often. Returns the line of the loop."""
     samples = 0
     deadline = time.monotonic() + 20
     while samples < 10 and time.monotonic() < deadline:
@@ -62,7 +62,7 @@ def block(watchdog: Watchdog) -> int:
 
 
 def in_block(steps: Steps) -> Held:
-    """What is told of `block`: on a busy machine, other steps can be slow as well."""
+    """The report about `block`. On a busy machine, other steps can be slow as well."""
     (held,) = (
         held for held in steps.held if held is not None and held.function == f"{__name__}.block"
     )
@@ -91,7 +91,7 @@ class TestFinishStep:
     def test_stack_leads_through_the_portal(
         self, backend: Any, watchdog: Watchdog, steps: Steps
     ) -> None:
-        """The stack has the functions in the portal in their order, below those around it."""
+        """The stack has the functions in the portal in order, after those around it."""
 
         def outer() -> None:
             inner()
@@ -113,7 +113,7 @@ class TestFinishStep:
     def test_in_a_greenlet_of_the_tasks_own(
         self, backend: Any, watchdog: Watchdog, steps: Steps
     ) -> None:
-        """What runs in a greenlet that the task's code has started is shown below its starter."""
+        """Functions in a greenlet that the task's code has started are shown after its starter."""
 
         def starter() -> None:
             greenlet.greenlet(block).switch(watchdog)
@@ -157,7 +157,7 @@ class TestFinishStep:
         assert in_block(steps).function == f"{__name__}.block"
 
     def test_the_longest_is_named(self, watchdog: Watchdog) -> None:
-        """Of several functions that held the loop in turn, the one is named that did for longer."""
+        """Of several functions that held the loop in turn, the one with the most time is named."""
         portal = Portal("run", NOWHERE.library)
 
         def briefly(seconds: float) -> None:
@@ -185,7 +185,7 @@ class TestFinishStep:
 
 class TestThread:
     def test_starts_with_the_first_step_and_rests_without_any(self, watchdog: Watchdog) -> None:
-        """There is no thread before the first step, and it sleeps while no step runs."""
+        """There is no thread before the first step, and the thread sleeps while no step runs."""
         assert watchdog._thread is None
         portal = Portal("run", NOWHERE.library)
         for _ in range(2):
@@ -230,7 +230,7 @@ class TestThread:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_in_a_forked_child(self, python: Any) -> None:
-        """A child of a fork, which has no thread, starts one of its own."""
+        """A forked child, which has no such thread, starts its own."""
         result = python("-c", FORK)
         assert result.stderr == ""
         assert result.stdout == "__main__.hold\n__main__.hold\n"

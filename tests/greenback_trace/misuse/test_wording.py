@@ -60,7 +60,7 @@ class TestDescribe:
         assert "return inner()" in stack[3]
 
     def test_a_very_deep_stack(self) -> None:
-        """Of thousands of frames the report has both ends, and says how many it left out."""
+        """Of a deep stack, the report has both ends, and says how many entries it left out."""
 
         def down(depth: int) -> Misuse:
             return down(depth - 1) if depth else described(sys._getframe())
@@ -75,7 +75,7 @@ class TestDescribe:
         assert "described(sys._getframe())" in stack[-1]
 
     def test_keeps_nothing_alive(self, backend: Any) -> None:
-        """A report that is kept keeps no frame, and so no local variable of the program."""
+        """A report keeps no frame alive, and so no local variable of the program."""
 
         class Local:
             pass
@@ -96,7 +96,7 @@ class TestDescribe:
         assert misuse.stack
 
     def test_inconclusive(self, backend: Any) -> None:
-        """A report that is not certain says so, in short and in full."""
+        """An inconclusive report says so in its short and its full text."""
         misuse = in_portal(backend, lambda: described(sys._getframe(), inconclusive=True))
         assert "inconclusive" in str(misuse)
         assert "inconclusive" in misuse.format().splitlines()[0]
@@ -145,7 +145,7 @@ class TestDescribe:
 
 class TestLink:
     def misuse(self, docs: Optional[str]) -> Misuse:
-        """What debug mode reports of one misuse, with links to *docs*."""
+        """The report of debug mode about one misuse, with links to *docs*."""
 
         async def fetch() -> None:
             pass

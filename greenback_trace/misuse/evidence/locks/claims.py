@@ -292,6 +292,7 @@ def confirmed(task: object) -> Iterator[Tuple[Book, Claim]]:
 
 
 def _has_it(book: Book, claim: Claim) -> bool:
+    """Whether the lock, which is locked, is certainly held by this claim."""
     call = claim.call
     if call.is_with and not call.code.co_flags & _GENERATOR:
         return False  # only the frame can confirm it

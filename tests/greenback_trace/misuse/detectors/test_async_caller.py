@@ -55,7 +55,7 @@ class TestAsyncCaller:
         assert [(each.kind, each.inconclusive) for each in looking.findings] == [(KIND, False)]
 
     def test_sync_function_between(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A sync function that an async one calls is what bridges are for."""
+        """A sync function that an async one calls may bridge."""
 
         async def main() -> None:
             bridge()
@@ -63,7 +63,7 @@ class TestAsyncCaller:
         looking.none(backend, lambda: greenback.await_(main()))
 
     def test_worse_misuse_is_named(self, backend: Any, looking: Any) -> None:
-        """An async function inside of something worse is not what is named."""
+        """Where an async function is inside a worse misuse, the worse one is named."""
         made: List[Any] = []
 
         class Thing:

@@ -60,7 +60,7 @@ class TestHook:
     def test_of_called_collection(
         self, backend: Any, looking: Any, bridge: Any, hook: Any, shape: str
     ) -> None:
-        """A bridge in a hook of gc.callbacks is found, whatever the hook is."""
+        """A bridge in a hook of gc.callbacks is found, for every kind of hook."""
 
         def run() -> None:
             hook(shapes(bridge)[shape])
@@ -71,7 +71,7 @@ class TestHook:
     def test_that_takes_itself_off(
         self, backend: Any, looking: Any, bridge: Any, hook: Any
     ) -> None:
-        """A hook for the next collection only is one while it runs."""
+        """A hook that removes itself when it runs is found."""
 
         def once(phase: str, info: Any) -> None:
             gc.callbacks.remove(once)
@@ -84,7 +84,7 @@ class TestHook:
         assert "gc.callbacks" in looking.only(backend, run, KIND).subject
 
     def test_of_any_collection(self, backend: Any, looking: Any, bridge: Any, hook: Any) -> None:
-        """So it is in a collection that begins at an arbitrary moment."""
+        """A bridge in a hook is found in a collection that begins at an arbitrary moment."""
 
         def run() -> None:
             hook(shapes(bridge)["function"])
@@ -105,14 +105,14 @@ class TestHook:
 class TestOrdinaryCode:
     @pytest.mark.parametrize("shape", SHAPES)
     def test_called(self, backend: Any, looking: Any, bridge: Any, hook: Any, shape: str) -> None:
-        """Calling a hook oneself is no misuse."""
+        """A hook that the program calls is no misuse."""
         function = shapes(bridge)[shape]
         looking.none(backend, lambda: function("start", {"generation": 2}))
 
     def test_called_while_registered(
         self, backend: Any, looking: Any, bridge: Any, hook: Any
     ) -> None:
-        """Nor is calling one that is in gc.callbacks."""
+        """A hook in gc.callbacks that the program calls is no misuse."""
 
         def function(phase: str, info: Any) -> None:
             if info.get("mine"):

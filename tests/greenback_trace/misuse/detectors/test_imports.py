@@ -8,7 +8,7 @@ import pytest
 
 KIND = "import"
 
-# What a module runs that bridges while it is imported. Its module has no other way to the test.
+# A bridge that the imported modules call. They have no other way to the test.
 act: Any = None
 
 
@@ -35,7 +35,7 @@ def module(
 class TestImport:
     @pytest.mark.parametrize("how", ["statement", "from", "function", "dunder"])
     def test_is_found(self, backend: Any, looking: Any, module: Any, how: str) -> None:
-        """A bridge while a module is imported is found, however it is imported."""
+        """A bridge while a module is imported is found, for every way to import it."""
         module("misused_plain", "act()\nvalue = 1\n")
         imports = {
             "statement": "import misused_plain",
@@ -48,7 +48,7 @@ class TestImport:
         assert found.frame.f_globals["__name__"] == "misused_plain"
 
     def test_lazy(self, backend: Any, looking: Any, module: Any) -> None:
-        """So is one in an import inside of a function, many functions above the bridge."""
+        """An import inside a function is found, many functions above the bridge."""
         module(
             "misused_deep",
             "def deeper(levels):\n    deeper(levels - 1) if levels else act()\ndeeper(50)\n",
@@ -65,7 +65,7 @@ class TestImport:
     @pytest.mark.skipif(sys.version_info < (3, 15), reason="lazy imports are of 3.15")
     @pytest.mark.parametrize("use", ["misused_put_off", "print(misused_put_off)", "use()"])
     def test_put_off(self, backend: Any, looking: Any, module: Any, use: str) -> None:
-        """So is one in an import that was put off until a variable is read."""
+        """A bridge in a lazy import, which runs when a variable is read, is found."""
         module("misused_put_off", "act()\n")
         source = f"lazy import misused_put_off\ndef use():\n    return misused_put_off\n{use}\n"
         found = looking.only(backend, lambda: exec(source, {}), KIND)
@@ -73,7 +73,7 @@ class TestImport:
         assert found.frame.f_globals["__name__"] == "misused_put_off"
 
     def test_innermost(self, backend: Any, looking: Any, module: Any) -> None:
-        """Of modules that import one another, the innermost is named."""
+        """Where modules import one another, the innermost is named."""
         module("misused_inner", "act()\n")
         module("misused_outer", "import misused_inner\n")
 
@@ -87,7 +87,7 @@ class TestImport:
         assert found.frame.f_globals["__name__"] == "misused_inner"
 
     def test_reload(self, backend: Any, looking: Any, module: Any) -> None:
-        """So is one while a module is loaded again."""
+        """A bridge while a module is reloaded is found."""
         module("misused_again", "if 'loaded' in globals():\n    act()\nloaded = True\n")
         import misused_again  # type: ignore[import-not-found]
 
@@ -96,7 +96,7 @@ class TestImport:
         )
 
     def test_of_package(self, backend: Any, looking: Any, module: Any, tmp_path: Any) -> None:
-        """So is one in the __init__ of a package."""
+        """A bridge in the __init__ of a package is found."""
         (tmp_path / "misused_package").mkdir()
         module("misused_package/__init__", "act()\n")
         module("misused_package/part", "")
@@ -109,7 +109,7 @@ class TestImport:
         assert "misused_package" in looking.only(backend, run, KIND).subject
 
     def test_finished(self, backend: Any, looking: Any, module: Any) -> None:
-        """An import that is over is no misuse; nor is one that does not bridge."""
+        """An import that is over is no misuse, nor is one that does not bridge."""
         module("misused_over", "def use():\n    act()\n")
 
         def run() -> None:
@@ -121,7 +121,7 @@ class TestImport:
         looking.none(backend, run)
 
     def test_of_other_thread(self, backend: Any, looking: Any, module: Any, bridge: Any) -> None:
-        """An import that another thread is in the middle of is no misuse of this one."""
+        """An import in another thread is no misuse of this thread."""
         import threading
 
         begun, goes_on = threading.Event(), threading.Event()

@@ -112,7 +112,7 @@ class TestHandler:
     def test_is_found(
         self, backend: Any, looking: Any, bridge: Any, set_handler: Any, shape: str
     ) -> None:
-        """A bridge in a signal handler is found, whatever the handler is."""
+        """A bridge in a signal handler is found, for every kind of handler."""
         set_handler(shapes(bridge)[shape])
         found = looking.only(backend, lambda: by_raise(lambda: looking.bridges), KIND)
         assert "SIGUSR1" in found.subject
@@ -122,12 +122,12 @@ class TestHandler:
     def test_however_sent(
         self, backend: Any, looking: Any, bridge: Any, set_handler: Any, send: Any
     ) -> None:
-        """So it is at whatever moment the signal comes."""
+        """A bridge in a signal handler is found, at any moment of the signal."""
         set_handler(lambda signum, frame: bridge())
         looking.only(backend, lambda: send(lambda: looking.bridges), KIND)
 
     def test_timer(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """So it is where a timer sends it."""
+        """A bridge in a signal handler is found where a timer sends the signal."""
         before = signal.signal(signal.SIGALRM, lambda signum, frame: bridge())
 
         def run() -> None:
@@ -144,7 +144,7 @@ class TestHandler:
     def test_removes_itself(
         self, backend: Any, looking: Any, bridge: Any, set_handler: Any
     ) -> None:
-        """So it is where the handler takes itself out before it bridges."""
+        """A bridge in a handler that removes itself before it bridges is found."""
 
         def handler(signum: int, frame: Any) -> None:
             signal.signal(signum, signal.SIG_IGN)
@@ -154,7 +154,7 @@ class TestHandler:
         looking.only(backend, lambda: by_raise(lambda: looking.bridges), KIND)
 
     def test_deep(self, backend: Any, looking: Any, bridge: Any, set_handler: Any) -> None:
-        """So it is many functions above the bridge."""
+        """A signal handler is found many functions above the bridge."""
 
         def deeper(levels: int) -> None:
             if levels:
@@ -171,7 +171,7 @@ class TestOrdinaryCode:
     def test_called(
         self, backend: Any, looking: Any, bridge: Any, set_handler: Any, shape: str
     ) -> None:
-        """Calling a handler oneself is no misuse, even with the frame that it would be given."""
+        """A handler that the program calls is no misuse, even with the frame of a signal."""
         function = shapes(bridge)[shape]
         set_handler(function)
 
@@ -190,7 +190,7 @@ class TestOrdinaryCode:
             looking.none(backend, call)
 
     def test_opaque_is_inconclusive(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A call of what a call returned cannot be told from an implicit one, and says so."""
+        """A call of the result of a call is inconclusive: it may be an implicit one."""
 
         def get() -> Any:
             return lambda signum, frame: bridge()
@@ -239,7 +239,7 @@ class TestOrdinaryCode:
         assert [each.kind for each in looking.findings] == ["async_caller"]
 
     def test_of_trio(self, looking: Any) -> None:
-        """So is what Trio's open_signal_receiver receives."""
+        """Signals received by Trio's open_signal_receiver are safe."""
 
         def receive(signals: Any) -> List[int]:
             by_raise(lambda: True)

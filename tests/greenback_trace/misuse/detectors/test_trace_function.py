@@ -15,7 +15,7 @@ def traced() -> int:
 
 
 class Bridges:
-    """Bridges the first time that an event comes in `traced`."""
+    """Bridges at the first event in `traced`."""
 
     def __init__(self, bridge: Callable[[], None], event: str) -> None:
         self.bridge = bridge
@@ -70,7 +70,7 @@ class TestTraceFunction:
     def test_settrace(
         self, backend: Any, looking: Any, bridge: Any, shape: str, event: str
     ) -> None:
-        """A bridge in a trace function is found, whatever it is and is told."""
+        """A bridge in a trace function is found, for every kind of function and event."""
 
         def run() -> None:
             before = sys.gettrace()
@@ -87,7 +87,7 @@ class TestTraceFunction:
     def test_setprofile(
         self, backend: Any, looking: Any, bridge: Any, shape: str, event: str
     ) -> None:
-        """So is one in a profile function."""
+        """A bridge in a profile function is found."""
 
         def run() -> None:
             before = sys.getprofile()
@@ -102,7 +102,7 @@ class TestTraceFunction:
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is of 3.12")
     @pytest.mark.parametrize("event", ["PY_START", "LINE", "INSTRUCTION", "CALL", "PY_RETURN"])
     def test_monitoring(self, backend: Any, looking: Any, bridge: Any, event: str) -> None:
-        """So is one in a callback of sys.monitoring."""
+        """A bridge in a callback of sys.monitoring is found."""
         if sys.version_info < (3, 12):
             return
         monitoring = sys.monitoring
@@ -133,7 +133,7 @@ class TestTraceFunction:
 class TestOrdinaryCode:
     @pytest.mark.parametrize("shape", SHAPES)
     def test_called(self, backend: Any, looking: Any, bridge: Any, shape: str) -> None:
-        """Calling a trace function oneself is no misuse."""
+        """A trace function that the program calls is no misuse."""
         function = shapes(lambda frame, event: bridge())[shape]
 
         def from_list() -> None:

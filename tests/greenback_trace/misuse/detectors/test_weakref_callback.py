@@ -69,7 +69,7 @@ SHAPES = sorted(shapes(lambda: None))
 class TestCallback:
     @pytest.mark.parametrize("shape", SHAPES)
     def test_is_found(self, backend: Any, looking: Any, bridge: Any, shape: str) -> None:
-        """A bridge in the callback of a weak reference is found, whatever is called back."""
+        """A bridge in the callback of a weak reference is found, for every kind of callback."""
 
         def drop() -> None:
             thing = Thing()
@@ -82,7 +82,7 @@ class TestCallback:
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_of_proxy(self, backend: Any, looking: Any, bridge: Any, shape: str) -> None:
-        """So is one in the callback of a proxy."""
+        """A bridge in the callback of a weak proxy is found."""
 
         def drop() -> None:
             thing = Thing()
@@ -95,7 +95,7 @@ class TestCallback:
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_by_collector(self, backend: Any, looking: Any, bridge: Any, shape: str) -> None:
-        """So is one that the cycle collector calls back."""
+        """A bridge in a callback that the cycle collector runs is found."""
 
         def drop() -> None:
             thing: Any = Thing()
@@ -108,7 +108,7 @@ class TestCallback:
         looking.only(backend, drop, KIND)
 
     def test_of_subclass(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """So is one of a reference of one's own kind, and of a WeakMethod."""
+        """A bridge in the callback of a derived reference, or of a WeakMethod, is found."""
 
         class Reference(weakref.ref):  # type: ignore[type-arg]
             pass
@@ -135,7 +135,7 @@ class TestCallback:
 
     @pytest.mark.parametrize("kind", ["key", "value", "set"])
     def test_of_collection(self, backend: Any, looking: Any, bridge: Any, kind: str) -> None:
-        """So is one inside what a weak dictionary or set does when something goes."""
+        """A bridge while a weak dictionary or set removes a dead entry is found."""
 
         class Data(dict):  # type: ignore[type-arg]
             def __delitem__(self, key: Any) -> None:
@@ -202,7 +202,7 @@ class TestOrdinaryCode:
         looking.none(backend, from_list)
 
     def test_callback_called(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """Nor is calling a function that is the callback of something that lives."""
+        """A call of a function that is the callback of a living object is no misuse."""
 
         def callback(reference: Any) -> None:
             bridge()
@@ -215,7 +215,7 @@ class TestOrdinaryCode:
         del kept  # before what it refers to
 
     def test_live_reference(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A reference, or a proxy, to what lives is not looked at twice, however it comes."""
+        """A reference or proxy to a living object is no evidence, even in an opaque call."""
         thing = Thing()
 
         def get() -> Any:
@@ -225,7 +225,7 @@ class TestOrdinaryCode:
         looking.none(backend, lambda: get()(weakref.proxy(thing)))
 
     def test_dead_proxy_passed(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """Nor is handing on a dead proxy, of which nothing can be asked."""
+        """A dead proxy that ordinary code hands on is no misuse, and is not asked for anything."""
 
         def function(proxy: Any) -> int:
             bridge()
@@ -241,7 +241,7 @@ class TestOrdinaryCode:
         looking.none(backend, through_c)
 
     def test_opaque_is_inconclusive(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A call of what a call returned cannot be told from an implicit one, and says so."""
+        """A call of the result of a call is inconclusive: it may be an implicit one."""
 
         def get() -> Any:
             return lambda reference: bridge()

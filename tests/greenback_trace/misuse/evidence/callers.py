@@ -6,7 +6,7 @@ from typing import Any, List
 
 
 class Callers:
-    """Calls of a function, each of which has its own name for it."""
+    """Calls of a function by a name of the caller's."""
 
     @staticmethod
     def plain(target: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which ``with`` blocks a function is inside of, and what it is about to call."""
+"""The ``with`` blocks that a function is inside of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from greenback_trace.misuse.evidence.blocks import inside
 
 from ..garbage import IS_PYPY
 
-# PyPy 8.0's compiler has the handler of the outer one of two blocks cover too much where both are
+# The compiler of PyPy 8.0 has the handler of the outer of two blocks cover too much where both are
 # left by a return: the call of its `__exit__`, and what a ``finally`` around them runs then.
 
 
@@ -122,7 +122,7 @@ class Program:
         self.block(depth + 1, loops)
 
     def run(self, times: int) -> None:
-        """Take it through some of its paths, checking at each step and between them."""
+        """Run it through some of its paths, with checks at each step and between steps."""
 
         def probe(*arguments: Any, **named: Any) -> int:
             check(sys._getframe(1))
@@ -150,7 +150,7 @@ class Program:
                         running.throw(Failure)
             except Failure:
                 pass
-            while Manager.entered:  # it goes on, or has caught what was thrown into it
+            while Manager.entered:  # it goes on, or has caught the exception thrown into it
                 try:
                     next(running)
                 except (Failure, StopIteration):

@@ -25,7 +25,7 @@ class TestHowCalled:
         ids=lambda call: call.__name__,
     )
     def test_other_name(self, call: Any) -> None:
-        """A call by another name is told by what the name stands for."""
+        """A call by another name is recognised by the value of that name."""
         seen: List[Any] = []
 
         def other(*arguments: Any, **named: Any) -> None:
@@ -40,7 +40,7 @@ class TestHowCalled:
     def test_without_the_extra(
         self, backend: Any, looking: Any, bridge: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Without greenback[debug], what bytecode alone shows is certain, and the rest is not."""
+        """Without greenback[debug], evidence from bytecode is certain, the rest inconclusive."""
         monkeypatch.setattr(calls, "Source", None)
 
         class Thing:
@@ -62,7 +62,7 @@ class TestHowCalled:
 
     @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
     def test_without_source(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """So it is where there is no source."""
+        """Without the source, evidence from bytecode is certain, the rest inconclusive."""
         names: Any = {"bridge": bridge}
         source = (
             "class Thing:\n    def __del__(self): bridge()\n"
@@ -93,14 +93,14 @@ class TestLocals:
         assert function()
 
     def test_leaves_dictionaries_of_the_program(self) -> None:
-        """A dictionary that the function has of its own variables stays as it is."""
+        """The dictionary of a function's earlier call of locals() stays as it is."""
         number = 1
         mine = locals()
         assert locals_of(sys._getframe())["number"] == number
         assert mine["number"] == 1
 
     def test_of_module(self) -> None:
-        """The variables of a module are the module's."""
+        """The variables of a module's frame are those of the module."""
         names: Any = {"locals_of": locals_of, "sys": sys}
         exec("found = dict(locals_of(sys._getframe()))\nnumber = 1", names)
         assert names["found"]["sys"] is sys

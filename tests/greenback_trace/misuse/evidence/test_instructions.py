@@ -1,4 +1,4 @@
-"""What the instruction of a frame says of the function that it is in the middle of."""
+"""Instructions, and whether they call something."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from greenback_trace.misuse.evidence.instructions import is_call, is_inert, is_p
 
 from .callers import CALLERS, Callers
 
-#: The instructions of all interpreters that call nothing, except by what they drop.
+#: The instructions of all interpreters that call nothing, except by objects that they drop.
 INERT = (
     "ASYNC_GEN_WRAP", "BEGIN_FINALLY", "BUILD_INTERPOLATION", "BUILD_LIST", "BUILD_SLICE",
     "BUILD_STRING", "BUILD_TEMPLATE", "BUILD_TUPLE", "CACHE", "CALL_FINALLY", "COPY",
@@ -29,13 +29,13 @@ INERT = (
     "ROT_THREE", "ROT_TWO", "SETUP_FINALLY", "SET_FUNCTION_ATTRIBUTE", "STORE_DEREF",
     "STORE_FAST", "STORE_FAST_LOAD_FAST", "STORE_FAST_STORE_FAST", "STORE_GLOBAL", "SWAP",
 )  # fmt: skip
-#: What the interpreter puts in place of other instructions. `co_code` shows those.
+#: The interpreter puts these in place of other instructions. `co_code` shows the others.
 NEVER_SEEN = ("ENTER_EXECUTOR", "INSTRUMENTED_", "TRACE_RECORD")
 
 
 class TestInstructions:
     def test_which_call_nothing(self) -> None:
-        """Of each instruction of this interpreter it is known whether it may call something."""
+        """For each instruction of this interpreter it is known whether it may call something."""
         found = {
             name
             for name, number in dis.opmap.items()
@@ -43,7 +43,7 @@ class TestInstructions:
         }
         expected = found.intersection(INERT)
         if sys.version_info >= (3, 15):
-            expected.discard("LOAD_GLOBAL")  # what is imported lazily is imported by that
+            expected.discard("LOAD_GLOBAL")  # it may import lazily
         assert found == expected
         assert {name for name in dis.opmap if name in INERT and is_call(name)} == set()
 
@@ -59,12 +59,12 @@ class TestIsPlainlyCalled:
             seen.append(is_plainly_called(frame, frame.f_back))  # type: ignore[arg-type]
 
         call(target)
-        # Branches among the arguments hide it, which then takes a longer look.
+        # Branches among the arguments hide the function. Then the source is looked at.
         assert set(seen) == {True} or call is Callers.conditional
 
     @pytest.mark.parametrize("call", CALLERS, ids=lambda call: call.__name__)
     def test_other_name(self, call: Any) -> None:
-        """A call by another name is not."""
+        """A call by another name is not recognised as plain."""
         seen: List[bool] = []
 
         def other(*arguments: Any, **named: Any) -> None:

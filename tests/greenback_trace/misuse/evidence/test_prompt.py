@@ -1,4 +1,4 @@
-"""Bridges that the user of a debugger asks for."""
+"""Bridges that the user of a debugger asks for at its prompt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from greenback import await_
 from greenback_trace import Config, MisuseError, MisuseWarning
 
 IS_PYPY = sys.implementation.name == "pypy"
-#: What pdb has its events from: the keyword arguments of `pdb.Pdb`.
+#: The sources of pdb's events, as keyword arguments of `pdb.Pdb`.
 SOURCES: List[Any] = [{}]
 if sys.version_info >= (3, 14) and not IS_PYPY:
     SOURCES.append({"backend": "monitoring"})
@@ -41,7 +41,7 @@ async def fetch(number: int) -> int:
 
 
 class Lazy:
-    """Is loaded when it is shown."""
+    """Loads its value when it is shown."""
 
     def __repr__(self) -> str:
         return f"<Lazy {await_(fetch(1))}>"
@@ -82,7 +82,7 @@ def kinds(request: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     def kinds(function: Callable[[], Any]) -> List[str]:
         greenback_trace.enable(config=Config(mode="debug", misuse=request.param))
-        gc.disable()  # a debugger stops at whatever is called next, a finalizer included
+        gc.disable()  # a debugger stops at the next call, which may be of a finalizer
         try:
             with warnings.catch_warnings(), contextlib.suppress(MisuseError):
                 warnings.simplefilter("ignore", MisuseWarning)
@@ -97,7 +97,7 @@ def kinds(request: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 class Prompt:
-    """What is typed at the prompt of pdb, and what it prints."""
+    """The input at the prompt of pdb, and its output."""
 
     def __init__(self, *commands: str, kind: Any = pdb.Pdb, source: Any) -> None:
         self.output = io.StringIO()
@@ -110,11 +110,11 @@ class Prompt:
         )
 
     def stop(self) -> None:
-        """Stop the caller, there or at its next line."""
+        """Stop the caller, where it is or at its next line."""
         self.pdb.set_trace(sys._getframe(1))
 
     def answers(self) -> List[str]:
-        """What each command printed, but where it has stopped."""
+        """The output of each command, without the place where it stopped."""
         parts = self.output.getvalue().split("(Pdb) ")[1:]
         return [part.rstrip("\n") for part in parts[:-1]]
 
@@ -139,7 +139,7 @@ class TestPdb:
         ],
     )
     def test_typed(self, kinds: Any, source: Any, command: str, answer: str) -> None:
-        """What is typed at the prompt may bridge, and gets its answer."""
+        """A command at the prompt may bridge, and gets its answer."""
         prompt = Prompt(command, "p 'still', number", source=source)
 
         def work() -> None:
@@ -151,7 +151,7 @@ class TestPdb:
         assert prompt.answers() == [answer, "('still', 7)"]
 
     def test_in_another_frame(self, kinds: Any, source: Any) -> None:
-        """So it may in the frame of a caller."""
+        """A command may bridge in the frame of a caller."""
         prompt = Prompt("up", "p await_(fetch(number))", source=source)
 
         def inner() -> None:
@@ -167,7 +167,7 @@ class TestPdb:
         assert prompt.answers()[-1] == "9"
 
     def test_at_each_step(self, kinds: Any, source: Any) -> None:
-        """So it may after steps, and what is shown at each of them."""
+        """A command may bridge after steps, and so may a display at each step."""
         prompt = Prompt("next", "display add(number)", "next", "next", "add(1)", source=source)
 
         def work() -> None:
@@ -182,7 +182,7 @@ class TestPdb:
         assert prompt.answers()[-1] == "2"
 
     def test_condition(self, kinds: Any, source: Any) -> None:
-        """So may the condition of a breakpoint."""
+        """The condition of a breakpoint may bridge."""
         place = f"{__file__}:{traced.__code__.co_firstlineno + 2}"
         condition = f"break {place}, add(number) == 2"
         prompt = Prompt(condition, "continue", "p 'there', number", f"clear {place}", source=source)
@@ -197,7 +197,7 @@ class TestPdb:
     @pytest.mark.parametrize("kind", ["Lock", "RLock", "Condition"])
     @pytest.mark.parametrize("by", ["with", "acquire"])
     def test_where_a_lock_is_held(self, kinds: Any, source: Any, kind: str, by: str) -> None:
-        """So it may where the program that is stopped holds a lock."""
+        """A command may bridge where the stopped program holds a lock."""
         prompt = Prompt("add(1)", source=source)
 
         def work() -> None:
@@ -215,7 +215,7 @@ class TestPdb:
         assert prompt.answers() == ["2"]
 
     def test_inside_of_a_misuse(self, kinds: Any, source: Any, tmp_path: Path) -> None:
-        """So it may where the program that is stopped must not bridge itself."""
+        """A command may bridge where the stopped program itself must not."""
         prompts = [Prompt("import sys", "sys.add_of_test(1)", source=source) for _ in range(3)]
 
         class Stops:
@@ -264,7 +264,7 @@ class TestPdb:
     def test_misuse_in_what_it_calls(
         self, kinds: Any, source: Any, command: str, kind: str
     ) -> None:
-        """What is called from there is looked at like anything else."""
+        """A misuse inside a function that a command calls is found."""
         prompt = Prompt(command, source=source)
 
         def work() -> None:
@@ -274,7 +274,7 @@ class TestPdb:
         assert kinds(work) == [kind]
 
     def test_subclass(self, kinds: Any, source: Any) -> None:
-        """A debugger that is derived from pdb, and runs commands in its own way, has a prompt."""
+        """A debugger that derives from pdb, and runs commands in its own way, has a prompt."""
 
         class Own(pdb.Pdb):
             def onecmd(self, line: str) -> bool:
@@ -293,7 +293,7 @@ class TestPdb:
         assert prompt.answers() == ["5", "3"]
 
     def test_bridges_by_itself(self, kinds: Any, source: Any) -> None:
-        """One that bridges without being asked to is a trace function like any other."""
+        """A debugger that bridges without a command is a trace function, and a misuse."""
 
         class Own(pdb.Pdb):
             def user_line(self, frame: Any) -> None:
@@ -311,7 +311,7 @@ class TestPdb:
 
 class TestOthers:
     def test_bdb_that_bridges_by_itself(self, kinds: Any) -> None:
-        """A debugger of one's own that bridges by itself is misuse."""
+        """A debugger that derives from nothing and bridges by itself is a misuse."""
 
         class Own(bdb.Bdb):
             def user_line(self, frame: Any) -> None:
@@ -322,7 +322,7 @@ class TestOthers:
         assert kinds(lambda: Own().runcall(traced)) == ["trace_function"]
 
     def test_evaluates_what_is_typed(self, kinds: Any) -> None:
-        """A debugger that derives from nothing may be asked to evaluate something."""
+        """A debugger that derives from nothing may bridge to evaluate an expression."""
         answers = []
 
         def trace(frame: Any, event: str, argument: Any) -> Any:
@@ -345,7 +345,7 @@ class TestOthers:
 
 class TestNoDebugger:
     def test_text(self, kinds: Any) -> None:
-        """A text that is run by something else than a trace function is no prompt."""
+        """A text that runs outside a trace function is no prompt."""
 
         def work() -> None:
             lock = threading.Lock()
@@ -357,7 +357,7 @@ class TestNoDebugger:
         assert kinds(work) == ["lock_held"] * 2
 
     def test_command_line(self, kinds: Any) -> None:
-        """The prompt of the program's own commands is none of a debugger."""
+        """The program's own command prompt is no prompt of a debugger."""
 
         class Shell(cmd.Cmd):
             def do_add(self, argument: str) -> None:
@@ -422,7 +422,7 @@ actions = pytest.mark.parametrize("action", ["warn", "raise"])
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[[str], List[str]]:
-    """Writes a program, and gives the command that runs it."""
+    """Writes a program, and returns the command that runs it."""
 
     def program(stop: str, library: str) -> List[str]:
         (tmp_path / "program.py").write_text(PROGRAM.replace("STOP", stop))
@@ -453,7 +453,7 @@ class TestBreakpoint:
     def test_typed(
         self, backend: Any, environment: Any, tmp_path: Path, program: Any, action: str
     ) -> None:
-        """What is typed at its prompt may bridge, and is reported nowhere."""
+        """A command at its prompt may bridge, and is not reported."""
         done = subprocess.run(
             program("breakpoint()", backend.name),
             env=environment(GREENBACK_TRACE="debug", GREENBACK_TRACE_MISUSE=action),
@@ -470,7 +470,7 @@ class TestBreakpoint:
     def test_at_a_terminal(
         self, backend: Any, environment: Any, tmp_path: Path, program: Any
     ) -> None:
-        """So it may at a terminal, where newer versions read lines in another way."""
+        """A command at a terminal, where newer versions read lines differently, may bridge."""
         pty = pytest.importorskip("pty", reason="a terminal is needed")
         controller, terminal = pty.openpty()
         variables = {"TERM": "xterm", "NO_COLOR": "1", "GREENBACK_TRACE_MISUSE": "raise"}
@@ -519,7 +519,7 @@ class TestDebugpy:
     def test_evaluated(
         self, backend: Any, environment: Any, tmp_path: Path, program: Any, action: str
     ) -> None:
-        """What an editor has debugpy evaluate, or show, may bridge, and is reported nowhere."""
+        """An expression that an editor has debugpy evaluate may bridge, and is not reported."""
         pytest.importorskip("debugpy")
         from ....tools.dap import Client
 

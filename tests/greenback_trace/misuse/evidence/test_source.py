@@ -1,4 +1,4 @@
-"""Source of large files: what is parsed of it on the event loop, and what is told all the same."""
+"""Large source files: only a part is parsed on the event loop, and calls are still recognised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILLING = (
     'def other_{0}(one):\n    """\n@{0}\n    """\n    return [one for each in range({0})]\n\n\n'
 )
 
-#: Where in a file a function is that has something in C call another one, `{}`.
+#: Places in a file of a function that makes a function in C call another one, `{}`.
 PLACES = {
     "function": "def caller(target):\n    return sorted([1], key=target)\n",
     "headers over lines": (
@@ -52,7 +52,7 @@ def made(tmp_path: Path, text: str) -> Callable[..., Any]:
 
 
 class Parsed:
-    """The lengths of what is parsed. A hook cannot be taken away: this one is switched off."""
+    """The lengths of the parsed texts. An audit hook stays: this one is switched off."""
 
     def __init__(self) -> None:
         self.lengths: Any = []
@@ -68,7 +68,7 @@ class Parsed:
 
 
 def origin_in(caller: Callable[..., Any]) -> Origin:
-    """How a function came to be called that *caller* calls. Checks how much was parsed for that."""
+    """How the function that *caller* calls came to be called. Checks how much was parsed."""
     origins = []
 
     def target(item: int) -> int:
@@ -89,7 +89,7 @@ def origin_in(caller: Callable[..., Any]) -> Origin:
 
 @pytest.mark.parametrize("place", list(PLACES))
 def test_large_file(tmp_path: Path, place: str) -> None:
-    """The caller is known as in a small file, and little is parsed for that."""
+    """A call in a large file is recognised as in a small one, and little is parsed."""
     origin = origin_in(made(tmp_path, PLACES[place]))
     assert origin.explicit is not None, origin.evidence
 
@@ -114,7 +114,7 @@ print(greenback_trace.snapshot().slow_steps)
 
 
 def test_own_time(tmp_path: Path, python: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What looking for misuse takes is not told of as a step of the program's."""
+    """The time to look for misuse does not count as a slow step of the program."""
     made(tmp_path, PLACES["function"])
     slowly = (
         "import time\nfrom greenback_trace.misuse.evidence import source as _source\n"

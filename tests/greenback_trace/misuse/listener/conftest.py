@@ -12,7 +12,7 @@ from .misusing import FROM_INFO, Events
 
 @pytest.fixture(autouse=True)
 def events() -> Iterator[Events]:
-    """What the application's structlog is given."""
+    """The events that the application's structlog gets."""
     seen: Events = []
 
     def keep(logger: Any, method: str, event: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Programs that misuse, and what is told of it."""
+"""Programs that misuse bridges, and what they log."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def holding(lock: Any, wait: Callable[[], Any]) -> None:
 
 
 def hold(backend: Any, times: int = 1) -> None:
-    """Suspend while holding a lock, so many times, in one portal."""
+    """Suspend while holding a lock, several times, in one portal."""
     lock = threading.Lock()
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""What becomes of a misuse: in the program, the log, the counter, the spans and the snapshot."""
+"""The effects of a misuse: on the program, the log, the counter, the spans and the snapshot."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TestLocks:
 
 class TestWarn:
     def test_the_bridge_goes_on(self, backend: Any) -> None:
-        """Under 'warn' a misuse is shown, and the program does what it would do without."""
+        """Under 'warn' a misuse is shown, and the program runs as without debug mode."""
         enable()
         with pytest.warns(MisuseWarning, match="lock_held.*instead") as shown:
             hold(backend)
@@ -95,7 +95,7 @@ class TestWarn:
         assert [misuse.count for misuse in greenback_trace.snapshot().misuses] == [5]
 
     def test_filters_that_make_errors(self, backend: Any) -> None:
-        """With -W error the program still runs as it would: to raise is what 'raise' is for."""
+        """With -W error, a misuse still raises nothing: the setting for that is 'raise'."""
         enable()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -106,7 +106,7 @@ class TestWarn:
 
 class TestRaise:
     def test_at_a_suspension(self, backend: Any) -> None:
-        """await_ raises before it suspends, and what it was given is closed."""
+        """await_ raises before it suspends, and its awaitable is closed."""
         enable("raise")
         closed: List[str] = []
 
@@ -141,7 +141,7 @@ class TestRaise:
         backend.run(main)
 
     def test_is_reported_too(self, backend: Any, events: Events) -> None:
-        """What is raised is also logged and counted: Python only prints it in a finalizer."""
+        """A misuse that raises is also logged and counted: Python only prints it in a finalizer."""
         enable("raise")
         with pytest.raises(MisuseError):
             hold(backend)
@@ -149,7 +149,7 @@ class TestRaise:
         assert [misuse.count for misuse in greenback_trace.snapshot().misuses] == [1]
 
     def test_in_a_finalizer(self, backend: Any, events: Events) -> None:
-        """The exception ends in Python's hook for those that nobody can catch, and is reported."""
+        """The exception goes to Python's hook for uncatchable ones, and is reported."""
         enable("raise")
         swallowed: List[Any] = []
 
@@ -178,7 +178,7 @@ class TestRaise:
         assert [event["kind"] for event in misuses_in(events)] == ["finalizer"]
 
     def test_counts_as_a_bridge_that_failed(self, backend: Any) -> None:
-        """A refused bridge is counted once, as an error, and is not under way afterwards."""
+        """A refused bridge is counted once, as an error, and is not active afterwards."""
         enable("raise,async_caller=raise")
         with pytest.raises(MisuseError):
             backend.run(advised, backend)
@@ -205,7 +205,7 @@ class TestRaise:
         assert [misuse.inconclusive for misuse in misuses.all()] == [True]
 
     def test_with_instruments(self, backend: Any) -> None:
-        """An instrument that listens hears of the bridge, which is refused all the same."""
+        """An instrument hears of the bridge, and the bridge is still refused."""
         finished: List[Any] = []
 
         class Listening(Instrument):
@@ -238,7 +238,7 @@ class TestAdvice:
         assert [misuse.severity for misuse in greenback_trace.snapshot().misuses] == ["advice"]
 
     def test_that_is_named(self, backend: Any) -> None:
-        """Advice whose kind is named is shown like the rest."""
+        """Advice whose kind the setting names is shown like other misuse."""
         enable("async_caller=warn")
         with pytest.warns(MisuseWarning, match="async_caller"):
             backend.run(advised, backend)
@@ -246,7 +246,7 @@ class TestAdvice:
 
 class TestOff:
     def test_everything(self, backend: Any, events: Events) -> None:
-        """With 'off', debug mode traces and says nothing of misuse."""
+        """With 'off', debug mode traces, and reports no misuse."""
         enable("off")
         hold(backend)
         backend.run(advised, backend)
@@ -261,13 +261,13 @@ class TestOff:
         assert greenback_trace.snapshot().misuses == ()
 
     def test_tracing_alone(self, backend: Any) -> None:
-        """Tracing without debug mode looks for nothing."""
+        """Tracing without debug mode reports no misuse."""
         greenback_trace.enable(config=Config(mode="on", misuse="raise"))
         hold(backend)
         assert greenback_trace.snapshot().misuses == ()
 
     def test_disabled(self, backend: Any) -> None:
-        """After disable() nothing is looked for, and the snapshot keeps what was found."""
+        """After disable() no misuse is reported, and the snapshot keeps the earlier ones."""
         enable("raise")
         with pytest.raises(MisuseError):
             hold(backend)
@@ -278,7 +278,7 @@ class TestOff:
 
 class TestAllowed:
     def test_one_site(self, backend: Any, events: Events) -> None:
-        """Inside allow(), that kind is not misuse; outside of it, it is."""
+        """A kind is no misuse inside allow(), and is one outside."""
         enable("raise")
         with allow("lock_held", reason="a test"):
             hold(backend)
@@ -288,7 +288,7 @@ class TestAllowed:
             hold(backend)
 
     def test_inside_the_portal(self, backend: Any) -> None:
-        """It holds across bridges in sync code of the task."""
+        """allow() holds across bridges in sync code of the task."""
         enable("raise")
         lock = threading.Lock()
 
@@ -317,7 +317,7 @@ class TestFromEnvironment:
         assert "<string>:6: MisuseWarning: lock_held" in done.stderr
 
     def test_without_the_extra(self, python: Any) -> None:
-        """Where the extra 'debug' is not installed, one warning names it, and it looks on."""
+        """Without the extra 'debug', one warning names it, and debug mode works on."""
         hidden = "import sys; sys.modules.update(executing=None, pure_eval=None)\n"
         done = python("-c", hidden + _HOLDING, GREENBACK_TRACE="debug")
         assert done.returncode == 0, done.stderr
@@ -325,7 +325,7 @@ class TestFromEnvironment:
         assert "MisuseWarning: lock_held" in done.stderr
 
     def test_tracing_alone(self, python: Any) -> None:
-        """Without debug mode, nothing that looks for misuse is even imported."""
+        """Without debug mode, no module that looks for misuse is imported."""
         loaded = (
             "import sys; print([n for n in sys.modules if n.startswith('greenback_trace.misuse')])"
         )

@@ -1,4 +1,4 @@
-"""What is known of a sync chain."""
+"""Facts that are remembered about sync chains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenbac
 
 
 class TestChains:
-    """What is known of a sync chain is not trusted with what may be different the next time."""
+    """Facts about a sync chain do not hide what may differ the next time."""
 
     def test_called_from_inside_a_lock(self, backend: Any) -> None:
         """A chain that was fine is looked at again from an async function that holds a lock."""
@@ -52,7 +52,7 @@ class TestChains:
         assert (misuse.kind, misuse.count) == ("lock_held", 1)
 
     def test_acquired_meanwhile(self, backend: Any) -> None:
-        """A lock that was taken by calling acquire() is found in a chain that is known."""
+        """A lock that was taken by calling acquire() is found in a known chain."""
         enable()
         lock = threading.Lock()
 
@@ -75,13 +75,13 @@ class TestChains:
 
     @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
     def test_more_than_are_told_apart(self, backend: Any) -> None:
-        """Where there are more callers than are kept, each of them is looked at."""
+        """If there are more callers than are remembered, each of them is looked at."""
         enable(sites=1)  # which makes 20 callers
         is_on = True
 
         class Dropped:
             def __del__(self) -> None:
-                if is_on:  # else, in whatever test the collector finds it
+                if is_on:  # else, in any later test in which the collector frees it
                     greenback.await_(backend.sleep(0))
 
         caller = "def caller(thing):\n    thing.__del__()\n"
@@ -109,7 +109,7 @@ class TestChains:
     @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
     @pytest.mark.parametrize("suspends", [False, True])
     def test_keep_nothing_alive(self, backend: Any, suspends: bool) -> None:
-        """What the functions of a chain refer to goes when they return."""
+        """A known chain keeps no objects of its functions alive."""
         enable()
 
         async def nothing() -> None:

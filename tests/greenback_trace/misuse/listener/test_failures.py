@@ -1,4 +1,4 @@
-"""What fails in debug mode, and odd exceptions of the program."""
+"""Failures of debug mode itself, and odd exceptions of the program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TestFailures:
     def test_a_detector_that_fails(
         self, backend: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The program does not feel that a detector fails; the log says so once."""
+        """A detector that fails does not disturb the program, and is logged once."""
 
         def fail(*args: Any) -> None:
             raise LookupError("of the detector")
@@ -40,7 +40,7 @@ class TestFailures:
     def test_telling_of_it_fails(
         self, backend: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Nor does it feel that its own log cannot be told of that."""
+        """The program goes on if the failure of a detector cannot be logged either."""
 
         class Unspeakable(Exception):
             __context__ = __traceback__ = property(lambda self: 1 / 0)
@@ -70,7 +70,7 @@ class TestFailures:
 
 
 class Odd(Exception):
-    """Shadows what an exception has; nothing of it is to be asked for anything."""
+    """Shadows the attributes of exceptions. Debug mode must not use any of these."""
 
     __context__ = property(lambda self: 1 / 0)
     if sys.implementation.name == "cpython":  # PyPy itself asks for it when it raises one
@@ -92,13 +92,13 @@ class Odd(Exception):
 
 
 class TestOddExceptions:
-    """What the program raises reaches it as itself, whatever its class is like."""
+    """An exception of the program reaches it unchanged, even one of an odd class."""
 
     @pytest.mark.parametrize("with_spans", [False, True])
     def test_raised_and_handled(
         self, backend: Any, with_spans: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Bridges that raise it, and those in its handler, are as without debug mode."""
+        """Bridges that raise it, and bridges in its handler, work as without debug mode."""
         mine = Odd()
 
         async def fail() -> None:
@@ -135,7 +135,7 @@ class TestOddExceptions:
         assert {site.errors for site in greenback_trace.snapshot().sites} == {0, 3}
 
     def test_closing_a_generator(self, backend: Any) -> None:
-        """A generator that is closed while such an exception is handled bridges in peace."""
+        """A generator that is closed while such an exception is handled may bridge."""
 
         def generator() -> Iterator[None]:
             try:

@@ -1,4 +1,4 @@
-"""What debug mode says of slow steps."""
+"""Slow steps in debug mode."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TestSlowSteps:
     def test_excused_between_two_instructions(
         self, backend: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A finalizer that bridges while another bridge suspends costs that no switch or step."""
+        """A finalizer that bridges while another bridge suspends adds no switch or step to it."""
         greenback_trace.enable(config=Config(mode="debug", slow=60))
 
         async def nop() -> None:
@@ -58,7 +58,7 @@ class TestSlowSteps:
 
         def look_long(frame: Any, outermost: Any) -> None:
             if frame.f_code is finalizer.__code__:
-                time.sleep(0.005)  # longer than the whole step: it is taken out of that
+                time.sleep(0.005)  # longer than the whole step, from which it is subtracted
 
         async def main() -> int:
             # In the first run, CPython 3.12 begins to tell of instructions.

@@ -1,4 +1,4 @@
-"""What the log, the counts and the spans say of a misuse."""
+"""The log, the counts and the spans of a misuse."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TestLog:
         json.dumps(event)
 
     def test_repeats(self, backend: Any, events: Events) -> None:
-        """Repeats of a kind at a site are logged once in a while, and counted exactly."""
+        """Repeats of a kind at a site are logged occasionally, and counted exactly."""
         enable()
         with no_warnings():
             hold(backend, times=30)
@@ -93,7 +93,7 @@ class TestLog:
         assert [event["event"] for event in seen] == ["of the program", "greenback.misuse"]
 
     def test_a_logger_that_fails(self, backend: Any, caplog: Any) -> None:
-        """The program does not feel that its logger fails, and the misuse is counted."""
+        """If the program's logger fails, the program goes on, and the misuse is counted."""
 
         def fail(logger: Any, method: str, event: Any) -> Any:
             raise LookupError
@@ -106,7 +106,7 @@ class TestLog:
         assert "could not be logged" in caplog.text
 
     def test_a_logger_that_bridges(self, backend: Any) -> None:
-        """What the program's logger does about a report is no misuse of its own, without end."""
+        """A bridge of the program's logger during a report is not reported in turn."""
         reports = 0
 
         def bridging(logger: Any, method: str, event: Any) -> Any:
@@ -269,7 +269,7 @@ class TestSpans:
         assert misuse.span_id is not None
 
     def test_none(self, backend: Any, exporter: InMemorySpanExporter) -> None:
-        """Without spans the report is complete but for the ids."""
+        """Without spans the report is complete except for the ids."""
         assert self.run(backend, exporter, "warn", "none") == {}
         (misuse,) = greenback_trace.snapshot().misuses
         assert (misuse.trace_id, misuse.span_id) == (None, None)

@@ -14,7 +14,7 @@ KIND = "finalizer"
 refcounted = pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
 
 
-# Each drops the last reference of something that *make* makes.
+# Each drops the last reference to an object that *make* makes
 
 
 def by_del(make: Callable[[], Any]) -> None:

@@ -132,7 +132,7 @@ class TestDel:
     @refcounted
     @pytest.mark.parametrize("drop", DROPS)
     def test_by_reference_count(self, backend: Any, looking: Any, bridge: Any, drop: Any) -> None:
-        """A bridge in a __del__ is found, wherever the last reference goes."""
+        """A bridge in a __del__ is found, at every instruction that drops the last reference."""
         found = looking.in_portal(backend, lambda: drop(finalized_class(bridge)))
         assert found
         for each in found:
@@ -141,7 +141,7 @@ class TestDel:
             assert "Connection" in each.subject
 
     def test_by_collector_called(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A bridge in the __del__ of what gc.collect() finds is found."""
+        """A bridge in the __del__ of an object that gc.collect() frees is found."""
 
         def cycle() -> None:
             made = finalized_class(bridge)()
@@ -181,7 +181,7 @@ class TestDel:
     @pytest.mark.skipif(IS_PYPY, reason="PyPy's collector keeps no such lists")
     @pytest.mark.skipif(not can_look_at_others(), reason="without the GIL, it keeps none either")
     def test_by_collector_in_opaque_call(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """The collector's own finalizers are certain, even in a call that cannot be seen into."""
+        """A finalizer run by the collector is certain, even in a call that cannot be evaluated."""
 
         def cycle() -> None:
             made = finalized_class(bridge)()
@@ -196,7 +196,7 @@ class TestDel:
 
     @refcounted
     def test_inherited(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A __del__ that a base class has, or that calls the one of its base class, is one."""
+        """A __del__ of a base class, or one that calls its base class's, is a finalizer."""
         base = finalized_class(bridge)
 
         class Inherits(base):
@@ -213,7 +213,7 @@ class TestDel:
 
     @refcounted
     def test_deep(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """It is found many functions above the bridge."""
+        """A finalizer is found many functions above the bridge."""
 
         def deeper(levels: int) -> None:
             if levels:
@@ -225,7 +225,7 @@ class TestDel:
 
     @refcounted
     def test_other_name(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A finalizer need not be called __del__."""
+        """A finalizer is found if its function is not named __del__."""
 
         class Connection:
             def close(self) -> None:
@@ -238,7 +238,7 @@ class TestDel:
 
     @refcounted
     def test_decorated(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A decorated finalizer is one."""
+        """A decorated finalizer is found."""
 
         def decorator(function: Any) -> Any:
             @functools.wraps(function)
@@ -256,7 +256,7 @@ class TestDel:
 
     @refcounted
     def test_in_greenlet_of_the_program(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """It is found through greenlets that the task's code has started itself."""
+        """A finalizer is found through greenlets that the task's code has started itself."""
         greenlet = pytest.importorskip("greenlet")
 
         class Connection:
@@ -267,7 +267,7 @@ class TestDel:
 
     @refcounted
     def test_innermost_once(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """Of bridges inside bridges, each misuse is named once, and the innermost one."""
+        """Where bridges are inside bridges, each misuse is named once, by the innermost one."""
         inner = finalized_class(bridge)
 
         async def nested() -> None:
@@ -352,7 +352,7 @@ class TestExplicitCall:
         ids=lambda call: call.__name__,
     )
     def test_is_not_misuse(self, backend: Any, looking: Any, bridge: Any, call: Any) -> None:
-        """Calling a __del__ oneself is fine, however it is done."""
+        """A __del__ that the program calls, in any way, is no misuse."""
         made = finalized_class(bridge)()
         looking.none(backend, lambda: call(made))
         type(made).__del__ = lambda self: None
@@ -369,14 +369,14 @@ class TestExplicitCall:
     def test_opaque_is_inconclusive(
         self, backend: Any, looking: Any, bridge: Any, call: Any
     ) -> None:
-        """A call that cannot be told from an implicit one says so."""
+        """A call that cannot be told from an implicit one is inconclusive."""
         made = finalized_class(bridge)()
         found = looking.in_portal(backend, lambda: call(made))
         assert [(each.kind, each.inconclusive) for each in found] == [(KIND, True)]
         type(made).__del__ = lambda self: None
 
     def test_mere_name(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A function that is merely called __del__ is none."""
+        """A function that is merely named __del__ is no finalizer."""
 
         class Namesake:
             pass
@@ -389,7 +389,7 @@ class TestExplicitCall:
         looking.none(backend, lambda: other(Namesake()))
 
     def test_as_exit(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A with block that ends in the function which is the finalizer too is no misuse."""
+        """A with block whose end calls the function that is also the finalizer is no misuse."""
 
         class Connection:
             def close(self, *error: Any) -> None:
@@ -412,7 +412,7 @@ class TestExplicitCall:
 
     @pytest.mark.parametrize("source", ["with made: pass", "with get(): pass"])
     def test_as_enter(self, backend: Any, looking: Any, bridge: Any, source: str) -> None:
-        """Nor is one that begins in it, whether or not its source is known."""
+        """A with block whose start calls that function is no misuse, with or without its source."""
 
         class Connection:
             def begin(self) -> None:

@@ -1,4 +1,4 @@
-"""Bridges in what `weakref.finalize` calls."""
+"""Bridges in the callbacks of `weakref.finalize`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestFinalize:
         assert "bridge" in found.subject
 
     def test_by_collector(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """So it is where the collector frees the object."""
+        """A bridge in such a callback is found where the collector frees the object."""
 
         class Thing:
             def __init__(self) -> None:
@@ -42,7 +42,7 @@ class TestFinalize:
         looking.only(backend, cycle, KIND)
 
     def test_called(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A finalizer that the program calls is not misuse."""
+        """A callback that the program calls is no misuse."""
 
         class Thing:
             pass
@@ -55,7 +55,7 @@ class TestFinalize:
 
     @pytest.mark.skipif(IS_PYPY, reason="atexit is written in Python there")
     def test_at_exit(self, python: Any) -> None:
-        """A callback that atexit runs is found."""
+        """A bridge in a callback that atexit runs is found."""
         done = python("-c", AT_EXIT)
         assert done.returncode == 0, done.stderr
         assert done.stdout == "finalizer False\n"

@@ -69,7 +69,7 @@ class TestGenerator:
         assert "generator" in found.subject
 
     def test_collected(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """So it is where the collector finds the generator."""
+        """The finally block of a generator that the collector frees is a finalizer."""
 
         def cycle() -> None:
             holder: List[Any] = []
@@ -87,7 +87,7 @@ class TestGenerator:
 
     @refcounted
     def test_loop_left(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """A loop over a generator that is left early drops it."""
+        """A generator that a loop leaves early is being collected."""
 
         def leave() -> None:
             for _ in self.generator(bridge):
@@ -97,7 +97,7 @@ class TestGenerator:
 
     @refcounted
     def test_delegating(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """So does dropping a generator that delegates to it."""
+        """A generator is being collected if the one that delegates to it is dropped."""
 
         def delegating() -> Iterator[None]:
             yield from self.generator(bridge)
@@ -156,7 +156,7 @@ class TestGenerator:
         ],
     )
     def test_used(self, backend: Any, looking: Any, bridge: Any, use: Any) -> None:
-        """A generator that the program closes, or uses up, is no misuse."""
+        """A generator that the program closes or exhausts is no misuse."""
 
         def run() -> None:
             generator = self.generator(bridge)
@@ -166,7 +166,7 @@ class TestGenerator:
         looking.none(backend, run)
 
     def test_cancelled_below_others(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """What is cancelled deep in a chain of coroutines cleans up; nothing is collected."""
+        """A coroutine that is cancelled deep in a chain of them is not being collected."""
 
         async def task(cancel: Callable[[], None]) -> None:
             await greenback.ensure_portal()
@@ -189,7 +189,7 @@ class TestGenerator:
         looking.none(backend, lambda: greenback.await_(backend.cancelled_in(task)))
 
     def test_thrown_into_below_others(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """What is thrown into a generator through one that yields from it collects nothing."""
+        """An exception thrown into a generator through one that yields from it collects nothing."""
 
         def inner() -> Iterator[None]:
             try:
@@ -209,7 +209,7 @@ class TestGenerator:
         looking.none(backend, work)
 
     def test_raises_exit_itself(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """Neither is one that handles a GeneratorExit which the program has raised."""
+        """A generator that handles a GeneratorExit raised by the program is no misuse."""
 
         def stop() -> None:
             raise GeneratorExit
@@ -236,7 +236,7 @@ class TestGenerator:
 
     @refcounted
     def test_raises_another_exit(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """One that raises another GeneratorExit while it is collected still is."""
+        """A generator that raises another GeneratorExit while it is collected is a misuse."""
 
         def generator() -> Iterator[None]:
             try:
@@ -273,7 +273,7 @@ class TestGenerator:
         looking.none(backend, use)
 
     def test_asynchronous_generator_closed(self, backend: Any, looking: Any, bridge: Any) -> None:
-        """Neither is an asynchronous generator that is closed with aclose()."""
+        """An asynchronous generator that is closed with aclose() is no misuse."""
 
         def helper() -> None:
             bridge()

@@ -26,7 +26,7 @@ def watcher() -> Iterator[Watcher]:
 
 @pytest.fixture
 def suspend(backend: Any, watcher: Watcher) -> Callable[[], Optional[Finding]]:
-    """Makes a bridge that suspends, and gives what was found of it."""
+    """Makes a bridge that suspends, and returns what was found."""
 
     def suspend() -> Optional[Finding]:
         greenback.await_(backend.sleep(0.001))

@@ -1,4 +1,4 @@
-"""Ways to hold a lock, and to see what debug mode says of it."""
+"""Ways to hold a lock, and a watcher of the locks that are found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ genuine = (threading.Lock, threading.RLock, threading.Condition.__enter__)
 
 
 class Watcher(Instrument):
-    """Asks at every suspension what the task holds, like debug mode does."""
+    """Asks at every suspension which lock the task holds, as debug mode does."""
 
     def __init__(self) -> None:
         self.found: List[Optional[Finding]] = []
@@ -256,7 +256,7 @@ class Forms:
 
 
 class Opaque:
-    """Each does so by one that has to be noted when it is entered."""
+    """Each holds a lock by a ``with`` that has to be noted when it is entered."""
 
     @staticmethod
     def named(lock: Any, hold: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Locks that are held without a ``with`` of the task's own."""
+"""Locks that a task holds without a ``with`` in its own stack."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ guards = pytest.mark.parametrize(
 
 
 class TestHeldByGenerator:
-    """By one that is suspended inside of a ``with``."""
+    """Locks held by a generator that is suspended inside of a ``with``."""
 
     @guards
     def test_in_a_context_manager(self, kind: str, suspend: Any, in_portal: Any) -> None:
@@ -157,7 +157,7 @@ class TestHeldByGenerator:
 
     @guards
     def test_in_an_async_context_manager(self, kind: str, backend: Any, suspend: Any) -> None:
-        """A lock that an asynchronous generator holds is found as well."""
+        """A lock that an asynchronous generator holds is found."""
         lock = getattr(threading, kind)()
 
         @contextlib.asynccontextmanager
@@ -174,7 +174,7 @@ class TestHeldByGenerator:
 
     @guards
     def test_of_another_task(self, kind: str, watcher: Watcher) -> None:
-        """A generator that another task has started is that task's."""
+        """A lock of a generator that another task has started is that task's."""
         lock = getattr(threading, kind)()
 
         async def holder(held: asyncio.Event, done: asyncio.Event) -> None:
@@ -203,7 +203,7 @@ class TestHeldByGenerator:
     def test_taken_by_another_thread_since(
         self, kind: str, how: str, suspend: Any, in_portal: Any
     ) -> None:
-        """What a generator has let go of, and another thread has taken since, is not the task's."""
+        """A lock that a generator has released and another thread has taken is not the task's."""
         lock = getattr(threading, kind)()
         kept = lock.acquire if how == "kept" else None
         taken, done = threading.Event(), threading.Event()

@@ -14,7 +14,7 @@ from .holding import Watcher, kinds, subject
 class TestNotHeld:
     @kinds
     def test_by_another_thread(self, kind: str, suspend: Any, in_portal: Any) -> None:
-        """A lock that another thread holds is not this task's, also after it tried in vain."""
+        """A lock that another thread holds is not this task's, even after it tried to take it."""
         lock = getattr(threading, kind)()
         held, done = threading.Event(), threading.Event()
 
@@ -39,7 +39,7 @@ class TestNotHeld:
 
     @kinds
     def test_by_another_task(self, kind: str, watcher: Watcher) -> None:
-        """A lock that another task holds across its suspension is reported for that one only."""
+        """A lock that another task holds across its suspension is reported for that task only."""
         lock = getattr(threading, kind)()
 
         async def holder(held: asyncio.Event, done: asyncio.Event) -> None:
@@ -69,7 +69,7 @@ class TestNotHeld:
         asyncio.run(main())
 
     def test_between_two_bridges(self, suspend: Any, in_portal: Any) -> None:
-        """What is acquired and released between two bridges is of no interest."""
+        """A lock that is acquired and released between two bridges is not reported."""
 
         def work() -> None:
             for lock in (threading.Lock(), threading.RLock(), threading.Condition()):
@@ -98,7 +98,7 @@ class TestNotHeld:
         in_portal(work)
 
     def test_locks_of_the_async_library(self, watcher: Watcher) -> None:
-        """asyncio's own locks are there to be held across suspensions."""
+        """asyncio's own locks may be held across suspensions."""
 
         async def main() -> None:
             await greenback.ensure_portal()

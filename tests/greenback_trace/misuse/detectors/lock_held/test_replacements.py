@@ -1,4 +1,4 @@
-"""What stands in place of the locks: it does what they do."""
+"""The locks that stand in for those of `threading` work like them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .holding import genuine, made_before, subject
 class TestLock:
     @pytest.mark.parametrize("kind", ["Lock", "RLock"])
     def test_is_like_the_c_lock(self, kind: str) -> None:
-        """What is made in debug mode has the type, methods, text and errors of a C lock."""
+        """A lock made in debug mode has the type, methods, text and errors of a C lock."""
         index = ["Lock", "RLock"].index(kind)
         c_lock: Any = genuine[index]()
         lock = getattr(threading, kind)()
@@ -43,7 +43,7 @@ class TestLock:
 
     @pytest.mark.parametrize("kind", ["Lock", "RLock"])
     def test_its_type_is_like_that_of_a_c_lock(self, kind: str) -> None:
-        """Methods of the type take a lock, whether it was made in debug mode or before."""
+        """Methods of the type accept a lock, whether it was made in debug mode or before."""
         c_lock: Any = genuine[["Lock", "RLock"].index(kind)]()
         lock = getattr(threading, kind)()
         for each in (lock, c_lock):
@@ -60,7 +60,7 @@ class TestLock:
         assert type(lock).__doc__ == type(c_lock).__doc__
 
     def test_its_type_has_the_names_of_the_c_type(self) -> None:
-        """What `_thread` says is the type of a lock is the type of the locks that are made."""
+        """`_thread` names the type of the locks that are made."""
         assert type(threading.Lock()) is type(_thread.allocate_lock()) is _thread.LockType
         assert type(threading.RLock()) is _thread.RLock
         assert isinstance(made_before, _thread.LockType)
@@ -68,7 +68,7 @@ class TestLock:
 
     @pytest.mark.parametrize("kind", ["Lock", "RLock"])
     def test_can_be_made_and_derived_from_where_a_c_lock_can(self, kind: str) -> None:
-        """It is a TypeError to make or derive from what C does not let be made or derived from."""
+        """A lock's type can be instantiated and derived from only where the C type can."""
         made = genuine[["Lock", "RLock"].index(kind)]
         lock = getattr(threading, kind)()
 
@@ -87,7 +87,7 @@ class TestLock:
         assert fails(type(lock)) is fails(c_type)
 
     def test_derived_from(self, suspend: Any, in_portal: Any) -> None:
-        """A reentrant lock of the program's own type calls the methods of that."""
+        """A reentrant lock of a derived type calls the methods of that type."""
         calls = []
 
         class Own(type(threading.RLock())):  # type: ignore[misc]
@@ -128,7 +128,7 @@ class TestLock:
                 assert getattr(getattr(threading, kind), name) == getattr(made, name)
 
     def test_arguments_of_rlock(self) -> None:
-        """They are warned about where they are without debug mode, at the line that passes them."""
+        """Arguments of `threading.RLock` give the same warning or error as without debug mode."""
 
         def warnings_of(make: Any) -> List[Any]:
             with warnings.catch_warnings(record=True) as seen:
@@ -142,7 +142,7 @@ class TestLock:
         assert warnings_of(threading.RLock) == warnings_of(genuine[1])
 
     def test_methods_are_those_of_the_c_lock(self) -> None:
-        """Nothing in Python runs between a lock's being taken and its holder's going on."""
+        """No Python code runs between a lock's being taken and its holder's going on."""
         builtin = type(made_before.acquire)
         for lock in (threading.Lock(), threading.RLock()):
             for name in ("acquire", "release", "__enter__", "__exit__"):
@@ -192,7 +192,7 @@ class TestInstall:
         condition.release()
 
     def test_a_condition_of_a_type_of_ones_own(self) -> None:
-        """A Condition on a lock that is not of `threading` keeps calling that."""
+        """A Condition on a lock of another type keeps calling that lock."""
         calls = []
 
         class Own:

@@ -27,7 +27,7 @@ class TestSemaphores:
     @semaphores
     @forms(Forms, Opaque)
     def test_held_by_with(self, kind: str, form: Any, suspend: Any, in_portal: Any) -> None:
-        """A semaphore is found inside its ``with``, whatever the form, and not after it."""
+        """A semaphore is found inside every form of ``with``, and not after it."""
 
         def work() -> None:
             semaphore = getattr(threading, kind)(2)
@@ -39,7 +39,7 @@ class TestSemaphores:
 
     @semaphores
     def test_held_by_acquire(self, kind: str, suspend: Any, in_portal: Any) -> None:
-        """It is found after acquire(), in a function that releases it as well."""
+        """A semaphore is found after acquire(), in a function that also releases it."""
 
         def work() -> None:
             semaphore = getattr(threading, kind)(2)
@@ -54,7 +54,7 @@ class TestSemaphores:
 
     @semaphores
     def test_that_is_a_signal(self, kind: str, suspend: Any, in_portal: Any) -> None:
-        """One that another task or thread releases is not held by the task that acquired it."""
+        """A semaphore that others release is not held by the task that acquired it."""
 
         def work() -> None:
             free, full = getattr(threading, kind)(3), threading.Semaphore(0)
@@ -79,7 +79,7 @@ class TestSemaphores:
 
     @semaphores
     def test_held_by_somebody_else(self, kind: str, suspend: Any, in_portal: Any) -> None:
-        """One of which another has a permit is not held by a task that has given back its own."""
+        """A semaphore of which a thread has a permit is not held by a task that has released it."""
 
         def work() -> None:
             semaphore = getattr(threading, kind)(2)
@@ -94,7 +94,7 @@ class TestSemaphores:
 
     @semaphores
     def test_are_as_before(self, kind: str) -> None:
-        """Their methods, by an instance or the class, are those of `threading`."""
+        """The methods of semaphores, on an instance or the class, are those of `threading`."""
         semaphore = getattr(threading, kind)()
         assert inspect.isfunction(getattr(threading, kind).acquire)
         assert inspect.ismethod(semaphore.acquire)

@@ -48,7 +48,7 @@ class TestHeldByWith:
 
     @kinds
     def test_many_functions_above(self, kind: str, suspend: Any, in_portal: Any) -> None:
-        """The frame that is inside the block is named, however deep the bridge is below it."""
+        """The finding names the frame inside the block, at any depth of the bridge below it."""
         lock = getattr(threading, kind)()
 
         def deeper(depth: int) -> Any:
@@ -108,7 +108,7 @@ class TestHeldByWith:
         in_portal(work)
 
     def test_left_in_a_finally(self, suspend: Any, in_portal: Any) -> None:
-        """A block that was left by return, break or an exception is not taken for held."""
+        """A block that was left by return, break or an exception no longer holds its lock."""
         lock = threading.Lock()
 
         def returns() -> Any:
@@ -150,7 +150,7 @@ class TestForms:
     @kinds
     @forms(Forms, Opaque)
     def test_noted(self, kind: str, form: Any, suspend: Any, in_portal: Any) -> None:
-        """A lock is found whatever is written after the ``with``, and wherever that is."""
+        """A lock is found in every form and place of a ``with``."""
 
         def work() -> None:
             found = form(getattr(threading, kind)(), suspend)
@@ -163,7 +163,7 @@ class TestForms:
     @pytest.mark.parametrize("kind", [0, 1], ids=["Lock", "RLock"])
     @forms(Forms)
     def test_made_before(self, kind: Any, form: Any, suspend: Any, in_portal: Any) -> None:
-        """So is one that was made before, where the expression can be evaluated again."""
+        """A lock made before debug mode is found where the expression can be evaluated again."""
         pytest.importorskip("pure_eval")
 
         def work() -> None:
@@ -176,7 +176,7 @@ class TestForms:
 
     @kinds
     def test_in_async_functions(self, kind: str, backend: Any, suspend: Any) -> None:
-        """A ``with`` around or inside of an ``async with`` is told from that."""
+        """A ``with`` around or inside of an ``async with`` is told apart from it."""
         lock = getattr(threading, kind)()
 
         class Nothing:
