@@ -1,4 +1,4 @@
-"""What Prometheus says of a fleet -> a table for a terminal."""
+"""The functions of a fleet, out of Prometheus -> a table for a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WIDE = 120
 
 
 def choose_functions(fleet: Fleet, names: Sequence[str], sort: str) -> List[FunctionReport]:
-    """The functions whose name matches one of *names*, if there are any, in the order of *sort*.
+    """The functions that match one of *names*, or all functions without names, sorted by *sort*.
 
     Raises:
         NothingToReportError: No function matches.
@@ -38,7 +38,7 @@ def choose_functions(fleet: Fleet, names: Sequence[str], sort: str) -> List[Func
 def show_fleet(
     fleet: Fleet, functions: Sequence[FunctionReport], top: int, sort: str, console: Console
 ) -> None:
-    """Print the first *functions*, which are sorted by *sort*, over all instances."""
+    """Print the first *top* functions, which are sorted by *sort*, over all instances."""
     total = Numbers()
     for function in functions:
         total.add(function)

@@ -1,4 +1,4 @@
-"""A trace -> tables for a terminal: where a program bridges, and what it costs."""
+"""A trace -> tables for a terminal: where a program bridges, and what that costs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..read.durations import Durations
 from ..read.trace import Numbers, SiteReport, Trace
 from .wording import digits, duration, marks, place_of, plural, visible
 
-#: From so many columns on, a site has one line for all numbers.
+#: From this width on, a site's numbers are in one line.
 _WIDE = 160
 _BAR, _WIDE_BAR = 24, 16
 _CHAINS_PER_SITE = 3
 _BROKEN_LINES = 5
 _SLOW_STEPS = 10
 _NAMES = 2
-#: A share of durations, and how many there have to be for it to say something.
+#: A share of durations, its name, and how many durations it needs to say something.
 _QUANTILES = ((0.5, "p50", 1), (0.95, "p95", 20), (0.99, "p99", 100))
 _SEVERITY_STYLES = {"error": "red", "warning": "yellow", "advice": "dim"}
 
@@ -33,9 +33,9 @@ _SEVERITY_STYLES = {"error": "red", "warning": "yellow", "advice": "dim"}
 def show_report(
     trace: Trace, sites: Sequence[SiteReport], top: int, sort: str, console: Console
 ) -> None:
-    """Print the first *sites*, sorted by *sort*, their sync chains, and the rest of the trace.
+    """Print the first *top* sites with their sync chains, then the rest of the trace.
 
-    If these are not all sites of the trace, nothing but the sites is printed.
+    If *sites* are not all sites of the trace, only the sites are printed.
     """
     is_part = len(sites) < len(trace.sites)
     shown = sites[:top]
@@ -195,7 +195,7 @@ def _lines(*lines: Union[str, Tuple[str, str]]) -> Text:
 
 
 def _bars(longest: float, console: Console) -> _Bar:
-    """Bars of the total time: what it waited, and what it held the loop."""
+    """A function that draws a site's total time as a bar: time waiting, then time holding."""
     held, waited, little = marks(console)
 
     def bar(site: SiteReport, width: int) -> Text:
