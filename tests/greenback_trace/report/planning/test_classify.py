@@ -336,7 +336,7 @@ class TestConstructs:
         "function", ["by_partial", "by_alias", "by_call", "by_listcomp", "by_dictcomp"]
     )
     def test_convertible(self, plan: Plan, function: str) -> None:
-        """Chains of partials, aliases, __call__ and comprehensions are convertible: these can await."""
+        """Chains of partials, aliases, __call__ and comprehensions are convertible."""
         converted = {frame.name for step in plan.steps for frame in step.functions}
         assert function in converted
         assert function not in {name for chain in plan.blocked for name in names(chain)}

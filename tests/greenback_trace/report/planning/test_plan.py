@@ -275,7 +275,7 @@ class TestCallbacks:
         ]
 
     def test_async_for_others(self, run_main: RunMain) -> None:
-        """A function made async for other callers does not stay sync, though C code bridges to it."""
+        """A function made async for others does not stay sync, though C code bridges to it."""
         entry = "def once(): return low()"
         trace = run_main(calling("once(), sorted(items, key=low)", entry))
         (step,) = planned(trace)["steps"]

@@ -100,13 +100,24 @@ class TestNames:
         """Case, hyphens, underscores and a missing prefix make no difference."""
         assert explain(asked).stdout.startswith(f"{name}\n")
 
-    def test_unknown(self) -> None:
+    @pytest.mark.parametrize(
+        ("asked", "closest"), [("lock-hold", "lock_held"), ("LopStaled", "GreenbackLoopStalled")]
+    )
+    def test_unknown(self, asked: str, closest: str) -> None:
         """An unknown name is an error with the closest names, and with how to list all names."""
-        result = explain("lock-hold")
+        result = explain(asked)
         assert result.exit_code == 2
-        assert "'lock-hold' is neither a kind of misuse nor an alert" in result.output
-        assert "The closest: lock_held" in result.output
-        assert "greenback-trace explain\n" in result.output
+        (line,) = result.output.splitlines()
+        found = re.fullmatch(
+            f"greenback-trace: '{asked}' is neither a kind of misuse nor an alert. "
+            r"The closest: (?P<names>.+)\. To list all of them: greenback-trace explain",
+            line,
+        )
+        assert found is not None, line
+        names = found["names"].split(", ")
+        assert names[0] == closest
+        assert 1 <= len(names) <= 3
+        assert set(names) <= set(NAMES)
 
     def test_nothing_like_it(self) -> None:
         """An error without close names suggests none, and escapes what is not printable."""
