@@ -1,4 +1,4 @@
-"""What keeps the pages honest; the examples themselves are collected by ../conftest.py."""
+"""Checks of the pages. ../conftest.py collects the examples in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.rst"))]
-# What a reader takes for Python, whether or not Sybil's parsers do.
+# Text that a reader takes for Python, whether Sybil's parsers do or not.
 PYTHON = re.compile(
     r"^ *(?:(?:```+|~~~+) *py|\.\. (?:code-block|code|sourcecode|testcode):: *py|>>> )",
     re.MULTILINE,
@@ -19,7 +19,7 @@ PYTHON = re.compile(
 class TestExamples:
     @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
     def test_none_is_overlooked(self, page: Path, request: pytest.FixtureRequest) -> None:
-        """Whatever looks like Python to a reader of the documentation is an example that is run."""
+        """All text in the documentation that looks like Python is an example that is run."""
         collect_file = request.config.hook.pytest_collect_file
         (collector,) = collect_file(file_path=page, parent=request.session)
         examples = list(collector.collect())
@@ -28,7 +28,7 @@ class TestExamples:
 
 class TestReferences:
     def test_every_public_name_is_in_the_reference(self) -> None:
-        """A name that greenback exports can be looked up in the API reference."""
+        """Every name that greenback exports is in the API reference."""
         import greenback
 
         reference = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
