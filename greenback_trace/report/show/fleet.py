@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import List, Sequence, cast
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +12,7 @@ from ..read.inputs import NothingToReportError
 from ..read.prometheus import Fleet, FunctionReport
 from ..read.trace import Numbers, Trace
 from .choice import choose
+from .sites import titled_table
 from .wording import digits, duration, plural, visible
 
 _WIDE = 120
@@ -74,13 +74,7 @@ def show_fleet(
 
 
 def _table(functions: Sequence[FunctionReport], sort: str, is_wide: bool) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"Functions by {sort}, the most first",
-        title_style="bold",
-        title_justify="left",
-    )
+    table = titled_table(f"Functions by {sort}, the most first")
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("function", overflow="fold")
     names = [
