@@ -1,9 +1,9 @@
 """Run the fuzzers of the suite for as long as you like, with a new seed in each round.
 
-Run it as ``.venv/bin/python benchmarks/fuzz.py --seconds 600``. A round is what the tests in
+Run it as ``.venv/bin/python benchmarks/fuzz.py --seconds 600``. A round does what the tests in
 tests/fuzz do with one seed: random programs against plain ``await`` on each event loop, untraced,
-traced and in debug mode; and mutated traces through each command of ``greenback-trace``. In the
-end it prints how many there were of each, and the seeds that failed, and how to repeat them.
+traced and in debug mode; and mutated traces through each command of ``greenback-trace``. At the end
+it prints the number of each, the seeds that failed, and how to repeat them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any, Callable, Dict, List, Tuple
 from typing import Counter as Counted
 
 _ROOT = Path(__file__).resolve().parents[1]
-#: Seconds between lines that tell how far it is.
+#: Seconds between lines that show the progress.
 _TELL_EVERY = 30
 
-#: A name, the part of pytest's -k that selects the test, and what runs it with a seed.
+#: A name, the part of pytest's -k that selects the test, and the function that runs it with a seed.
 _Part = Tuple[str, str, Callable[[int], Counted[str]]]
 
 
@@ -39,11 +39,11 @@ def main() -> None:
     sys.path.insert(0, str(_ROOT))
     logging.getLogger("greenback").setLevel(logging.ERROR)
     folder = tempfile.mkdtemp(prefix="greenback-fuzz-")
-    os.chdir(folder)  # a plan reads no sources but those of the traced program
+    os.chdir(folder)  # so that a plan reads only the sources of the traced program
     failures = _run(_parts(Path(folder)), options.seconds, options.seed)
     os.chdir(_ROOT)
     if failures:
-        sys.exit(1)  # and leave the traces that failed
+        sys.exit(1)  # without deleting the traces that failed
     shutil.rmtree(folder)
 
 
@@ -76,7 +76,7 @@ def _parts(folder: Path) -> List[_Part]:
 
 
 def _run(parts: List[_Part], seconds: float, seed: Any) -> int:
-    """Go round until the time is over; the number of failures."""
+    """Repeat rounds until the time is over. Returns the number of failures."""
     begun = told = monotonic()
     done: Dict[str, Counted[str]] = {name: Counter() for name, _, _ in parts}
     failures: List[str] = []

@@ -1,12 +1,11 @@
-"""Whether an exception that arrives asynchronously can leave a lock of debug mode held.
+"""Whether an asynchronous exception can leave a lock of debug mode held.
 
     python benchmarks/interrupts.py [rounds]
 
-Every round interrupts a loop that takes and releases a lock at a random moment, by a signal handler
-that raises or by `PyThreadState_SetAsyncExc`, and then looks at the lock. Printed is in how many
-rounds it was held, next to the same for the C lock and for a lock whose methods are written in
-Python. An explicit ``acquire()`` before a ``try`` is not safe with any lock: there, the C lock's
-figure is what ours is measured by.
+Every round interrupts a loop that takes and releases a lock. At a random moment a signal handler
+raises, or `PyThreadState_SetAsyncExc` does; then the round looks at the lock. The program prints in
+how many rounds the lock was held, beside the C lock and a lock with methods in Python. No lock is
+safe with an explicit ``acquire()`` before a ``try``: there, compare ours with the C lock.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Interrupted(Exception):  # noqa: N818
 
 
 class InPython:
-    """What a wrapper would be that takes the lock in Python."""
+    """A lock that is taken in Python, as a simple wrapper would do it."""
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()
@@ -68,7 +67,7 @@ def by_acquire(lock: Any) -> None:
 
 def by_signal(work: Callable[[Any], None], lock: Any) -> None:
     try:
-        # Again after a while: where Python calls a finalizer, it swallows the first one.
+        # Raise again after a while: if Python was calling a finalizer, it swallowed the first one.
         signal.setitimer(signal.ITIMER_REAL, random.uniform(0.000_01, 0.000_3), 2)
         work(lock)
     except Interrupted:
@@ -113,7 +112,7 @@ def count_left_held(
 
 
 def is_taken(lock: Any) -> bool:
-    lock = getattr(lock, "_lock", lock)  # of a Condition
+    lock = getattr(lock, "_lock", lock)  # a Condition has its lock here
     return bool(lock._is_owned() if hasattr(lock, "_is_owned") else lock.locked())
 
 

@@ -1,9 +1,9 @@
-"""Show how fast a report is read from traces, and in how much memory.
+"""Show how fast a report reads traces, and in how much memory.
 
-Run it as ``.venv/bin/python benchmarks/loading.py``; it takes two minutes. A program is traced, and
-its lines are written again and again, as so many processes would have done, until the file is as
-large as it should be. Each file is then loaded in a process of its own, with msgspec; the smallest
-one also with the parser that is used where msgspec is not installed. Seconds are those of the CPU.
+Run it as ``.venv/bin/python benchmarks/loading.py``; it takes two minutes. It traces a program, and
+writes its lines again and again, as many processes would, until the file is large enough. A process
+of its own loads each file with msgspec. The smallest file is also loaded without msgspec, by the
+parser of the standard library. Seconds are CPU time.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ print(json.dumps([taken, peak * (1 if sys.platform == "darwin" else 1024), trace
 
 
 def traced(directory: Path) -> List[str]:
-    """The lines that the program writes."""
+    """The lines of the trace that the program writes."""
     (directory / "program.py").write_text(PROGRAM)
     file = directory / "one.jsonl"
     environ = {**os.environ, "GREENBACK_TRACE": "1", "GREENBACK_TRACE_FILE": str(file)}
@@ -104,9 +104,12 @@ def traced(directory: Path) -> List[str]:
 
 
 def multiply(lines: List[str], path: Path, size: int, processes: int) -> Tuple[int, int]:
-    """Write *lines* as *processes* processes would; returns the size, and how many there are.
+    """Write *lines* as *processes* processes would.
 
-    One after another writes some of the spans and, last, all that it has counted.
+    Each process in turn writes some of the spans and then all of its counts.
+
+    Returns:
+        The size of the file in bytes, and the number of processes written.
     """
     match = re.search(r'"service.instance.id","value":{"stringValue":"([^"]*)"', lines[0])
     assert match is not None
@@ -155,7 +158,7 @@ def main() -> None:
                 size, written = multiply(lines, path, megabytes * 1_000_000, processes)
                 for parser in ("msgspec", "json") if megabytes == sizes[0] else ("msgspec",):
                     found = loaded(path, parser)
-                    # A counter that is written again has not counted more.
+                    # Counters are cumulative: writing one again must not add to the total.
                     assert found["bridges"] == one["bridges"] * written, found
                     table.add_row(
                         f"{size / 1e6:.0f}",

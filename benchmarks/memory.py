@@ -1,12 +1,12 @@
-"""Show what tracing keeps: nothing for a bridge, and little for a site.
+"""Show the memory that tracing keeps: none for a bridge, and little for a site.
 
-Run it as ``.venv/bin/python benchmarks/memory.py``; it takes minutes. All of it is with metrics
-in an SDK that collects every second and spans at their default rate, both of which go nowhere.
+Run it as ``.venv/bin/python benchmarks/memory.py``; it takes minutes. An SDK collects metrics every
+second, spans have their default rate, and both go nowhere.
 
-First, bridges in several tasks, of which some suspend and some fail, ten times as many again and
-again: how many objects are allocated and how large the process is, each time after a collection.
-Then, sites: what every one of them adds, by the package that has allocated it, as `tracemalloc`
-says. A site is called through a chain of so many sync functions, which are all its own.
+First come bridges in several tasks, some of which suspend and some of which fail, each time ten
+times as many. After a garbage collection, each line shows the number of allocated objects and the
+size of the process. Then come sites: the bytes that each site adds, by the package that allocated
+them (`tracemalloc`). Each site has its own chain of sync functions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import greenback_trace
 PACKAGES = ("greenback", "greenback_trace", "opentelemetry")
 CHAINS = (1, 4, 16)
 LIMIT_PER_SITE = 2048
-#: What may come and go between two collections, in bytes.
+#: The size of the process may vary by so many bytes between two collections.
 TOLERATED = 1_000_000
 
 
@@ -43,7 +43,7 @@ async def fail() -> None:
 
 
 def bridges(count: int) -> None:
-    """Of ten, eight do not suspend, one does, and one fails."""
+    """Bridges: of ten, eight do not suspend, one does, and one fails."""
     await_ = greenback.await_
     for _ in repeat(None, count // 10):
         for _ in repeat(None, 8):
@@ -78,7 +78,7 @@ def show_bridges(most: int) -> bool:
         sizes.append(resident())
         print(f"{total:>12,}{sys.getallocatedblocks():>12,}{sizes[-1] // 1000:>14,}", flush=True)
     counted = sum(site.ok + site.errors for site in greenback_trace.snapshot().sites)
-    # From the last but one on, everything that is made once has been made.
+    # Before the last line, everything that is made only once has been made.
     gained = sizes[-1] - sizes[-2]
     met = gained < TOLERATED and counted == done
     print(
@@ -123,7 +123,7 @@ def show_sites(count: int) -> bool:
     all_met = True
     for chain in CHAINS:
         sites = new_sites(count, chain)
-        # Once untraced, so that what Python keeps of a function that has run is not counted.
+        # Call them once untraced: Python itself keeps something of a function that has run.
         asyncio.run(run_in_portal(call_all, sites))
         meter_provider = enable(sites=2 * count)
         asyncio.run(run_in_portal(call_all, sites[:10]))
@@ -138,7 +138,7 @@ def show_sites(count: int) -> bool:
             sum(after[package] - before[package] for package in packages) / (count - 10)
             for packages in (PACKAGES[:2], PACKAGES[2:])
         )
-        # The issue's limit is for a site; a longer chain is more code that is remembered.
+        # The limit is for a site. A longer chain has more code to remember.
         met = ours < LIMIT_PER_SITE
         all_met &= met
         title = f"a chain of {chain}"
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--bridges", type=int, default=10**7)
     parser.add_argument("--sites", type=int, default=1000)
     numbers = parser.parse_args()
-    # Bridges that do not suspend hold the loop for seconds here, which is of no interest.
+    # Bridges that do not suspend hold the loop for seconds here. No slow-step events, please.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     meter_provider = enable()
     show_bridges(numbers.bridges)

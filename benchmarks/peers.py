@@ -1,4 +1,4 @@
-"""Who is compared, each in an environment and in processes of its own."""
+"""The implementations to compare, each in an environment and in processes of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
 ENVIRONMENTS = HERE / ".envs"
 
-#: What each implementation is installed from; ours is copied from the checkout at every run.
+#: What to install for each implementation. Ours is copied from the checkout at every run.
 IMPLEMENTATIONS = {
     "ours": [
         "outcome",
@@ -32,7 +32,7 @@ IMPLEMENTATIONS = {
     "awaitlet": ["awaitlet==0.0.1"],
 }
 COMMON = ["greenlet", "uvloop; implementation_name == 'cpython'", "trio"]
-#: Works that make this many tasks at once, so that their number of calls is a multiple of it.
+#: Works that make this many tasks at once. Their number of calls is a multiple of it.
 AT_ONCE = ("portal_tasks", "plain_tasks")
 TASKS_AT_ONCE = 100
 
@@ -41,7 +41,7 @@ TASKS_AT_ONCE = 100
 
 
 def find_python() -> str:
-    """CPython 3.13, which the targets are stated for, if there is one."""
+    """CPython 3.13 if it is installed, since the targets are stated for it."""
     candidates = [shutil.which("python3.13")]
     candidates += [str(path) for path in Path.home().glob(".pyenv/versions/3.13.*/bin/python")]
     for candidate in candidates:
@@ -55,7 +55,7 @@ def find_python() -> str:
 
 
 def describe(python: str) -> str:
-    """Such as ``CPython 3.13.0``."""
+    """The interpreter's name and version, such as ``CPython 3.13.0``."""
     code = "import platform as p; print(p.python_implementation(), p.python_version())"
     return subprocess.run(
         [python, "-c", code], check=True, capture_output=True, text=True
@@ -63,16 +63,16 @@ def describe(python: str) -> str:
 
 
 def copy_ours(target: Path) -> Path:
-    """Keep what is measured the same to the end of the run, whatever is edited in the meantime."""
+    """Copy the checkout, so that edits during the run do not change what is measured."""
     for package in ("greenback", "greenback_trace"):
         shutil.copytree(CHECKOUT / package, target / package)
     return target
 
 
 def prepare(python: str, source: Path, console: Console) -> Dict[str, Peer]:
-    """The implementations, each in an environment that is made where it is not there yet.
+    """The implementations, each in its environment, which is made if missing.
 
-    They all have the same versions of everything that they share: those that the first one got.
+    All environments have the same versions of shared packages: those of the first environment.
     """
     tag = describe(python).replace(" ", "-").lower()
     constraints = ENVIRONMENTS / tag / "constraints.txt"
@@ -107,12 +107,12 @@ def prepare(python: str, source: Path, console: Console) -> Dict[str, Peer]:
 class Peer(NamedTuple):
     name: str
     interpreter: str
-    #: Where it is imported from, if it is not installed.
+    #: The directory to import it from, if it is not installed.
     source: Optional[Path]
 
 
 class WorkerError(Exception):
-    """The worker could not do what it was asked; the text is its traceback."""
+    """The worker failed. The text is its traceback."""
 
 
 class Worker:
@@ -121,7 +121,7 @@ class Worker:
     Args:
         peer: The implementation.
         library: The event loop.
-        setup: How it is traced: one of those in tracing_worker.py.
+        setup: How it is traced: one of the setups in tracing_worker.py.
     """
 
     def __init__(self, peer: Peer, library: str, setup: Optional[str] = None) -> None:
@@ -162,7 +162,7 @@ class Worker:
         return reply
 
     def versions(self) -> Dict[str, str]:
-        """Of the packages in its environment; ours is not one of them."""
+        """The versions of the packages in its environment, which does not include ours."""
         versions: Dict[str, str] = self.description["versions"]
         return {
             "upstream" if package == "greenback" else package: version
@@ -179,7 +179,7 @@ class Worker:
         return self._receive()
 
     def time(self, work: str, depth: int, seconds: float) -> float:
-        """Microseconds per call, of as many calls as take about *seconds*."""
+        """Microseconds per call, over as many calls as take about *seconds*."""
         n = self.calls.get((work, depth))
         if n is None:
             self.ask(work, 100, depth)  # warms up

@@ -41,9 +41,9 @@ class Work(NamedTuple):
     name: str
     title: str
     depths: Tuple[int, ...] = (1,)
-    #: What takes the work's place without a portal; measured in every process.
+    #: The same work without a portal, measured in every process.
     plain: Optional[str] = None
-    #: Whether the plain one is subtracted, so that what remains is what a portal or bridge adds.
+    #: Whether the plain work is subtracted: the figure is then what a portal or bridge adds.
     added: bool = False
     portals_only: bool = False
 
@@ -64,7 +64,7 @@ PLAIN_TIMES = ("plain_await", "plain_sleep", "plain_task", "plain_tasks")
 
 
 class Target(NamedTuple):
-    """*peer* / ours must be *wanted* at least; or, if *at_most*, ours / *peer* at most."""
+    """*peer* / ours must be at least *wanted*; if *at_most*, ours / *peer* must be at most that."""
 
     work: str
     title: str
@@ -87,12 +87,12 @@ TARGETS = (
 
 
 class Settings(NamedTuple):
-    #: How often all the processes are started anew: where a process happens to have its memory
-    #: is worth some percent.
+    #: How often all processes are started anew: where a process has its memory is worth some
+    #: percent.
     rounds: int
     #: How often each work is timed in each process.
     repetitions: int
-    #: How long one of these takes, about.
+    #: About how long one repetition takes.
     seconds: float
 
 
@@ -114,14 +114,14 @@ class Results:
         self.versions: Dict[str, str] = {}
 
     def add(self, library: str, implementation: str, work: str, depth: int, value: float) -> None:
-        # What needs no implementation is the same code in all the processes, and gets one minimum.
+        # Plain works are the same code in all processes, and get one minimum over all of them.
         if work.startswith("plain") or work == SWITCH_PAIR:
             implementation = "plain"
         key = library, implementation, work, depth
         self.minima[key] = min(value, self.minima.get(key, value))
 
     def cost(self, library: str, implementation: str, work: Work, depth: int) -> Optional[float]:
-        """The figure to show: what *work* takes, or what it adds."""
+        """The figure to show: the cost of *work*, or what it adds to the plain work."""
         value = self.minima.get((library, implementation, work.name, depth))
         if value is None or not work.added:
             return value
@@ -217,7 +217,7 @@ def measure_times(
 
 
 def measure_memory(peers: Dict[str, Peer], library: str, results: Results) -> None:
-    """Each in a process of its own, since a process seldom gives memory back."""
+    """Measure memory, each time in a new process, since a process seldom gives memory back."""
     for implementation in names_for(library):
         cells = [("parked", depth) for depth in DEPTHS]
         if implementation == "ours":
@@ -296,7 +296,7 @@ def show_tracing(console: Console, library: str, costs: tracing.Costs) -> None:
 
 
 def show_gains(console: Console, costs: tracing.Costs) -> None:
-    """What metrics add to a bridge that suspends, apart from what they add to any bridge."""
+    """What metrics add to suspending, beyond what they add to any bridge."""
     upstream = costs.of("bridge", "upstream")
     gains = [costs.added(work, tracing.METRICS) for work in ("bridge", "bridged_sleep")]
     if upstream is None or gains[0] is None or gains[1] is None:
@@ -310,7 +310,7 @@ def show_gains(console: Console, costs: tracing.Costs) -> None:
 
 
 def show_failures(console: Console, results: Results) -> None:
-    """One traceback for all the works that failed with the same message."""
+    """Show one traceback for all works that failed with the same message."""
     alike: Dict[str, List[Tuple[str, str, str]]] = {}
     for where, text in results.failures.items():
         alike.setdefault(text.strip().rpartition("\n")[2], []).append(where)
@@ -335,7 +335,7 @@ def main() -> None:
     arguments = parser.parse_args()
     libraries: List[str] = arguments.library or list(LIBRARIES)
     settings = QUICK if arguments.quick else FULL
-    # Wide enough for the tables where nobody says how wide: a pipe or a log.
+    # A pipe or a log has no width: use one that is wide enough for the tables.
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
 
     python = arguments.python or find_python()
@@ -343,7 +343,7 @@ def main() -> None:
     if not name.startswith("CPython") and "uvloop" in libraries:
         libraries.remove("uvloop")
         console.print("[yellow]uvloop is skipped: it exists for CPython only[/]")
-    # The costs of tracing hardly depend on the loop; their targets are stated for uvloop.
+    # The costs of tracing hardly depend on the loop. Their targets are stated for uvloop.
     traced = "uvloop" if "uvloop" in libraries else libraries[0]
     if arguments.only == "tracing":
         libraries = []

@@ -1,11 +1,11 @@
-"""What greenback's metrics cost a Prometheus: of one process, and of a thousand.
+"""What greenback's metrics cost a Prometheus: those of one process, and those of a thousand.
 
     python benchmarks/scale.py process     series, bytes and time of a scrape, by number of sites
     python benchmarks/scale.py fleet       a thousand processes: rules and queries of the dashboards
 
 ``fleet`` needs prometheus and promtool on the PATH, 4 GB of memory, 2 GB of disk and ten minutes.
-Its processes are one HTTP server, which answers for each of them with the metrics of a real one:
-Prometheus does not know. What the rules would have recorded before is written for it.
+One HTTP server stands in for the thousand processes: it answers every scrape with the metrics of a
+real process. The history that the rules would have recorded is written beforehand.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from typing import Any, Dict, Iterator, List, Tuple
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARDS = ROOT / "dashboards"
 DAY = 86400
-#: Sites, and how many outcomes each has: most only ever succeed.
+#: Numbers of sites, and of outcomes per site. Bridges of most sites always succeed.
 SITES = [0, 10, 50, 100, 250, 500, 1000]
 OUTCOMES = [1, 3]
-#: Rules that are recorded too seldom to be seen in minutes, by one that has the same labels.
+#: Rules that record too seldom to be seen within minutes, by a rule that has the same labels.
 HALF_HOURLY = {
     "job_function:greenback_bridges:rate5m": ["job_function:greenback_bridges:increase30m"],
     "job:greenback_bridges:rate5m": [
@@ -49,7 +49,7 @@ BARE = re.compile(r"^(\w+)\{", re.MULTILINE)
 
 
 def process(sites: int, outcomes: int) -> bytes:
-    """Run as a process of its own: bridges from so many sites; then what a scrape of it gets."""
+    """Bridge from so many sites, and return what a scrape gets. Runs in a process of its own."""
     import asyncio
 
     from opentelemetry import metrics
@@ -86,7 +86,7 @@ def process(sites: int, outcomes: int) -> bytes:
 
     asyncio.run(main())
     generate_latest(REGISTRY)
-    times = []  # the page of prometheus_client itself and of Python's collector is in it
+    times = []  # with the metrics of prometheus_client itself and of Python's garbage collector
     for _ in range(5):
         start = time.perf_counter()
         page = generate_latest(REGISTRY)
@@ -132,7 +132,7 @@ def show_process() -> None:
 
 
 class Fleet(ThreadingHTTPServer):
-    """Answers every process's scrape with the same page, whose counters go up by the second."""
+    """Answers every scrape with the same page, whose counters go up by the second."""
 
     daemon_threads = True
     request_queue_size = 512
@@ -185,7 +185,7 @@ class _Scrape(BaseHTTPRequestHandler):
 
 
 class Prometheus:
-    """One that scrapes the fleet, with the project's rules, until it is closed."""
+    """A Prometheus that scrapes the fleet, with the project's rules, until it is closed."""
 
     def __init__(self, folder: Path, fleet: Fleet, processes: int, services: int, every: str):
         self._folder = folder
@@ -250,7 +250,7 @@ class Prometheus:
 
 
 def history(recorded: List[Dict[str, Any]], until: float) -> Iterator[str]:
-    """What the rules would have recorded: six hours, and twelve weeks of what is for weeks."""
+    """The history of the rules: six hours, or twelve weeks for the rules of panels over weeks."""
     by_name: Dict[str, List[Dict[str, str]]] = {}
     for series in recorded:
         by_name.setdefault(series["metric"].pop("__name__"), []).append(series["metric"])
@@ -269,7 +269,7 @@ def history(recorded: List[Dict[str, Any]], until: float) -> Iterator[str]:
 
 
 def queries() -> Iterator[Tuple[str, str, Dict[str, str]]]:
-    """The queries of the dashboard of all services: title, query, and the range that it has."""
+    """The queries of the dashboard of all services: title, query and range."""
     path = DASHBOARDS / "grafana" / "greenback-fleet.json"
     for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]:
         for target in panel.get("targets", ()):
@@ -283,7 +283,7 @@ def queries() -> Iterator[Tuple[str, str, Dict[str, str]]]:
             yield f"{panel['title']} {target['refId']}", expr, times
 
 
-#: The same panels as they would have to ask without rules, over the hour that there is at most.
+#: The queries of the same panels without rules, over the hour of data that there is at most.
 WITHOUT_RULES = {
     "Bridges per second": "sum by (job) (rate(greenback_bridges_total[5m]))",
     "Hot sites": "topk(10, sum by (job, code_function_name) (rate(greenback_bridges_total[5m])))",

@@ -1,8 +1,8 @@
 """Show that portals leave nothing behind: many tasks, many parked at once, many threads.
 
-Run it as ``.venv/bin/python benchmarks/soak.py``. After each load it prints what is still alive:
-greenlets (no more than the documented pool of 32 idle workers per thread and nesting level),
-portals, tasks, and how much memory the process has gained since the same load ran the first time.
+Run it as ``.venv/bin/python benchmarks/soak.py``. After each load it prints the number of greenlets
+(at most the documented pool of 32 idle workers per thread and nesting level), portals and tasks
+still alive, and the memory that the process has gained since the first run of the same load.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def in_threads(count: int) -> None:
             thread.start()
         for thread in batch:
             thread.join()
-    asyncio.run(work())  # greenlet frees those of ended threads when another thread uses it
+    # greenlet frees the greenlets of ended threads when another thread uses it.
+    asyncio.run(work())
 
 
 def alive(kind: type) -> int:

@@ -1,8 +1,8 @@
 """Count a million bridges, three times over: the program, the totals, and two OTLP receivers.
 
-Run it as ``.venv/bin/python benchmarks/stress.py``. It is the stress test of the suite, larger: 8
-threads, asyncio and Trio, portals of every kind, errors, cancellations, finalizers that bridge, and
-a thread that collects garbage all the while. It fails if a single bridge is lost.
+Run it as ``.venv/bin/python benchmarks/stress.py``. It is a larger run of the suite's stress test:
+8 threads, asyncio and Trio, portals of every kind, errors, cancellations, finalizers that bridge,
+and a thread that collects garbage all the time. It fails if a single bridge is lost.
 """
 
 from __future__ import annotations

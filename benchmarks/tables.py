@@ -1,4 +1,4 @@
-"""How figures and targets are shown."""
+"""Tables of figures and targets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 class Verdict(NamedTuple):
-    """What was *measured* beside what is *wanted*: at least that, or at most."""
+    """A *measured* figure beside the *wanted* one: a minimum or, if *at_most*, a maximum."""
 
     title: str
     wanted: float

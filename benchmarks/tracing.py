@@ -17,15 +17,15 @@ class Setup(NamedTuple):
     name: str
     title: str
     implementation: str = "ours"
-    #: Seconds that one repetition takes at least, where what happens elsewhere or now and then
-    #: counts (exporting, limits per second); None where one call costs what the next one does.
+    #: The least number of seconds of a repetition, for setups with costs in other threads or now
+    #: and then (exporting, limits per second). None if every call costs the same.
     sustained: Optional[float] = None
     sites: int = 1
-    #: In tracing_worker.py, if the name is not that.
+    #: The name of the setup in tracing_worker.py, if it is another one.
     kind: Optional[str] = None
     #: Sync frames between the portal and the bridge.
     depth: int = 1
-    #: Such repetitions in a row. What else the machine does seldom leaves one alone for so long.
+    #: Long repetitions in a row. Other programs on the machine disturb most of them.
     in_a_row: int = 1
 
     def work(self, name: str) -> str:
@@ -64,11 +64,11 @@ WORKS = {
 class Target(NamedTuple):
     title: str
     wanted: float
-    #: Work and setup of the figure, and of that by which it is divided.
+    #: Work and setup of the figure, and of the unit that divides it.
     figure: Tuple[str, str]
     unit: Tuple[str, str]
     at_most: bool = True
-    #: The setup that is subtracted from the figure before.
+    #: The setup whose cost is subtracted from the figure first.
     without: Optional[str] = None
 
 
@@ -145,17 +145,17 @@ TARGETS = (
 
 
 class Settings(NamedTuple):
-    #: How often all the processes are started anew.
+    #: How often all processes are started anew.
     rounds: int
-    #: How often each work is timed in each process; in those of the sustained setups, `in_a_row`.
+    #: How often each work is timed in each process. Sustained setups have `in_a_row` for this.
     repetitions: int
     seconds: float
     #: Rounds in which the sustained setups take part.
     sustained_rounds: int
 
 
-# Long enough for what a process finds cold, after the others and a collection of garbage, not to
-# count: that grows with the code that a setup runs.
+# A repetition is long enough to make cold caches negligible. Caches are cold after the turns of the
+# other processes and a garbage collection, the more so the more code a setup runs.
 FULL = Settings(rounds=9, repetitions=9, seconds=0.01, sustained_rounds=6)
 QUICK = Settings(rounds=4, repetitions=5, seconds=0.005, sustained_rounds=1)
 
@@ -172,14 +172,14 @@ class Costs:
         self.all.setdefault((work, setup.name), []).append(value)
 
     def of(self, work: str, name: str) -> Optional[float]:
-        """The minimum: what else the machine does only ever adds."""
+        """The minimum of all repetitions: other programs on the machine only ever add time."""
         values = self.all.get((work, name))
         return min(values) if values else None
 
     def ratio(
         self, figure: Tuple[str, str], unit: Tuple[str, str], without: Optional[str] = None
     ) -> Optional[float]:
-        """*figure*, less what its work takes in the setup *without*, / *unit*."""
+        """*figure*, minus its work in the setup *without*, divided by *unit*."""
         above, below = self.of(*figure), self.of(*unit)
         subtracted = 0.0 if without is None else self.of(figure[0], without)
         if above is None or below is None or subtracted is None:
@@ -187,7 +187,7 @@ class Costs:
         return (above - subtracted) / below
 
     def added(self, work: str, setup: Setup) -> Optional[float]:
-        """What a call costs more than without an instrument, in the same implementation."""
+        """What a call costs more than without an instrument in the same implementation."""
         base = "upstream" if setup.implementation == "upstream" else "never"
         if setup.depth > 1:
             base = f"{base}_{setup.depth}"
@@ -224,7 +224,7 @@ def _measure_round(
                     workers.time(setup, work, settings.seconds, costs)
     if not is_sustained_too:
         return
-    # Only now: they do something while it is not their turn.
+    # Sustained setups come last, since their processes also work when it is not their turn.
     with closing(_Workers()) as workers:
         for setup in SETUPS:
             if setup.sustained is not None:
@@ -270,7 +270,7 @@ class _Workers:
         n = self._calls.get((setup, name))
         if n is None:
             n = max(step, 100)
-            for at_most in (0.001, seconds):  # the first ones are slower
+            for at_most in (0.001, seconds):  # the first calls are slower
                 worker.ask(work, n, setup.depth)
                 estimate = worker.ask(work, n, setup.depth)["seconds"]
                 n = int(at_most / estimate) // step * step + step
@@ -278,8 +278,8 @@ class _Workers:
         if setup.sustained is None:
             yield float(worker.ask(work, n, setup.depth)["seconds"])
             return
-        # Until what adapts itself each second has done so, and what may be saved for a burst has
-        # been used up.
+        # Run until the limits that adapt each second have done so, and savings for a burst are
+        # used up.
         spent = 0.0
         while spent < min(seconds, 1.1):
             spent += n * worker.ask(work, n, setup.depth)["seconds"]

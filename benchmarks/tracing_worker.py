@@ -1,7 +1,7 @@
 """One way to trace one implementation. tracing.py starts it and asks it for measurements.
 
-It answers as worker.py does, with ``"cpu"``, too: the seconds of processor time of one call in all
-threads of the process, those that collect and export included.
+It answers like worker.py, and adds ``"cpu"``: seconds of processor time per call in all threads of
+the process, including the threads that collect and export.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List
 import worker
 
 SITES = 200
-#: How often a site bridges before it is the next one's turn.
+#: How often a site bridges before the next site does.
 BURST = 10
 
 
@@ -24,7 +24,7 @@ async def enter_plainly(work: Callable[[int, int], Any], n: int, depth: int) -> 
     return await work(n, depth)
 
 
-#: What every work of this process runs in. Replaced by a setup.
+#: Every work of this process runs in this. A setup may replace it.
 enter: Callable[..., Any] = enter_plainly
 
 
@@ -34,7 +34,7 @@ enter: Callable[..., Any] = enter_plainly
 def make_sites(call: str) -> List[Callable[..., None]]:
     names: Dict[str, Any] = {"repeat": repeat}
     for number in range(SITES):
-        exec(  # the same loop as that of worker.py, as so many functions
+        exec(  # the loop of worker.py, in many functions
             f"def site_{number}(n, await_, nop, sleep):\n"
             f"    for _ in repeat(None, n):\n"
             f"        await_({call})\n",
@@ -99,7 +99,7 @@ def metrics() -> None:
 
 
 def debug() -> None:
-    """With the detectors of misuse, which find that the benchmark bridges from an async caller."""
+    """Debug mode. Its detectors find that the benchmark bridges from an async caller."""
     import warnings
 
     warnings.simplefilter("ignore")
@@ -111,7 +111,7 @@ def metrics_sdk() -> None:
 
 
 def unsampled() -> None:
-    """Every bridge under a span that the head of the trace has not sampled."""
+    """Spans, with every bridge under a parent span that is not sampled."""
     global enter
     from opentelemetry import context
     from opentelemetry import trace as api
@@ -141,7 +141,7 @@ def trace(tracer_provider: Any = None, meter_provider: Any = None, **settings: A
 
     import greenback_trace
 
-    # Some works hold the loop for seconds; that is of no interest here.
+    # Some works hold the loop for seconds. No slow-step events, please.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     greenback_trace.enable(
         config=greenback_trace.Config(**settings),
@@ -151,7 +151,7 @@ def trace(tracer_provider: Any = None, meter_provider: Any = None, **settings: A
 
 
 def naive() -> None:
-    """What one would write: a span, a counter and a histogram for every bridge."""
+    """The simplest tracing one could write: a span, a counter and a histogram for every bridge."""
     from opentelemetry.trace import StatusCode
 
     tracer = new_tracer_provider().get_tracer("naive")
@@ -214,7 +214,7 @@ def new_tracer_provider() -> Any:
             return SpanExportResult.SUCCESS
 
     provider = TracerProvider()
-    # Large enough for what is ended before the thread that exports gets its turn.
+    # Large enough for all spans that end before the exporting thread gets its turn.
     provider.add_span_processor(BatchSpanProcessor(Nowhere(), max_queue_size=1 << 16))
     return provider
 

@@ -4,7 +4,7 @@ Reads one JSON request per line, ``{"work": ..., "n": ..., "depth": ...}``, and 
 ``{"seconds": ...}`` for one of *n* calls, ``{"bytes": ...}`` for one of *n* parked tasks, or
 ``{"error": ...}``. Needs nothing but the implementation and the event loop.
 
-The loops that are timed are the same functions for every implementation, which is passed in.
+The timed loops are the same functions for every implementation, which they get as an argument.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 import greenlet
 
-# What the functions below take from the implementation and from the event loop; set by serve().
+# Functions of the implementation and of the event loop that the works below use. serve() sets them.
 implementation: Any
 loop: Any
 
@@ -128,7 +128,7 @@ def load_loop(name: str) -> Any:
     return Asyncio(importlib.import_module(name).new_event_loop)
 
 
-# What is called.
+# The functions that the loops call.
 
 
 async def nop() -> None:
@@ -146,7 +146,7 @@ def at_depth(depth: int, function: Callable[..., Any], *args: Any) -> Any:
     return at_depth(depth - 1, function, *args)
 
 
-# The loops that are timed.
+# The timed loops.
 
 
 def time_bridges(n: int, await_: Callable[[Any], Any], nop: Callable[[], Any]) -> float:
@@ -198,7 +198,7 @@ def switch_back_forever(switch: Callable[[], Any]) -> None:
         switch()
 
 
-# The works, each of which runs as a task of its own.
+# The works. Each runs as a task of its own.
 
 
 async def bridge(n: int, depth: int) -> Any:
@@ -262,7 +262,7 @@ async def sleep_once() -> None:
 
 
 async def time_together(n: int, body: Callable[[], Any]) -> float:
-    """*n* tasks, a hundred at once."""
+    """Run *n* tasks, a hundred at once."""
     bodies = [body] * 100
     run_together = loop.run_together
     start = perf_counter()
@@ -309,7 +309,7 @@ async def growth(n: int, body: Callable[[Callable[[], None], Any], Any]) -> int:
         nonlocal grown
         while missing:
             await loop.sleep(0)
-        for _ in range(3):  # the last to arrive have yet to wait
+        for _ in range(3):  # until the last tasks wait, too
             await loop.sleep(0)
         grown = resident() - before
         event.set()
@@ -365,7 +365,7 @@ def describe() -> Dict[str, Any]:
 
 def answer(work: str, n: int, depth: int) -> Dict[str, Any]:
     if work in MEMORY:
-        loop.run(MEMORY[work], 1, depth)  # loads what only the first task loads
+        loop.run(MEMORY[work], 1, depth)  # the first task loads modules and caches
         return {"bytes": loop.run(MEMORY[work], n, depth) / n}
     gc.collect()
     gc.disable()

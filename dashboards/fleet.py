@@ -1,6 +1,7 @@
-"""The dashboard of all services. It reads recording rules (prometheus/rules.yaml) and nothing else,
+"""The dashboard of all services.
 
-so that its cost depends on the number of services and functions, not on that of processes.
+It reads only recording rules (prometheus/rules.yaml). So its cost depends on the number of services
+and functions, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -161,7 +162,8 @@ def hot_sites() -> list[Panel]:
     def each(name: str) -> str:
         return f"sum by ({FUNCTION}, job) ({rule(name)})"
 
-    # Its labels are those that the panel needs: adding up would take longer than the rest.
+    # The rule has just the labels that the panel needs. Adding it up would take longer than the
+    # rest of the query.
     recorded = rule("job_function:greenback_bridges:rate5m")
     count = each("job_function:greenback_bridges:rate5m")
     time = each("job_function:greenback_bridge_time_seconds:rate5m")

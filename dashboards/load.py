@@ -1,9 +1,9 @@
-"""The demo's web site, traced, with readers that do not stop: something for the dashboards to show.
+"""Runs the demo's web site, traced, with readers that never stop, as a load for the dashboards.
 
     OTEL_METRICS_EXPORTER=prometheus OTEL_TRACES_EXPORTER=none python dashboards/load.py asyncio
 
-The site is started by opentelemetry-instrument; the variables ``OTEL_...`` say where its telemetry
-goes. It ends when standard input is closed, or by Ctrl-C.
+opentelemetry-instrument starts the site. The variables ``OTEL_...`` say where its telemetry goes.
+The program ends when its standard input is closed, or by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_for_ever(readers: Readers, names: list[str], pause: float, ended: threa
                 break
             readers.read(name)
     finally:
-        ended.set()  # also for the others, if a page was wrong or the site is gone
+        ended.set()  # if a page was wrong or the site is gone, all readers stop
 
 
 def wait_for_the_end(ended: threading.Event) -> None:

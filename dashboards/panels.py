@@ -1,4 +1,4 @@
-"""The kinds of panel, variable and link that both dashboards are made of."""
+"""The panels, variables and links that both dashboards use."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .promql import came
 
 Panel = Union[stat.Panel, timeseries.Panel, heatmap.Panel, table.Panel]
 
-#: The variable that holds the data source, so that a dashboard can be imported anywhere.
+#: A variable in place of a data source, so that a dashboard can be imported anywhere.
 PROMETHEUS = models.DataSourceRef(type_val="prometheus", uid="${prometheus}")
 FUNCTION = "code_function_name"
 
 _GOOD, _BAD = "green", "red"
-#: Of deployments.
+#: The colour of deployments.
 _MARK = "blue"
 
 
 def number(title: str, description: str, expr: str, *, unit: str = "short") -> stat.Panel:
-    """One number, which should be 0. A counter that never counted has no series: that is 0, too."""
+    """One number, which should be 0. A counter that never counted has no series, and shows 0."""
     steps = [models.Threshold(None, _GOOD), models.Threshold(1e-9, _BAD)]
     return (
         stat.Panel()
@@ -59,11 +59,14 @@ def lines(
     over: str = "",
     versions: str = "",
 ) -> timeseries.Panel:
-    """Lines over time; *queries* are by legend. *over* is a range that the picker does not change.
+    """Lines over time.
 
-    Panels over days have bars, one a day. Annotations they have for the time of the picker alone
-    (https://github.com/grafana/grafana/issues/60836): so the deployments of *versions*, the labels
-    that a service is chosen by, are marks of their own.
+    Args:
+        queries: Queries by legend.
+        over: A range of days that the time picker does not change. The panel has a bar per day.
+        versions: The labels that choose services, to mark the deployments of. Grafana shows
+            annotations only for the time of the picker
+            (https://github.com/grafana/grafana/issues/60836), so panels with *over* need these.
     """
     panel = (
         timeseries.Panel()
@@ -103,7 +106,7 @@ def lines(
 
 
 def _mark_versions(panel: timeseries.Panel, selector: str) -> None:
-    """A point at the upper edge on each day that a version was seen on for the first time."""
+    """Add a point at the upper edge for each day on which a version was first seen."""
     recorded = f"last_over_time(job_version:greenback_processes:count{selector}[1d]"
     panel.with_target(
         _query(came(f"{recorded})", f"{recorded} offset 1d)"), "V")
@@ -134,7 +137,7 @@ def _mark_versions(panel: timeseries.Panel, selector: str) -> None:
 
 
 def heat(title: str, description: str, expr: str) -> heatmap.Panel:
-    """The buckets of a histogram over time, whose counts *expr* gives by ``le``."""
+    """The buckets of a histogram over time. *expr* gives their counts by ``le``."""
     return (
         heatmap.Panel()
         .title(title)
@@ -164,11 +167,11 @@ def listing(
     links: Sequence[tuple[str, str]],
     span: int = 24,
 ) -> table.Panel:
-    """A row for each value of the labels *key*, whose columns are instant queries.
+    """A table with a row for each value of the labels *key*, and instant queries as columns.
 
     Args:
-        key: Labels, and the names of their columns. The links are those of the first.
-        columns: By name, query and unit. The table is sorted by the first.
+        key: The names of the columns, by label. The first column has the links.
+        columns: Query and unit of each column, by name. The first sorts the table.
     """
     panel = (
         table.Panel()
@@ -182,7 +185,7 @@ def listing(
     names = dict(key)
     for reference, (name, (expr, unit)) in zip("ABCDEFGH", columns.items()):
         panel.with_target(_query(expr, reference).instant().format(PromQueryFormat.TABLE))
-        # What Grafana calls the value of a query when it merges several into one table.
+        # Grafana gives the values of queries these names when it merges queries into one table.
         names[f"Value #{reference}" if len(columns) > 1 else "Value"] = name
         panel.override_by_name(name, [models.DynamicConfigValue("unit", unit)])
     panel.override_by_name(
@@ -220,7 +223,11 @@ def data_source(name: str, label: str, kind: str) -> dashboard_builders.Datasour
 def label_values(
     name: str, label: str, metric: str, of: str, *, many: bool = True
 ) -> dashboard_builders.QueryVariable:
-    """The values of the label *of* at *metric*. *many*: any number of them, or all."""
+    """A variable with the values of the label *of* at *metric*.
+
+    Args:
+        many: Whether the user may choose several values, or all.
+    """
     variable = (
         dashboard_builders.QueryVariable(name)
         .label(label)
@@ -236,10 +243,9 @@ def label_values(
 
 
 def deployments(selector: str) -> dashboard_builders.AnnotationQuery:
-    """A mark where a version of a service is seen for the first time in ten minutes.
+    """Marks where a version of a service is seen for the first time in ten minutes.
 
-    What was seen before is what the point before could see: the longer the time shown, the further
-    apart points are.
+    The ten minutes end at the point before: points are further apart the longer the time shown is.
     """
     return (
         dashboard_builders.AnnotationQuery()
@@ -288,7 +294,7 @@ def _explore(source: str, query: Mapping[str, str]) -> str:
         ],
         "range": {"from": "${__from}", "to": "${__to}"},
     }
-    # Grafana fills its variables in before it takes the address apart: those stay readable.
+    # Grafana fills in its variables before it parses the address, so they must stay unquoted.
     panes = quote(json.dumps({"traces": pane}, separators=(",", ":")), safe="${}:,[]_.")
     return f"/explore?schemaVersion=1&orgId=1&panes={panes}"
 
@@ -296,7 +302,7 @@ def _explore(source: str, query: Mapping[str, str]) -> str:
 def in_rows(
     builder: dashboard_builders.Dashboard, rows: Mapping[str, Sequence[Panel]]
 ) -> models.Dashboard:
-    """The dashboard, with the panels of each row, by title, from top to bottom."""
+    """The dashboard with *rows*: panels by title, from top to bottom."""
     for title, panels in rows.items():
         builder.with_row(dashboard_builders.Row(title))
         for panel in panels:

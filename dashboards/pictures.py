@@ -3,7 +3,7 @@
     python -m dashboards.pictures http://localhost:9090 service --service site out.png
     python -m dashboards.pictures http://localhost:9090 fleet out.png
 
-It is how the pictures in docs/ are made: Grafana is not needed, and draws it in its own way.
+The pictures in docs/ are made so, without Grafana. Grafana's own drawing looks different.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 GRAFANA = Path(__file__).resolve().parent / "grafana"
-#: Inches of one unit of Grafana's grid.
+#: The size of one unit of Grafana's grid, in inches.
 WIDTH, HEIGHT = 0.66, 0.42
 COLOURS = ["#2f855a", "#2b6cb0", "#b7791f", "#6b46c1", "#c53030", "#00838f", "#d53f8c", "#718096"]
 GOOD, BAD = "#2f855a", "#c53030"
@@ -205,7 +205,7 @@ def draw(
     for panel in dashboard["panels"]:
         if panel["type"] == "row":
             row = panel["title"]
-            # Rows that are left out leave no gap.
+            # A row that is left out leaves no gap.
             moved = panel["gridPos"]["y"] - top
         if row in rows:
             panel["gridPos"]["y"] -= moved
@@ -216,7 +216,7 @@ def draw(
         for annotation in dashboard["annotations"]["list"]
         for series in ask(annotation["expr"], True)
     ]
-    # What was there already when the picture begins was deployed before.
+    # Versions seen at the beginning of the picture were deployed before it.
     marks = [at for at in seen if at > now - span + 15]
     figure = plt.figure(figsize=(24 * WIDTH, top * HEIGHT), dpi=72)
     plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
@@ -251,7 +251,7 @@ def draw(
         ha="center",
     )
     figure.savefig(path)
-    # A picture with so few colours is a third of the size.
+    # Fewer colours make the file a third of the size.
     with Image.open(path) as picture:
         small = picture.convert("RGB").quantize(64)
     small.save(path, optimize=True)

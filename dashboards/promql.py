@@ -1,8 +1,8 @@
-"""PromQL that both dashboards say in the same way."""
+"""PromQL that both dashboards use."""
 
 from __future__ import annotations
 
-#: What was left out of the telemetry without that being a setting's plain purpose.
+#: Drops that need attention: for all reasons but rate limits, and bridges inside the SDK.
 UNPLANNED = 'greenback_trace_drop_reason!~"rate_limit|inside_sdk"'
 
 
@@ -11,22 +11,22 @@ def selector(*matchers: str) -> str:
 
 
 def occurred(metric: str, window: str) -> str:
-    """How often a rare counter counted in *window*, its first time included.
+    """How often a rare counter counted in *window*, with its first event.
 
-    A counter that has not counted has no series, so that increase() does not see its first event:
-    of a series that was not there a window ago, the value counts.
+    A counter has no series before its first event, so increase() misses that event. For a series
+    that did not exist a window ago, the result is therefore the value itself.
     """
     return f"({metric} unless {metric} offset {window}) or increase({metric}[{window}])"
 
 
 def came(now: str, before: str) -> str:
-    """The versions of each service that are among the series *now*, and not among *before*."""
+    """The versions of each service in the series *now* that are not in the series *before*."""
     by = "group by (job, service_version)"
     return f"{by} ({now}) unless {by} ({before})"
 
 
 def share(part: str, whole: str) -> str:
-    """*part* of *whole*; nothing where there is no whole, rather than NaN."""
+    """*part* divided by *whole*; nothing, rather than NaN, where *whole* is 0."""
     return f"{part} / ({whole} > 0)"
 
 

@@ -24,7 +24,7 @@ from .promql import UNPLANNED, occurred, percentile, selector, share
 W = "$__rate_interval"
 _SERVICE = 'job="$service"'
 _INSTANCE = 'instance=~"$instance"'
-#: What every panel, what carries an async library, and what carries a function is filtered by.
+#: Filters for all series, for series with an async library, and for series with a function.
 ALL = selector(_SERVICE, _INSTANCE)
 LIBRARY = selector(_SERVICE, _INSTANCE, 'greenback_async_library=~"$library"')
 SITES = selector(_SERVICE, _INSTANCE, f'{FUNCTION}=~"$function"')
@@ -43,7 +43,7 @@ def buckets(name: str, by: str, which: str) -> str:
 
 
 def so_far(name: str, which: str, by: str = "") -> str:
-    """What a counter has counted in the processes that are seen, since they have started."""
+    """The count of a counter since each process started, over all processes in the time shown."""
     return f"sum by ({by}) (max_over_time({name}{which}[$__range]))"
 
 
@@ -338,7 +338,7 @@ def migration() -> list[Panel]:
 
 
 def dashboard() -> models.Dashboard:
-    # `greenback_switches_total` has its series from the first moment on.
+    # `greenback_switches_total` has series from the start of a process on.
     everything = "greenback_switches_total" + selector(_SERVICE)
     builder = (
         builders.Dashboard("greenback: one service")

@@ -1,10 +1,10 @@
-"""All that the alerts are about, in one program, for as long as standard input is open.
+"""Fires every alert: one program with all kinds of trouble, until its standard input is closed.
 
     GREENBACK_TRACE=debug GREENBACK_TRACE_SLOW=0.02 GREENBACK_TRACE_SITES=2 \\
         opentelemetry-instrument python dashboards/trouble.py
 
-Five times a second: a bridge in a finalizer, a step that holds the event loop for 30 ms, and a task
-with a portal that never ends. It has more sites than it is allowed.
+Five times a second it bridges in a finalizer, holds the event loop for 30 ms in one step, and
+leaves a task with a portal that never ends. It has more sites than GREENBACK_TRACE_SITES allows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the rendering asks for, waited for through greenback: the only module that bridges.
+"""Templates and rows for the rendering, fetched through greenback: the only module that bridges.
 
-In the program for threads that this could have been, `get` would call urllib and `run` sqlite3.
-Both work on asyncio and on Trio, since httpx and anyio do.
+In a program for threads, `get` would call urllib and `run` would call sqlite3. Here both work on
+asyncio and on Trio, since httpx and anyio do.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Database:
     """Connections to SQLite, each used by one worker thread at a time."""
 
     def __init__(self, path: str, connections: int = 4) -> None:
-        # What SQLite says that it has run. Appended to by any worker thread.
+        # The statements that SQLite says it has run. Any worker thread appends to this list.
         self._statements: List[str] = []
-        # Taken from and returned to by the worker threads.
+        # Worker threads take connections from here, and return them.
         self._idle = [self._connect(path) for _ in range(connections)]
         self._at_once = anyio.CapacityLimiter(connections)
 

@@ -1,7 +1,7 @@
-"""This project's documentation -> the database that the web site is made from.
+"""This project's documentation -> the database of the web site.
 
-docutils reads the pages in docs/ and markdown-it-py those in Markdown. What is Sphinx's own in them
-is cut down to what a reader needs: a link, or the first paragraph of a docstring.
+docutils reads the pages in docs/, and markdown-it-py reads the pages in Markdown. Sphinx's own
+directives and roles are reduced to a link, or to the first paragraph of a docstring.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _page_of_markdown(source: Path) -> Page:
     for token, following in zip(tokens, tokens[1:]):
         if token.type == "heading_open" and token.tag == "h1":
             title = following.content
-            following.children, following.hidden = [], True  # the template has it
+            following.children, following.hidden = [], True  # the template shows the title
             token.hidden = True
         elif token.type == "heading_open" and token.tag == "h2":
             anchor = re.sub(r"\W+", "-", following.content.lower()).strip("-")
@@ -133,12 +133,12 @@ def _page_of_markdown(source: Path) -> Page:
         texts.append(following.content)
     body = markdown.renderer.render(tokens, markdown.options, {})
     if source.stem == "README":
-        title = source.stem  # the front page is called what it says
+        title = source.stem  # the front page has the title of its own text
     return Page(source.stem.lower(), title, body, "\n".join(texts), sections)
 
 
 def _link(target: str) -> str:
-    """Where a link in a Markdown file leads on the web site."""
+    """The address on the web site of a link in a Markdown file."""
     path = Path(target)
     if re.match(r"\w+:|#", target):
         return target
@@ -148,8 +148,8 @@ def _link(target: str) -> str:
 
 
 def _teach_docutils(sources: List[Path]) -> None:
-    """Have docutils read what is Sphinx's own in the *sources*."""
-    titles: Dict[str, Tuple[str, str]] = {}  # of pages and labels, with where they lead
+    """Teach docutils the directives and roles of Sphinx that the *sources* use."""
+    titles: Dict[str, Tuple[str, str]] = {}  # titles of pages and labels, with their addresses
     for source in sources:
         text = source.read_text(encoding="utf-8")
         titles[source.stem] = f"{source.stem}.html", text.partition("\n")[0]
@@ -157,7 +157,7 @@ def _teach_docutils(sources: List[Path]) -> None:
             titles[label] = f"{source.stem}.html#{label}", title
 
     def role(name: str, rawtext: str, text: str, *_: Any, **__: Any) -> Tuple[List[Any], List[Any]]:
-        # A title of its own goes before the label, in pointed brackets.
+        # A link may have its own title: title <label>.
         own_title, _, label = text.rstrip(">").rpartition(" <")
         target, title = titles[label]
         return [nodes.reference(rawtext, own_title or title, refuri=target)], []
@@ -171,7 +171,7 @@ def _teach_docutils(sources: List[Path]) -> None:
 
 
 class _Nothing(Directive):
-    """What the templates do instead."""
+    """A directive that is left out, because the templates do its work."""
 
     optional_arguments = 1
     has_content = True
@@ -182,7 +182,7 @@ class _Nothing(Directive):
 
 
 class _FirstParagraph(Directive):
-    """A name with its signature, and what its docstring says first."""
+    """A name with its signature, and the first paragraph of its docstring."""
 
     required_arguments = 1
     option_spec = {"members": directives.unchanged}  # noqa: RUF012

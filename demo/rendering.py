@@ -1,7 +1,7 @@
 """Pages from Jinja2 templates: plain functions that know nothing of event loops.
 
-It was written for threads: whatever it asks for, it gets when the function returns. Where the
-templates and the numbers come from is up to who passes `Fetch` and `Query`.
+This module is written for threads: each function returns only when it has its data. The functions
+`Fetch` and `Query`, which are passed in, decide where templates and numbers come from.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import jinja2
 
 
 class Answer(NamedTuple):
-    """What a server of templates has to say."""
+    """The answer of the template server."""
 
     status: int
     etag: str
     text: str
 
 
-#: The path to get, and the ETag that is known already.
+#: Takes the path to get, and the ETag of the known version.
 Fetch = Callable[[str, Optional[str]], Answer]
-#: A statement and its parameters.
+#: Takes a statement and its parameters.
 Query = Callable[..., List[Tuple[Any, ...]]]
 
 
 class HTTPLoader(jinja2.BaseLoader):
-    """Templates from a server, asked again at every use whether they have changed."""
+    """Templates from a server. Each use asks the server whether the template has changed."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
@@ -45,11 +45,11 @@ class HTTPLoader(jinja2.BaseLoader):
 
 
 class PageNotFoundError(LookupError):
-    """There is no page of this name."""
+    """No page has this name."""
 
 
 class Pages:
-    """The pages in a database, made into HTML."""
+    """Renders the pages in a database as HTML."""
 
     def __init__(self, fetch: Fetch, query: Query) -> None:
         self._query = query
@@ -100,7 +100,7 @@ class Pages:
         return str(meaning)
 
     def related(self, name: str) -> List[Tuple[str, str]]:
-        """The pages that use the words of this one most."""
+        """The other pages that use the words of this page most."""
         return self._query(
             "SELECT pages.name, pages.title FROM uses AS mine"
             " JOIN uses AS theirs ON theirs.word = mine.word AND theirs.page != mine.page"

@@ -1,8 +1,8 @@
-"""What `make demo` runs: a web site that was written for threads, on asyncio and on Trio.
+"""`make demo` runs this: a web site that was written for threads, on asyncio and on Trio.
 
 The site (web.py) renders this project's documentation with Jinja2. Its templates come from an HTTP
-server, its numbers from SQLite, both waited for through greenback. Here are the HTTP server, the
-readers, who check each page that they get, and the report of the trace.
+server and its numbers from SQLite, both through greenback. This module has the HTTP server, readers
+that check each page, and the report of the trace.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from greenback_trace.report import load
 
 HERE = Path(__file__).resolve().parent
 LIBRARIES = ("asyncio", "trio")
-#: How long anything may take before the demo gives up, in seconds.
+#: The demo gives up on anything that takes more than so many seconds.
 PATIENCE = 60
 
 
 class WrongError(Exception):
-    """Something came out otherwise than it should."""
+    """A result of the demo is wrong."""
 
 
 class TemplateServer(http.server.ThreadingHTTPServer):
     """An HTTP server for the files in templates/, in a thread of its own.
 
     Attributes:
-        requests: How many it has answered. Written by the thread of each connection, locked.
+        requests: The number of requests answered. Each connection's thread writes it, under a lock.
     """
 
     request_queue_size = 128
@@ -98,7 +98,7 @@ class _TemplateHandler(http.server.BaseHTTPRequestHandler):
 
 
 class Readers:
-    """Read pages, many at a time, each over a connection of its thread, and check them."""
+    """Reads and checks many pages at a time. Each thread has its own connection."""
 
     def __init__(self, port: int, expected: Dict[str, List[str]]) -> None:
         self._port = port
@@ -134,7 +134,7 @@ class Result(NamedTuple):
 
 
 def expectations(database_path: Path) -> Dict[str, List[str]]:
-    """What each page must show, from the database that the site has yet to see."""
+    """What each page must show, from the database before the site has used it."""
     database = sqlite3.connect(str(database_path))
     expected = {}
     for name, title in database.execute("SELECT name, title FROM pages").fetchall():
@@ -144,7 +144,7 @@ def expectations(database_path: Path) -> Dict[str, List[str]]:
         )
         parts = [f"<title>{title} · greenback</title>"]
         parts += [f'<a href="#{anchor}">{heading}</a>' for anchor, heading in sections]
-        if name != "index":  # which has them all in its text
+        if name != "index":  # the text of the front page has links to all pages
             parts += [f"<dt>{word}</dt>\n      <dd>{meaning}</dd>" for word, meaning in meanings]
         expected[name] = parts
     database.close()
@@ -153,7 +153,7 @@ def expectations(database_path: Path) -> Dict[str, List[str]]:
 
 @contextmanager
 def site(library: str, database: Path, templates: str, trace: Path) -> Iterator[subprocess.Popen]:
-    """The web site, as whoever wants to know where it bridges starts it."""
+    """Start the web site, traced, as a user would to see where it bridges."""
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith("GREENBACK_")},
         "GREENBACK_TRACE": "1",
@@ -211,7 +211,7 @@ def visit(library: str, contents: Path, directory: Path, count: int, at_once: in
 
 
 def check_views(path: Path, read: List[Tuple[str, int, str]]) -> None:
-    """Each reader of a page has seen another number of views, and the last is in the database."""
+    """Check that readers of a page saw different numbers of views, the last as in the database."""
     seen: Dict[str, List[int]] = {}
     for name, views, _ in read:
         seen.setdefault(name, []).append(views)
@@ -227,7 +227,7 @@ def check_views(path: Path, read: List[Tuple[str, int, str]]) -> None:
 
 
 def check_trace(trace: Path, result: Result) -> None:
-    """The trace has each HTTP request and each SQL statement as a bridge, and nothing else."""
+    """Check that the trace has a bridge for each HTTP request and SQL statement, and no other."""
     bridges = load(trace).total.bridges
     made = result.requests + result.statements
     if not bridges or bridges != made:

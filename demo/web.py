@@ -1,8 +1,7 @@
 """The web site, on asyncio or Trio: each request opens a portal and renders its page in it.
 
-Started by run.py as ``python web.py LIBRARY DATABASE TEMPLATES_URL``. It prints the port that it
-listens on, serves until its standard input is closed, and then prints what it has done: a line of
-JSON each.
+run.py starts it as ``python web.py LIBRARY DATABASE TEMPLATES_URL``. It prints its port as a line
+of JSON, serves until its standard input is closed, and then prints what it has done as another.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Site:
             return
         name = scope["path"].strip("/")[: -len(".html")] or "index"
         try:
-            # All that this program had to learn: below here, nothing is async.
+            # This is the program's only change: all functions below are sync.
             text = await greenback.with_portal_run_sync(self._pages.render, name)
         except PageNotFoundError:
             status, text = 404, f"no page {name}"

@@ -20,7 +20,7 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 
 nitpicky = True
-# What other projects document. A link would need their inventories, and a build needs no network.
+# Names that other projects document. Links to them would need their inventories, so a network.
 nitpick_ignore_regex = [
     (
         "py:.*",
@@ -31,11 +31,11 @@ nitpick_ignore_regex = [
     ("py:.*", r"FrameType|Task|(Meter|Tracer)Provider"),
     # Type variables.
     ("py:.*", r"(greenback\..*\.)?[A-Z](\.(args|kwargs))?"),
-    # In the docstring of a class that is documented in another module than it is written in.
+    # In docstrings of classes that are documented in another module than the one that defines them.
     ("py:obj", "await_"),
-    # Types of fields, by the modules that they are written in.
+    # Types of fields, by the modules that define them.
     ("py:.*", r"greenback_trace\.report\.[\w.]+"),
-    # Described in settings.rst.
+    # settings.rst describes these.
     ("py:.*", r"greenback_trace\.count\.snapshot\.\w+Totals|Config\.\w+"),
 ]
 
@@ -46,7 +46,7 @@ html_css_files = ["tables.css"]
 
 
 def without_constructor(app, what, name, obj, options, signature, returns):
-    """A program is given portals, bridges and traces; it does not make them."""
+    """Hide the constructors of classes whose objects a program gets but never makes."""
     if name in {"greenback.instruments.Bridge", "greenback.instruments.Portal"} or (
         what == "class" and name.startswith("greenback_trace.report.")
     ):

@@ -29,7 +29,7 @@ def take(page_path: Path, picture: Path) -> None:
         page.wait_for_selector("#plan-note", state="attached")
         page.screenshot(path=str(picture))
         browser.close()
-    # As many colours as one can tell apart, in a third of the bytes.
+    # Fewer colours, which look the same, make the file a third of the size.
     with Image.open(picture) as image:
         image.convert("RGB").quantize(128).save(picture, optimize=True)
 

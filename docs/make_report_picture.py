@@ -1,4 +1,4 @@
-"""Draws the first half of a report, hot spots and sync chains, as a terminal shows it.
+"""Draws the first half of a report, hot spots and sync chains, as in a terminal.
 
     python demo/migrate/run.py /tmp/orders
     python docs/make_report_picture.py /tmp/orders/1.jsonl docs/_static/report.svg
@@ -19,14 +19,14 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 WIDTH = 84
-#: The first table after the sync chains.
+#: The picture ends before this table, the first after the sync chains.
 REST = re.compile(r"^(\x1b\[[\d;]*m)*Portals ", re.MULTILINE)
-#: rich has its font loaded from the web. The viewer's own will do.
+#: rich's picture loads its font from the web. The viewer's own font will do.
 WEB_FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
 def report(trace: Path) -> str:
-    """What the command prints on a terminal of that width, colours included."""
+    """The output of the command on a terminal of that width, with colours."""
     done = subprocess.run(
         [sys.executable, "-m", "greenback_trace", "report", "--top", "2", trace.name],
         cwd=str(trace.parent),  # so that the report shortens paths in it

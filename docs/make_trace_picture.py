@@ -1,4 +1,4 @@
-"""Draws the last trace of a file of OTLP JSON lines, as trace viewers show one.
+"""Draws the last trace of a file of OTLP JSON lines, as in a trace viewer.
 
     cp docs/shop.py /tmp && cd /tmp && GREENBACK_TRACE=1 python shop.py trace.jsonl
     python docs/make_trace_picture.py /tmp/trace.jsonl docs/_static/trace.svg

@@ -1,9 +1,9 @@
-"""The program behind the picture in traces.rst: prints a bill, from prices that it has to fetch.
+"""The program behind the picture in traces.rst: fetches prices, and prints a bill.
 
     GREENBACK_TRACE=1 python docs/shop.py trace.jsonl
 
-It sets an OpenTelemetry SDK up as an application does, and writes all spans, its own, those of
-httpx and those of greenback, into the file as OTLP JSON lines.
+It sets up an OpenTelemetry SDK as an application does. All spans, its own, httpx's and greenback's,
+go into the file as OTLP JSON lines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PRICES = {"tea": 3, "cake": 4}
 
 
 class PriceServer(http.server.BaseHTTPRequestHandler):
-    """Answers after 4 ms: what it knows, or 404."""
+    """Answers after 4 ms with a price, or 404."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -50,7 +50,7 @@ class PriceServer(http.server.BaseHTTPRequestHandler):
 
 
 class Prices:
-    """A mapping that asks a server, once for each item."""
+    """A mapping that asks a server, but only once for each item."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
@@ -82,7 +82,7 @@ def line(item: str, prices: Prices) -> str:
 async def main(url: str) -> str:
     items = ["tea", "cake", "tea", "milk"]
     async with httpx.AsyncClient(base_url=url) as client:
-        # Twice, since the first time httpx imports half of itself.
+        # Twice, because httpx imports half of its modules at the first request.
         for _ in range(2):
             with trace.get_tracer("shop").start_as_current_span("GET /bill"):
                 printed = await greenback.with_portal_run_sync(bill, items, Prices(client))
@@ -101,7 +101,7 @@ class JSONLines(SpanExporter):
 
 
 def with_hex_ids(value):
-    """OTLP writes ids in hexadecimal, where the JSON form of protobuf has base64."""
+    """Rewrite ids: OTLP has hexadecimal ids where protobuf's own JSON has base64."""
     if isinstance(value, list):
         return [with_hex_ids(each) for each in value]
     if not isinstance(value, dict):

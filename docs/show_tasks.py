@@ -1,4 +1,4 @@
-"""Write the stack of each task of the loop that runs in this thread to stderr."""
+"""Writes the stack of each task of this thread's running event loop to stderr."""
 
 import sys
 
@@ -13,14 +13,14 @@ def show_tasks(*_):
         try:
             tasks += asyncio.all_tasks()
         except RuntimeError:
-            pass  # no loop of asyncio runs in this thread
+            pass  # this thread runs no loop of asyncio
     if "trio" in sys.modules:
         import trio
 
         try:
             found = [trio.lowlevel.current_root_task()]
         except RuntimeError:
-            found = []  # and none of Trio
+            found = []  # this thread runs no loop of Trio either
         while found:
             task = found.pop()
             tasks.append(task)
@@ -30,5 +30,5 @@ def show_tasks(*_):
         print(format_task(task), file=sys.stderr, flush=True)
 
 
-if __name__ != "show_tasks":  # it is run, by sys.remote_exec() for instance, and not imported
+if __name__ != "show_tasks":  # run as a script, by sys.remote_exec() for instance, not imported
     show_tasks()

@@ -41,7 +41,7 @@ from .report.top.live import follow
 
 def _print_version(context: click.Context, option: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
-        # Upstream has no such command. But its package can be the one that is imported.
+        # Another distribution named greenback has no command, but may be the one that is imported.
         place = os.path.dirname(os.path.abspath(greenback.__file__))
         click.echo(f"greenback {greenback.__version__} from {visible(place)}")
         context.exit()
@@ -59,7 +59,8 @@ def _print_version(context: click.Context, option: click.Parameter, value: bool)
 def main() -> None:
     """See where a program bridges, and what that costs.
 
-    'run' traces a program. 'report', 'plan', 'diff' and 'export' read the trace.
+    'run' traces a program. 'report', 'plan', 'diff' and 'export' read the trace. 'top' watches a
+    program while it runs. 'explain' says what a report or an alert means.
     """
 
 
@@ -132,24 +133,25 @@ def report(
     FILE is a trace: a file, a directory, a pattern in quotes, or - for standard input. A program
     writes one with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE set; an OpenTelemetry Collector
     writes one for many programs. The command reads OTLP JSON lines, also compressed by gzip, and
-    adds up all that it is given.
+    adds up all files.
 
     NAME and PATH match a part of a name; with * or ? they match the whole name. Both options can
     be repeated. TIME is a time (2026-11-23T14:30) or an age (30s, 15m, 2h, 1d).
 
-    With --prometheus, each row is a function that bridges, over all instances of the server.
+    With --prometheus, each row is a function that bridges, over all instances that the server
+    scrapes.
     """
     if prometheus is not None:
         if files or paths or service or since or until or sort.startswith("p"):
             raise click.UsageError(
-                "--prometheus is instead of FILE, and goes with --top, --function, --json, "
-                "--window and --sort other than p50, p95 and p99: metrics have no more than that."
+                "--prometheus replaces FILE, and goes with --top, --function, --json, --window and "
+                "--sort other than p50, p95 and p99: metrics have nothing else."
             )
         _report_fleet(prometheus, "5m" if window is None else window, functions, sort, top, as_json)
         return
     if window is not None:
         raise click.UsageError(
-            "--window goes with --prometheus URL: it is of rates, which a file has none of. "
+            "--window goes with --prometheus URL: files have no rates. "
             "--since says from when on to count."
         )
     if not files:
@@ -200,7 +202,7 @@ def _report_fleet(
     default=WEIGHTS[0],
     show_default=True,
     type=click.Choice(WEIGHTS),
-    help="Draw the width of a function in a flame graph by this.",
+    help="Draw functions in a flame graph as wide as this.",
 )
 @click.option(
     "--root",
@@ -240,7 +242,7 @@ def export(
     default=PLAN_WEIGHTS[0],
     show_default=True,
     type=click.Choice(PLAN_WEIGHTS),
-    help="Order steps by how much of this they remove for each function. "
+    help="Order steps by how much of this they remove per function. "
     "Overhead is estimated from counts.",
 )
 @click.option(
@@ -250,16 +252,16 @@ def export(
     metavar="PATH",
     type=click.Path(exists=True),
     help="Count code below PATH as your own, and search it for callers. Can be repeated. Without "
-    "--root, your own code is all outside of site-packages and the standard library, and the "
-    "project around it is searched.",
+    "--root, your own code is all code outside site-packages and the standard library, and the "
+    "plan searches the project around it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(files: Tuple[str, ...], weight: str, roots: Tuple[str, ...], as_json: bool) -> None:
     """Say which functions to make async, in which order.
 
-    FILE is a trace, as for report. Each step is the set of functions that removes the most for each
-    function in it, with what it removes. The numbers are exact counts of sync chains, not of spans.
-    Where the sources are at hand, each step has its edits.
+    FILE is a trace, as for report. Each step is the set of functions that removes the most per
+    function. The numbers are exact counts of sync chains, not of spans. If the sources are here,
+    each step lists its edits.
     """
     with reporting_errors():
         planned = make_plan(load(*files), weight=weight, roots=roots)
@@ -312,10 +314,10 @@ def diff(before: str, after: str, top: int, as_json: bool) -> None:
 def top(path: str) -> None:
     """Watch a running program: hot spots, held loops, parked tasks.
 
-    PATH is the GREENBACK_TRACE_SOCKET of the program. It can also be its GREENBACK_TRACE_FILE: that
-    has new numbers every 5 seconds, and tells nothing of tasks.
+    PATH is the program's GREENBACK_TRACE_SOCKET, or its GREENBACK_TRACE_FILE. The file has new
+    numbers only every 5 seconds, and nothing about tasks.
     """
-    # Only here: these imports take a second.
+    # Imported here only: Textual takes a second to import.
     try:
         from .report.top.top import Top
     except ImportError as error:
@@ -327,7 +329,7 @@ def top(path: str) -> None:
         live = follow(path)
         click.get_current_context().call_on_close(live.close)
         live.read()
-    # Textual reads keys from the first and paints on the second. A closed one is None.
+    # Textual reads keys from the one and paints on the other. Either can be closed, and then None.
     if not all(each is not None and each.isatty() for each in (sys.__stdin__, sys.__stderr__)):
         click.echo(
             "greenback-trace: top needs a terminal, as standard input and standard error. Without "
@@ -335,9 +337,9 @@ def top(path: str) -> None:
             err=True,
         )
         sys.exit(2)
-    # The terminal knows its size. These variables can have the size of another terminal, or a size
-    # from before a resize: a program with GNU readline, for example, sets them for its children.
-    # A view that is higher than the terminal would lose its first or last lines.
+    # The terminal knows its size. These variables may describe another terminal, or this one before
+    # it was resized: a program with GNU readline, for one, passes them to every program it starts.
+    # A view higher than the terminal loses its first or last lines.
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
     Top(live).run()
@@ -372,8 +374,8 @@ def explain(kind: Optional[str]) -> None:
 def run(program: str, arguments: Tuple[str, ...], is_module: bool, file: Optional[str]) -> None:
     """Run a Python program with tracing on.
 
-    This is python PROG ARGS... with GREENBACK_TRACE=1. Options of this command come before PROG;
-    all that comes after it goes to the program. The other variables GREENBACK_TRACE_... keep their
+    This is python PROG ARGS... with GREENBACK_TRACE=1. Options of this command come before PROG.
+    Everything after PROG goes to the program. The other variables GREENBACK_TRACE_... keep their
     meaning.
     """
     try:

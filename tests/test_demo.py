@@ -1,4 +1,4 @@
-"""The output of `make demo`: demo/run.py, started as its user starts it."""
+"""`make demo`: demo/run.py, run as a user runs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .installed import missing
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ["asyncio", "trio"]
-#: Each page of the site once, so that no link is broken, and the first page twice.
+#: Each page of the site once, so that all links are followed, and the first page twice.
 PAGES = len([*(ROOT / "docs").glob("*.rst"), *ROOT.glob("*.md")]) + 1
 NEEDED = [
     *("docutils", "httpx", "hypercorn", "jinja2", "markdown-it-py", "trio"),
@@ -62,14 +62,14 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("demo")
     done = run_demo(ROOT, directory, "--pages", str(PAGES), "--at-once", "8")
     assert done.returncode == 0, done.stdout + done.stderr
-    # On a busy machine, slow steps may be logged.
+    # On a busy machine, the demo may well report a slow step.
     assert [line for line in done.stderr.splitlines() if "greenback.slow_step" not in line] == []
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def parts(output: str) -> Dict[str, str]:
-    """The part of the output for each library."""
+    """The output for each library."""
     pieces = re.split(r"^=== (\w+) ===$", output, flags=re.MULTILINE)[1:]
     return dict(zip(pieces[::2], pieces[1::2]))
 
@@ -77,12 +77,12 @@ def parts(output: str) -> Dict[str, str]:
 class TestDemo:
     @pytest.mark.parametrize("library", LIBRARIES)
     def test_renders_all_pages(self, parts: Dict[str, str], library: str) -> None:
-        """Every page that was asked for is rendered and checked, on asyncio and on Trio."""
+        """Every requested page is rendered and checked, on asyncio and on Trio."""
         assert f"{PAGES} pages rendered and checked" in parts[library]
 
     @pytest.mark.parametrize("library", LIBRARIES)
     def test_reports_each_request_and_statement(self, parts: Dict[str, str], library: str) -> None:
-        """The report has one bridge for each HTTP request and SQL statement, and no other."""
+        """The report has a bridge for each HTTP request and SQL statement, and no other."""
         made = re.search(r"^(\d+) HTTP requests and (\d+) SQL statements", parts[library], re.M)
         bridges = re.search(r"^([\d,]+) bridges from 2 sites", parts[library], re.M)
         assert made is not None
@@ -94,7 +94,7 @@ class TestDemo:
 
     @pytest.mark.parametrize("library", LIBRARIES)
     def test_reports_a_portal_for_each_page(self, parts: Dict[str, str], library: str) -> None:
-        """The report has one portal for each page, and none is left open."""
+        """The report has a portal for each page, and none is left open."""
         (row,) = re.findall(r"^ run_sync .*$", parts[library], re.M)
         assert row.split()[:3] == ["run_sync", str(PAGES), "0"]
 
@@ -113,7 +113,7 @@ class TestDemo:
         )
 
     def test_names_a_page_to_look_at(self, output: str) -> None:
-        """The last line leads to a rendered page, whose links lead to others."""
+        """The last line has the path of a rendered page, whose links lead to others."""
         url = output.splitlines()[-1].partition(": ")[2]
         page = Path(url2pathname(urlsplit(url).path))
         text = page.read_text(encoding="utf-8")
@@ -123,7 +123,7 @@ class TestDemo:
         assert [link for link in links if not (page.parent / link).is_file()] == []
 
     def test_fails_when_a_page_is_wrong(self, tmp_path: Path) -> None:
-        """A page that shows another number than the database has ends the demo with an error."""
+        """A page with another number than in the database ends the demo with an error."""
         for name in ("demo", "docs"):
             shutil.copytree(str(ROOT / name), str(tmp_path / name))
         for source in ROOT.glob("*.md"):

@@ -1,10 +1,10 @@
-"""Migrates a program and TinyDB, step by step, as docs/migrate.rst tells it.
+"""Migrates a program and TinyDB, step by step, as in docs/migrate.rst.
 
     python demo/migrate/run.py DIRECTORY
 
 DIRECTORY gets a copy of the program and of the installed TinyDB (4.8.2), and a trace of each step:
-0.jsonl before the first one, then 1.jsonl and so on. What is printed is the bridges that the plan
-made from 0.jsonl predicts, beside those that were counted.
+0.jsonl before the first step, then 1.jsonl and so on. The program prints how many bridges the plan
+from 0.jsonl predicts, beside the counted ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TABLE, DATABASE, STORAGE, ORDERS = (
     "orders.py",
 )
 
-#: File, function, what is there, what to write. Without a function, everywhere in the file.
+#: File, function, old text, new text. Without a function, the change is everywhere in the file.
 Change = Tuple[str, Optional[str], str, str]
 
 
@@ -57,7 +57,7 @@ STEPS: List[List[Change]] = [
         _await(ORDERS, "place", "orders.insert("),
         _async(STORAGE, "read"),
         (STORAGE, "read", "await_(in_thread(self._load))", "await in_thread(self._load)"),
-        # What stays sync in TinyDB bridges by itself.
+        # The functions of TinyDB that stay sync bridge themselves.
         (TABLE, None, "from .utils import", "from greenback import await_\nfrom .utils import"),
         (DATABASE, None, "from .utils import", "from greenback import await_\nfrom .utils import"),
         _wrap(DATABASE, None, "self.storage.read()"),
@@ -108,7 +108,7 @@ STEPS: List[List[Change]] = [
 
 
 def prepare(directory: Path) -> None:
-    """Put the program into *directory*, with a TinyDB that can be changed."""
+    """Copy the program into *directory*, with a TinyDB to change."""
     for name in (ORDERS, STORAGE):
         shutil.copy(str(HERE / name), str(directory / name))
     shutil.copytree(str(Path(tinydb.__file__).parent), str(directory / "tinydb"))
@@ -148,7 +148,7 @@ def bridges(file: Path) -> float:
 
 
 def migrate(directory: Path) -> List[Tuple[float, float]]:
-    """The bridges before the first step and after each one: predicted and counted."""
+    """The bridges before the first step and after each step: predicted and counted."""
     prepare(directory)
     file, printed = trace(directory, 0)
     plan = make_plan(load(file), roots=[directory])

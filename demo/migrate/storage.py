@@ -1,4 +1,4 @@
-"""The bottom layer of TinyDB, replaced by awaits: its database is a file that a thread reads."""
+"""The bottom layer of TinyDB, with bridges: a thread reads the file of its database."""
 
 from __future__ import annotations
 

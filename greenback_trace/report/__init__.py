@@ -1,6 +1,7 @@
-"""Exported traces -> what a person wants to know of them.
+"""Traces -> hot spots and plans.
 
-`load` reads a trace, `hot_spots` and `plan` say what ``greenback-trace report`` and ``plan`` print.
+`load` reads traces. `hot_spots` and `plan` return what ``greenback-trace report`` and ``plan``
+print.
 """
 
 from __future__ import annotations

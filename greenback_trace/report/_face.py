@@ -1,6 +1,7 @@
-"""What ``greenback-trace report`` and ``plan`` do, for programs and notebooks.
+"""``greenback-trace report`` and ``plan`` as functions, for programs and notebooks.
 
-The modules that do it are imported when they are first needed: they take a tenth of a second.
+The functions import the modules that do the work when first called: importing them takes a tenth of
+a second.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .read.trace import SiteReport, Trace
 if TYPE_CHECKING:
     from .planning.plan import Plan
 
-#: Nanoseconds since 1970, as `Trace.begin` has them, or what ``--since`` takes.
+#: Nanoseconds since 1970 like `Trace.begin`, a datetime, or a text as for ``--since``.
 Moment = Union[int, str, datetime]
 
 
@@ -30,17 +31,17 @@ def load(
     Args:
         paths: Files, directories, patterns like ``"/var/log/trace-*.jsonl"``, or ``"-"`` for
             standard input.
-        service: Only processes of this service.
-        since: Only what was counted after this: a `datetime.datetime`, a time as in
-            ``"2026-11-23T14:30"``, an age as in ``"30m"``, or nanoseconds since 1970. A time
+        service: Count only processes of this service.
+        since: Count only what happened after this time: a `datetime.datetime`, a time like
+            ``"2026-11-23T14:30"``, an age like ``"30m"``, or nanoseconds since 1970. A time
             without a zone is local.
-        until: Only what was counted up to this.
+        until: Count only what happened up to this time.
         show_progress: Show a bar on standard error, if that is a terminal and there is much to
             read. This needs the extra ``report``.
 
     Raises:
-        NothingToReportError: A file cannot be read, or none has anything of greenback in it.
-        ValueError: There is no path, or *since* or *until* is no time.
+        NothingToReportError: A file cannot be read, or no file has anything of greenback in it.
+        ValueError: No path is given, or *since* or *until* is not a time.
     """
     from .read.inputs import Input
     from .read.load import Selection, load_from
@@ -65,20 +66,20 @@ def hot_spots(
     paths: Union[str, Sequence[str]] = (),
     top: Optional[int] = None,
 ) -> List[SiteReport]:
-    """The sites of a trace, those with the most of something first.
+    """The sites of a trace, highest first by *sort*.
 
     Args:
-        trace: What `load` has returned.
+        trace: A trace from `load`.
         sort: ``"total"``, ``"waiting"``, ``"holding"``, ``"bridges"``, ``"suspended"``,
             ``"errors"``, ``"p50"``, ``"p95"`` or ``"p99"``.
-        functions: Only sites whose function has one of these in its name; with ``*``, ``?`` or
-            ``[``, the whole name has to match.
-        paths: The same for the file.
-        top: How many sites; all without it.
+        functions: Only sites whose function's name contains one of these texts. A pattern with
+            ``*``, ``?`` or ``[`` has to match the whole name.
+        paths: The same for the path of the file.
+        top: The number of sites to return; None for all.
 
     Raises:
-        NothingToReportError: No site has such a function and file.
-        ValueError: *sort* is none of these.
+        NothingToReportError: No site matches *functions* and *paths*.
+        ValueError: *sort* is none of the names above.
     """
     from .show.choice import SORTS, choose
 
@@ -95,15 +96,16 @@ def plan(
     """Which functions to make ``async def``, in which order.
 
     Args:
-        trace: What `load` has returned.
-        weight: What the first steps remove most of: ``"bridges"``, ``"time"`` or ``"overhead"``.
-        roots: Where your own code is. Without any, that is all which is neither in
-            ``site-packages`` nor of the standard library.
+        trace: A trace from `load`.
+        weight: Order steps by how much of this they remove: ``"bridges"``, ``"time"`` or
+            ``"overhead"``.
+        roots: The directories or files of your own code. Without any, your own code is everything
+            outside ``site-packages`` and the standard library.
 
     Raises:
         NothingToReportError: The trace has no sync chains.
-        FileNotFoundError: One of *roots* is not there.
-        ValueError: *weight* is none of these.
+        FileNotFoundError: One of *roots* does not exist.
+        ValueError: *weight* is none of the names above.
     """
     from .planning.plan import WEIGHTS, make_plan
 

@@ -1,8 +1,8 @@
-"""What an OpenTelemetry Collector makes of metrics for Prometheus, as far as dashboards can tell.
+"""A stand-in for an OpenTelemetry Collector that exports metrics for Prometheus.
 
-It takes OTLP over HTTP and serves the text format by the rules of the specification ("OTLP Metric
+It takes OTLP over HTTP, and serves the text format by the rules of the specification ("OTLP Metric
 points to Prometheus"): ``job`` and ``instance`` come from the resource, there are no labels of the
-scope, and a boundary of a histogram is written as Go writes it, which is ``1`` and not ``1.0``.
+scope, and the bound of a histogram is written as by Go: ``1`` and not ``1.0``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Collector:
 class _Server(ThreadingHTTPServer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        #: What each process has sent last, by instance. Each entry is written as a whole.
+        #: The last metrics of each process, by instance. Each entry is written as a whole.
         self.latest: Dict[str, List[str]] = {}
 
 

@@ -1,4 +1,4 @@
-"""The dashboards as Grafana gets them."""
+"""The JSON of the dashboards, which Grafana imports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load(name: str) -> Dict[str, Any]:
 
 
 def addresses(part: Any) -> Iterator[str]:
-    """All that is linked from a part of a dashboard."""
+    """All links in a part of a dashboard."""
     if isinstance(part, dict):
         if isinstance(part.get("url"), str):
             yield part["url"]
@@ -49,7 +49,7 @@ class TestBuild:
         reason="needs grafana-foundation-sdk, of the dependency group dashboards",
     )
     def test_what_is_committed_is_current(self) -> None:
-        """The JSON that one imports is what the code says."""
+        """The JSON files are what the code builds."""
         done = subprocess.run(
             [sys.executable, "-m", "dashboards.build", "--check"],
             cwd=ROOT,
@@ -64,7 +64,7 @@ class TestBuild:
 @pytest.mark.parametrize("name", NAMES)
 class TestDashboards:
     def test_has_its_rows(self, name: str) -> None:
-        """Each row that the documentation promises is there, with what it is for."""
+        """Each dashboard has the rows and panels that the documentation describes."""
         rows: Dict[str, list[str]] = {}
         for panel in load(name)["panels"]:
             if panel["type"] == "row":
@@ -86,7 +86,7 @@ class TestDashboards:
         assert len({panel["id"] for panel in panels}) == len(panels)
 
     def test_panels_do_not_overlap(self, name: str) -> None:
-        """Each place of the grid has one panel at most."""
+        """No two panels overlap in the grid."""
         taken: Dict[Any, str] = {}
         for panel in load(name)["panels"]:
             place = panel["gridPos"]
@@ -96,7 +96,7 @@ class TestDashboards:
                     assert taken.setdefault((x, y), panel["title"]) == panel["title"]
 
     def test_links_use_variables_that_exist(self, name: str) -> None:
-        """A link sets and hands on variables of the dashboard that it leads to or is on."""
+        """A link sets only variables of its target, and passes on only those of its dashboard."""
         here = {each["name"] for each in load(name)["templating"]["list"]}
         there = {each["name"] for each in load(NAMES[0])["templating"]["list"]}
         links = list(addresses(load(name)))

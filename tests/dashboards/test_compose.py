@@ -1,4 +1,4 @@
-"""The files for Docker and the Collector, as far as that can be checked without either."""
+"""The files for Docker and the Collector, checked without either."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(path: str) -> Dict[str, Any]:
 
 class TestCollector:
     def test_pipelines_use_what_is_configured(self) -> None:
-        """Each part of a pipeline has its configuration, and each configuration is used."""
+        """Each part of a pipeline is configured, and each configuration is used."""
         configuration = load("collector/config.yaml")
         pipelines = configuration["service"]["pipelines"].values()
         for kind in ("receivers", "processors", "exporters"):
@@ -37,7 +37,7 @@ class TestCollector:
             assert used == set(configuration[kind])
 
     def test_sampling_keeps_what_greenback_marks(self) -> None:
-        """What sampling looks for is what spans of greenback have."""
+        """The conditions of sampling use names that spans of greenback have."""
         policies = str(load("collector/config.yaml")["processors"]["tail_sampling"]["policies"])
         page = (ROOT / "docs" / "traces.rst").read_text(encoding="utf-8")
         for mark in ("greenback.slow_step_time", "greenback.misuse"):
@@ -50,7 +50,7 @@ class TestCollector:
 class TestPrometheus:
     @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
     def test_takes_its_configuration(self) -> None:
-        """Prometheus accepts the configuration, and finds the rules that it names."""
+        """Prometheus accepts the configuration, and finds its rules."""
         done = subprocess.run(
             ["promtool", "check", "config", "prometheus/prometheus.yaml"],
             cwd=DASHBOARDS,
@@ -63,7 +63,7 @@ class TestPrometheus:
         assert "24 rules found" in done.stdout
 
     def test_scrapes_the_collector(self) -> None:
-        """The port is that of the Collector's exporter, and services keep their names."""
+        """Prometheus scrapes the port of the Collector's exporter; services keep their names."""
         (job,) = load("prometheus/prometheus.yaml")["scrape_configs"]
         port = load("collector/config.yaml")["exporters"]["prometheus"]["endpoint"].split(":")[1]
         assert job["static_configs"] == [{"targets": [f"collector:{port}"]}]
@@ -72,7 +72,7 @@ class TestPrometheus:
 
 class TestCompose:
     def test_mounts_and_copies_files_that_exist(self) -> None:
-        """Every path that a container gets is in the project."""
+        """Every path that a container mounts exists in the project."""
         compose = load("compose.yaml")
         paths = [
             DASHBOARDS / volume.split(":")[0]
@@ -88,7 +88,7 @@ class TestCompose:
         assert [str(path) for path in paths if not path.exists()] == []
 
     def test_services_find_one_another(self) -> None:
-        """A host that a configuration names is a service of the composition."""
+        """Every host in a configuration is a service of the composition."""
         services = load("compose.yaml")["services"]
         assert load("collector/config.yaml")["exporters"]["otlp/traces"]["endpoint"] == "tempo:4317"
         sources = load("grafana/provisioning/datasources/greenback.yaml")["datasources"]

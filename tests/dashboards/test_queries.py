@@ -1,8 +1,8 @@
 """Every query that dashboards/ makes, answered by a real Prometheus from real programs.
 
 The site of demo/ runs three times: on asyncio and on Trio with the Prometheus exporter, and once
-more with OTLP through a stand-in for the Collector. dashboards/trouble.py does what the alerts are
-about. In the rules, a minute is half a second.
+more with OTLP through a stand-in for the Collector. dashboards/trouble.py makes every alert
+fire. In the rules, a minute is half a second.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ NEEDED = [
     *("opentelemetry-distro", "opentelemetry-exporter-otlp-proto-http"),
     *("opentelemetry-exporter-prometheus",),
 ]
-#: Seconds until everything must have been seen. It takes 45 on a machine that does nothing else; in
-#: the time that the leak takes, all else happens.
+#: Seconds until everything must have been seen. An idle machine takes 45, until the leak fires.
+#: Everything else happens meanwhile.
 PATIENCE = 150
-#: What a service that is well has nothing of.
+#: Metrics of which a healthy service has no values.
 RARE = re.compile("misuses|slow_steps|item_dropped")
 
 
@@ -56,12 +56,12 @@ class Query(NamedTuple):
     where: str
     expr: str
     is_range: bool
-    #: Of a panel that does not follow the time picker.
+    #: The range of a panel that does not follow the time picker.
     over_weeks: bool = False
 
 
 def queries_of(name: str) -> List[Query]:
-    """Those of the panels and annotations of a dashboard."""
+    """The queries of the panels and annotations of a dashboard."""
     dashboard = json.loads((DASHBOARDS / "grafana" / name).read_text(encoding="utf-8"))
     found = [
         Query(
@@ -81,7 +81,7 @@ def queries_of(name: str) -> List[Query]:
 
 
 def variables_of(name: str) -> Dict[str, Tuple[str, str]]:
-    """The metric and the label that each variable takes its values from."""
+    """The metric and the label of which each variable has the values."""
     dashboard = json.loads((DASHBOARDS / "grafana" / name).read_text(encoding="utf-8"))
     found = {}
     for variable in dashboard["templating"]["list"]:
@@ -93,7 +93,7 @@ def variables_of(name: str) -> Dict[str, Tuple[str, str]]:
 
 
 def fill(expr: str, **variables: str) -> str:
-    """As Grafana fills in a choice, where All is ``.*``; the time picker says one minute."""
+    """Fill in variables as Grafana does. All is ``.*``, and the time picker is at one minute."""
     values = {
         "instance": ".*",
         "library": ".*",
@@ -135,7 +135,7 @@ class Prometheus:
                 raise AssertionError(f"{parameters}: {json.load(error)['error']}") from None
 
     def ask(self, query: Query, **variables: str) -> List[Dict[str, Any]]:
-        """The series that a panel would show: those with a number in them."""
+        """The series that a panel would show: those with a number."""
         expr = fill(query.expr, **variables)
         now = time.time()
         if query.is_range:
@@ -166,7 +166,7 @@ class Stage(NamedTuple):
     deadline: float
 
     def eventually(self, check: Callable[[], Any]) -> None:
-        """Wait until *check* returns nothing; else fail with what it returned last."""
+        """Wait until *check* returns nothing; fail with its last result otherwise."""
         while True:
             wrong = check()
             if not wrong:
@@ -174,7 +174,7 @@ class Stage(NamedTuple):
             for program in self.programs:
                 assert program.process.poll() is None, program.log.read_text(errors="replace")
             assert time.monotonic() < self.deadline, wrong
-            time.sleep(0.25)  # between two questions to another process
+            time.sleep(0.25)  # between two requests to another process
 
     def all_have_data(self, name: str, *, may_lack_rare: bool, **variables: str) -> None:
         waiting = [
@@ -233,7 +233,7 @@ def by_otlp(service: str, address: str) -> Dict[str, str]:
 
 
 class Programs:
-    """A context manager: ends what it has started, by closing its standard input."""
+    """A context manager that ends the processes it has started, by closing their standard input."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -266,8 +266,8 @@ class Programs:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Prometheus, and all that it scrapes."""
-    from .collector import Collector  # needs protobuf
+    """Prometheus, and all processes that it scrapes."""
+    from .collector import Collector  # here, since it needs protobuf
 
     folder = tmp_path_factory.mktemp("prometheus")
     deadline = time.monotonic() + PATIENCE
@@ -344,7 +344,7 @@ def is_ready(address: str) -> bool:
 class TestQueries:
     @pytest.mark.parametrize("service", ["site", "site-otlp"])
     def test_a_service_fills_its_dashboard(self, stage: Stage, service: str) -> None:
-        """Every panel has data, by the Prometheus exporter and by OTLP through a Collector."""
+        """Every panel has data, from the Prometheus exporter and from OTLP through a Collector."""
         stage.all_have_data("greenback-service.json", may_lack_rare=True, service=service)
 
     def test_one_function_fills_its_panels(self, stage: Stage) -> None:
@@ -359,15 +359,15 @@ class TestQueries:
         )
 
     def test_trouble_fills_the_row_health(self, stage: Stage) -> None:
-        """Misuses, slow steps and what was dropped are seen in a service that has all of them."""
+        """The panels of misuses, slow steps and drops have data for a service with all of these."""
         stage.all_have_data("greenback-service.json", may_lack_rare=False, service="trouble")
 
     def test_all_services_fill_the_dashboard_of_the_fleet(self, stage: Stage) -> None:
-        """Every panel of the dashboard of all services has data, from rules alone."""
+        """Every panel of the dashboard of all services has data, from recording rules only."""
         stage.all_have_data("greenback-fleet.json", may_lack_rare=False, service=".*")
 
     def test_a_panel_by_service_has_each_of_them(self, stage: Stage) -> None:
-        """Services whose metrics came in different ways are side by side."""
+        """Services with different exporters are side by side."""
         query = next(
             each
             for each in queries_of("greenback-fleet.json")
@@ -397,7 +397,7 @@ class TestQueries:
     def test_variables_offer_what_there_is(
         self, stage: Stage, dashboard: str, variable: str, expected: Any
     ) -> None:
-        """Each variable has the values that one would choose from."""
+        """Each variable offers the values that a user would choose from."""
         metric, label = variables_of(dashboard)[variable]
 
         def wrong() -> Any:
@@ -441,7 +441,7 @@ class TestQueries:
             stage.prometheus.ask(Query(rule["name"], rule["query"], is_range=True))
 
     def test_alerts_fire_where_there_is_trouble(self, stage: Stage) -> None:
-        """A misuse, a held loop, a leak and dropped telemetry fire, and where they are."""
+        """The alerts of a misuse, a held loop, a leak and dropped telemetry fire, and say where."""
         expected = {
             "GreenbackMisuse",
             "GreenbackLoopHeld",

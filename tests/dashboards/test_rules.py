@@ -1,4 +1,4 @@
-"""dashboards/prometheus/, as promtool sees it."""
+"""dashboards/prometheus/, checked by promtool."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class TestRules:
     @with_promtool
     @pytest.mark.parametrize("path", TESTS, ids=[path.stem for path in TESTS])
     def test_do_what_their_tests_say(self, path: Path) -> None:
-        """Alerts fire when they should, and do not when they should not."""
+        """Alerts fire when they should, and only then."""
         done = promtool("test", "rules", f"tests/{path.name}")
         assert done.returncode == 0, done.stdout + done.stderr
 
     @with_promtool
     @pytest.mark.parametrize("alert", ALERTS)
     def test_an_alert_that_never_fires_is_noticed(self, alert: str, tmp_path: Path) -> None:
-        """The tests of an alert fail if it cannot fire, and if it always does."""
+        """The tests of an alert fail if the alert never fires, and if it always does."""
         text = (RULES / "alerts.yaml").read_text(encoding="utf-8")
         shutil.copytree(RULES, tmp_path / "rules")
         about = [path for path in TESTS if alert in path.read_text(encoding="utf-8")]
@@ -89,10 +89,10 @@ SERIES = [
 @with_promtool
 @pytest.mark.parametrize("name", ["greenback-service.json", "greenback-fleet.json"])
 class TestDeployments:
-    """Of Grafana's queries for a range, which ask for one point each step, at multiples of it."""
+    """The points of a range query of Grafana: one per step, at multiples of the step."""
 
     def check(self, tmp_path: Path, expr: str, step: int) -> None:
-        """The version that is new is in the first point after it came, and only there."""
+        """A new version is in the first point after its deployment, and in no other."""
         for variable, value in (
             ("$service", "shop"),
             ("$instance", ".*"),
@@ -125,13 +125,13 @@ class TestDeployments:
 
     @pytest.mark.parametrize("step", [1, 15, 60, DAY])
     def test_annotation(self, tmp_path: Path, name: str, step: int) -> None:
-        """Whatever the time picker says, a deployment is marked, and once."""
+        """A deployment is marked exactly once, for every range of the time picker."""
         dashboard = json.loads((GRAFANA / name).read_text(encoding="utf-8"))
         [annotation] = dashboard["annotations"]["list"]
         self.check(tmp_path, annotation["expr"], step)
 
     def test_panels_over_weeks(self, tmp_path: Path, name: str) -> None:
-        """Panels with a range of their own, which get no annotations, mark them themselves."""
+        """Panels with their own range, which get no annotations, mark deployments themselves."""
         dashboard = json.loads((GRAFANA / name).read_text(encoding="utf-8"))
         panels = [panel for panel in dashboard["panels"] if "timeFrom" in panel]
         assert len(panels) >= 2
@@ -147,7 +147,7 @@ class TestDeployments:
 class TestRunbooks:
     @pytest.mark.parametrize("alert", ALERTS)
     def test_each_alert_has_one(self, alert: str) -> None:
-        """An alert links to a section of the docs, and names the command that prints the same."""
+        """An alert links to a section of the docs, and names the command that prints it."""
         text = (RULES / "alerts.yaml").read_text(encoding="utf-8")
         section = text[text.index(f"- alert: {alert}\n") :].partition("\n      - alert:")[0]
         link = re.search(

@@ -1,4 +1,4 @@
-"""The seeds of the fuzzers: one that is always the same, and one that is new in each run."""
+"""The seeds of the fuzzers: a fixed seed, and a new seed in each run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIXED = 1
 
 @pytest.fixture(params=["fixed", "random"])
 def seed(request: pytest.FixtureRequest) -> int:
-    """Each of the two in turn."""
+    """Each of the two seeds in turn."""
     return FIXED if request.param == "fixed" else int(os.environ["GREENBACK_FUZZ_SEED"])
 
 

@@ -31,7 +31,7 @@ from ..greenback.random_programs import (
 MODES = ("untraced", "traced", "debug")
 #: Programs for each event loop, mode and seed.
 PROGRAMS = 200
-#: What counts a portal, by how the program gets it.
+#: The kind under which a portal counts, by how the program opens it.
 _PORTAL_KINDS = {
     "task": "task",
     "sync in task": "task",
@@ -55,7 +55,7 @@ _KINDS, _WEIGHTS = zip(
     ("return", 1),
     ("cancel", 1),
 )
-#: Blocks within one another.
+#: How deeply blocks are nested.
 _DEPTH = 5
 
 
@@ -63,7 +63,7 @@ Block = Tuple[Any, ...]
 
 
 class Run(NamedTuple):
-    """A program, and how it is run."""
+    """A program, and how to run it."""
 
     program: Block
     portal: str
@@ -71,14 +71,14 @@ class Run(NamedTuple):
 
 
 def fuzz_programs(backend: Any, mode: str, seed: int) -> Counted[str]:
-    """Run random programs, and say how many there were, and how many bridges they made.
+    """Run random programs, and return the numbers of programs and of bridges.
 
     Args:
         backend: The event loop.
         mode: One of `MODES`.
 
     Raises:
-        AssertionError: One does something else than with ``await``, or is counted wrongly. The
+        AssertionError: A program does something else than with ``await``, or counts wrongly. The
             message has the smallest program found that does so.
     """
     done: Counted[str] = Counter()
@@ -113,7 +113,7 @@ def _failure(backend: Any, mode: str, run: Run, done: Counted[str]) -> Optional[
 
 
 def _smallest(backend: Any, mode: str, run: Run, failure: Exception) -> Tuple[Run, Exception]:
-    """The program with all statements taken away that it fails without."""
+    """The program without the statements that the failure does not need."""
     for program in _smaller(run.program):
         smaller = run._replace(program=program)
         still = _failure(backend, mode, smaller, Counter())
@@ -164,7 +164,7 @@ def _traced(backend: Any, mode: str, run: Run) -> Interpreter:
     spans = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    # A busy machine takes a tenth of a second now and then, which is not looked at here.
+    # A busy machine takes a tenth of a second now and then: slow steps are not checked here.
     config = Config(mode="debug" if mode == "debug" else "on", span_rate=0, slow=60)
     greenback_trace.enable(tracer_provider=provider, config=config)
     try:
@@ -179,7 +179,7 @@ def _traced(backend: Any, mode: str, run: Run) -> Interpreter:
 
 
 def _assert_counted(counts: Counted[Tuple[Any, ...]], kind: str, library: str) -> None:
-    """The totals are those that the program counted."""
+    """Check that the totals are the program's own counts."""
     totals = greenback_trace.snapshot()
     chains: Counted[Tuple[Any, ...]] = Counter()
     for chain in totals.chains:

@@ -1,4 +1,4 @@
-"""Random programs against plain ``await``. A class for each mode: xdist keeps one together."""
+"""Random programs against plain ``await``. Each mode has a class: xdist keeps one together."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class TestUntraced:
 
 class TestTraced:
     def test_as_awaited(self, backend: Any, seed: int) -> None:
-        """So they do while they are traced, and each bridge has its span and is counted."""
+        """Random programs do the same while traced, and each bridge is counted and has a span."""
         assert fuzz_programs(backend, "traced", seed)["bridges"]
 
 
 class TestInDebugMode:
     def test_as_awaited(self, backend: Any, seed: int) -> None:
-        """So they do in debug mode, which finds no misuse in them."""
+        """Random programs do the same in debug mode, which finds no misuse in them."""
         assert fuzz_programs(backend, "debug", seed)["bridges"]

@@ -1,4 +1,4 @@
-"""Mutated traces through the commands. A class for each: xdist keeps one together."""
+"""Mutated traces through the commands. Each has a class, since xdist keeps one together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def current_directory(clean: Path) -> Iterator[None]:
-    """The program is below the current directory: a plan reads no other sources."""
+    """The trace of a program below the current directory, since a plan reads no other sources."""
     before = os.getcwd()
     os.chdir(str(clean.parent))
     yield
@@ -30,35 +30,35 @@ def current_directory(clean: Path) -> Iterator[None]:
 
 class TestReport:
     def test_mutated(self, clean: Path, seed: int) -> None:
-        """Whatever is in a trace, a report is printed, or what is wrong with the trace."""
+        """A report of any mutated trace is printed, or an error that says what is wrong."""
         assert fuzz_traces("report", clean, seed)["reported"]
 
 
 class TestParsers:
     def test_mutated(self, clean: Path, seed: int) -> None:
-        """The fast parser and the one of the standard library make the same of it."""
+        """msgspec and the parser of the standard library read any mutated trace alike."""
         assert fuzz_traces("parsers", clean, seed)["reported"]
 
 
 class TestPlan:
     def test_mutated(self, clean: Path, seed: int) -> None:
-        """A plan, or what is wrong."""
+        """A plan of any mutated trace is printed, or an error that says what is wrong."""
         assert fuzz_traces("plan", clean, seed)["reported"]
 
 
 class TestDiff:
     def test_mutated(self, clean: Path, seed: int) -> None:
-        """A comparison with the trace as it was, or what is wrong."""
+        """A comparison with the original trace is printed, or an error that says what is wrong."""
         assert fuzz_traces("diff", clean, seed)["reported"]
 
 
 class TestExport:
     def test_mutated(self, clean: Path, seed: int) -> None:
-        """Files of each format that other tools can read, or what is wrong."""
+        """Each export is a file that other tools can read, or an error that says what is wrong."""
         assert fuzz_traces("export", clean, seed)["reported"]
 
 
 class TestTop:
     def test_mutated(self, clean: Path, seed: int) -> None:
-        """What is shown of a program that runs, or what is wrong."""
+        """top shows any mutated trace, or ends with an error that says what is wrong."""
         assert fuzz_traces("top", clean, seed)["reported"]

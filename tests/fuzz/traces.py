@@ -130,17 +130,17 @@ def make_trace(folder: Path) -> Path:
 
 
 def fuzz_traces(command: str, clean: Path, seed: int) -> Counted[str]:
-    """Mutate traces, run a command over each, and say how many there were, and were reported.
+    """Mutate traces, run a command over each, and return the numbers of traces and of reports.
 
-    The last one stays in the folder of *clean*.
+    The last mutated trace stays in the folder of *clean*.
 
     Args:
         command: One of `COMMANDS`.
         clean: The trace to mutate.
-        seed: What it is mutated by.
+        seed: The seed of the mutations.
 
     Raises:
-        AssertionError: The command did what it may not do. The message names the trace.
+        AssertionError: The command did something it must not. The message names the trace.
     """
     done: Counted[str] = Counter()
     lines = clean.read_bytes().splitlines(keepends=True)
@@ -161,11 +161,11 @@ def fuzz_traces(command: str, clean: Path, seed: int) -> Counted[str]:
     return done
 
 
-# What is done to a trace
+# Mutations
 
 
 class _Twin(str):
-    """A key of an object that can have it twice."""
+    """A key of a JSON object that can be there twice."""
 
     __hash__ = object.__hash__
 
@@ -173,7 +173,7 @@ class _Twin(str):
         return self is other
 
 
-#: What no object of Python stands for, by what is written in its place.
+#: JSON that no object of Python stands for, by the placeholder that the text replaces.
 _RAW = {
     "@arrays@": "[" * 20_000 + "]" * 20_000,
     "@objects@": '{"value":' * 5_000 + "1" + "}" * 5_000,
@@ -196,12 +196,12 @@ _NUMBERS = (
     10**30, -(2**63), -(10**30), 0.5, -0.0, 1e-320, 1e18, 1.8e308, -1e300, float("nan"),
     float("inf"), float("-inf"),
 )  # fmt: skip
-#: In an array, and in an object, to which a mutation leads.
+#: An array or an object, and the index or the key of a value in it.
 _Node = Tuple[Any, Any]
 
 
 def mutated(random: Random, lines: List[bytes]) -> bytes:
-    """A trace with some of it changed."""
+    """A trace with some mutations."""
     lines = list(lines)
     for _ in range(random.choice((0, 0, 0, 1, 1, 2))):
         random.choice(_OF_LINES)(random, lines)
@@ -215,9 +215,9 @@ def mutated(random: Random, lines: List[bytes]) -> bytes:
 
 
 def _change(random: Random, lines: List[bytes], numbers: Sequence[int]) -> None:
-    """Change some values of those lines that are JSON, and are not nested deeply."""
+    """Change some values in the lines that are JSON and not nested deeply."""
     contents: Dict[int, Any] = {}
-    # Each kind of place is as likely as any other, however often it is there.
+    # All kinds of places are equally likely, however often each kind is there.
     places: Dict[str, List[_Node]] = {}
     for number in numbers:
         try:
@@ -228,22 +228,22 @@ def _change(random: Random, lines: List[bytes], numbers: Sequence[int]) -> None:
             contents.pop(number, None)
     for _ in range(random.choice((1, 2, 3, 8))):
         if places:
-            # Those that are printed most of all.
+            # Texts that the commands print most.
             kind = random.choice((".stringValue", "Value", ".as", ""))
             chosen = [each for each in sorted(places) if kind in each]
             nodes = places[random.choice(chosen or sorted(places))]
             change = random.choice(_CHANGES)
-            # Often all of its kind, in the same way: of a single one, a sum says little.
+            # Often change all values of a kind alike: in a sum, a single one changes little.
             seed = random.random()
             for parent, key in nodes if random.random() < 0.6 else [random.choice(nodes)]:
                 try:
                     change(Random(seed), parent, key, nodes)
-                except LookupError:  # another change has dropped it
+                except LookupError:  # another change has dropped the place
                     pass
     for number, content in contents.items():
         try:
             text = json.dumps(content)
-        except (RecursionError, ValueError):  # it is nested too deeply, or in itself
+        except (RecursionError, ValueError):  # the value is nested too deeply, or contains itself
             continue
         for mark, raw in _RAW.items():
             text = text.replace(f'"{mark}"', raw)
@@ -251,7 +251,7 @@ def _change(random: Random, lines: List[bytes], numbers: Sequence[int]) -> None:
 
 
 def _nodes(content: Any, place: str) -> Iterator[Tuple[str, _Node]]:
-    """All that there is in it, with the innermost name and what is below that as its place."""
+    """All values in a line, each with its place: the innermost name, and the path below that."""
     if isinstance(content, dict):
         name = content.get("key", content.get("name"))
         place = name if isinstance(name, str) else place
@@ -418,7 +418,7 @@ _OF_BYTES: List[Callable[[Random, bytes], bytes]] = [
     _encode_otherwise,
 ]
 
-# What may come of it
+# Checks of the results
 
 
 def _run(*arguments: str) -> Tuple[int, bytes]:
@@ -441,7 +441,7 @@ def _report(random: Random, clean: str, broken: str) -> int:
 
 
 def _parsers(random: Random, clean: str, broken: str) -> int:
-    """The fast parser reads the same as the one that is always there."""
+    """msgspec reads the same as the parser of the standard library."""
     status = 2
     for line in Input([broken]).lines():
         content = line[2]
@@ -452,7 +452,7 @@ def _parsers(random: Random, clean: str, broken: str) -> int:
                 plainly = _checked(content)
             finally:
                 otlp._fast = fast
-            # What it does not read, the fast one skips, be it JSON or not.
+            # msgspec skips the parts that it does not read, even if they are not valid JSON.
             if plainly != _NO_JSON:
                 assert by_default == plainly, f"line {line[1]} is read differently"
                 status = 0
@@ -508,7 +508,7 @@ def _export(random: Random, clean: str, broken: str) -> int:
 
 
 def _top(random: Random, clean: str, broken: str) -> int:
-    """What it shows, but for the terminal, without which it ends."""
+    """Run top up to the point where it needs a terminal and ends."""
     from greenback_trace.report.top import top as shown
 
     stdin, sys.__stdin__ = sys.__stdin__, None  # type: ignore[misc]
@@ -533,7 +533,7 @@ def _top(random: Random, clean: str, broken: str) -> int:
     return 0
 
 
-#: What a terminal might obey: all that is no text, but for the end of a line and a tab.
+#: Characters that a terminal might obey: all control characters but newline and tab.
 _HARMFUL = ("Cc", "Cs", "Zl", "Zp")
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -559,7 +559,7 @@ def _refuse(constant: str) -> Any:
 
 
 def _assert_page(page: str) -> None:
-    """Its data are JSON, and do not end the element that they are in."""
+    """The data of the page are JSON, and do not end the element that has them."""
     data = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
     assert data
     for each in data:

@@ -1,1 +1,1 @@
-"""A trace -> the formats of other tools, and a page."""
+"""A trace -> the formats of other tools, or an HTML page."""

@@ -1,4 +1,4 @@
-"""Exported traces -> the formats of other tools, and a page to look at."""
+"""``greenback-trace export``: traces -> one of the formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["FORMATS", "WEIGHTS", "export"]
 
 
 def export(paths: List[str], kind: str, by: str, roots: Sequence[str] = ()) -> bytes:
-    """Traces in another format.
+    """Write traces in another format.
 
     Args:
         paths: The files of the traces.
@@ -25,8 +25,11 @@ def export(paths: List[str], kind: str, by: str, roots: Sequence[str] = ()) -> b
         by: The weight of a function in a flame graph, one of `WEIGHTS`.
         roots: Directories of the user's own code, for the plan in a page.
 
+    Returns:
+        The content of the file.
+
     Raises:
-        NothingToReportError: A file cannot be read, or none has what the format needs.
+        NothingToReportError: A file cannot be read, or the files lack what the format needs.
     """
     if kind == "html":
         return _html(paths, by, roots)

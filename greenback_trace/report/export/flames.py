@@ -1,4 +1,4 @@
-"""A trace -> stacks of functions with exact weights, which flame graphs are made of."""
+"""A trace -> the stacks of a flame graph, with exact weights."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Dict, List, NamedTuple, Tuple
 from ..read.inputs import NothingToReportError
 from ..read.trace import Numbers, Trace
 
-#: What a stack can be weighted by, in the order in which they are offered.
+#: A stack can be weighted by these. The first is the default.
 WEIGHTS = ("time", "bridges")
 
 
 class Frame(NamedTuple):
-    """A function, whichever of its lines made the call. The file is empty if it is not known."""
+    """A function in a flame graph, for all of its lines. The file is empty if unknown."""
 
     function: str
     file: str
 
 
 class Stack(NamedTuple):
-    """A sync chain, outermost first, down to the function that calls ``await_``."""
+    """A sync chain, from the outermost function to the one that calls ``await_``."""
 
     frames: Tuple[Frame, ...]
     numbers: Numbers
 
 
 def stacks(trace: Trace) -> List[Stack]:
-    """The sync chains of *trace*, by total time, the longest first.
+    """The sync chains of *trace*, by total time, longest first.
 
-    An async function that bridges has a stack of its own, of one frame.
+    An async function that calls ``await_`` itself is a stack of one frame.
 
     Raises:
-        NothingToReportError: The trace counts per function only.
+        NothingToReportError: The trace has no sync chains, only counts per function.
     """
     found: Dict[Tuple[Frame, ...], Numbers] = {}
     for site in trace.sites:
@@ -52,5 +52,5 @@ def stacks(trace: Trace) -> List[Stack]:
 
 
 def weight(numbers: Numbers, by: str) -> float:
-    """What *numbers* weigh: seconds, or bridges."""
+    """The weight of *numbers*: seconds if *by* is ``"time"``, else bridges."""
     return numbers.time if by == "time" else numbers.bridges

@@ -1,4 +1,4 @@
-"""A trace -> folded stacks: a line for each, for flamegraph.pl, inferno, speedscope and others."""
+"""A trace -> folded stacks, one a line, for flamegraph.pl, inferno, speedscope and others."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from .flames import stacks, weight
 def folded(trace: Trace, by: str) -> str:
     """``outermost;...;innermost weight`` for each sync chain.
 
-    The weight is in whole microseconds, or in bridges: readers of this format take integers only.
+    The weight is in whole microseconds or in bridges, since readers of this format take integers
+    only.
     """
     factor = 1e6 if by == "time" else 1
     lines = []
     for stack in stacks(trace):
-        # A name from generated code may have anything in it.
+        # A name in generated code may contain anything, even the separators of this format.
         names = [
             visible(" ".join(frame.function.replace(";", ":").split())) or "?"
             for frame in stack.frames

@@ -1,6 +1,6 @@
-"""A trace -> one HTML page that needs nothing else, not even a network.
+"""A trace -> one HTML page, which needs no other file and no network.
 
-The charts are d3's and d3-flame-graph's, which the page carries; see static/README.md.
+The page carries d3 and d3-flame-graph, which draw the charts; see static/README.md.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ..show.wording import plural
 from .flames import Frame, stacks
 from .timeline import SLOW_STEP, STEP, Lane, Process, Slice
 
-#: The slices that a page has at most: so many are still drawn while one waits for it.
+#: Slices in a page, at most. A browser draws so many without a noticeable wait.
 _SLICES = 3000
-#: The steps and the chains that stay that it has at most, and the edits of each step.
+#: At most so many steps of the plan, chains that stay, and edits of a step.
 _STEPS = _STAYING = _EDITS = 100
 _ADDED_STYLE = re.compile(r"\.textContent=`([^`]*)`")
 _INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
@@ -35,7 +35,7 @@ _STANDARD = re.compile(r"[/\\]lib[/\\](python|pypy)\d[^/\\]*[/\\]|^<frozen ", re
 
 
 def html(trace: Trace, lanes: Sequence[Lane], plan: Plan, by: str) -> str:
-    """The page. The flame graph is weighted *by* time or bridges at first."""
+    """The page. Its flame graph is weighted *by* time or bridges at first."""
     shown, note = _timeline(lanes)
     data = {
         "weight": by,
@@ -51,7 +51,7 @@ def html(trace: Trace, lanes: Sequence[Lane], plan: Plan, by: str) -> str:
         "{licences}": _escaped(
             f"d3\n\n{_asset('LICENSE-d3')}\n\nd3-flame-graph\n\n{_asset('LICENSE-d3-flame-graph')}"
         ),
-        # No name of a function may end the element that the data are in.
+        # Without this, a function's name could end the element that has the data.
         "{data}": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "/*{d3}*/": _asset("d3.min.js"),
         "/*{flamegraph}*/": _asset("d3-flamegraph.min.js"),
@@ -61,16 +61,16 @@ def html(trace: Trace, lanes: Sequence[Lane], plan: Plan, by: str) -> str:
     # d3-flame-graph adds a style sheet of its own.
     added = _ADDED_STYLE.findall(parts["/*{flamegraph}*/"])
     parts["{policy}"] = _policy(scripts, [parts["/*{style}*/"], *added])
-    # All at once, since what is put in may look like a place.
+    # One pass for all: the texts put in may look like placeholders.
     return re.sub(
         "|".join(map(re.escape, parts)), lambda match: parts[match[0]], _asset("page.html")
     )
 
 
 def _policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
-    """What the page may do: run and apply just these, and reach no network.
+    """The content security policy: only these scripts and styles, and no network.
 
-    Data are no script. Styles that a script sets on an element need no leave.
+    The data are no script, so they need no hash. Nor do styles that a script sets on an element.
     """
     return (
         f"default-src 'none'; script-src {_hashes(scripts)}; style-src {_hashes(styles)}; "
@@ -135,7 +135,7 @@ def _add(node: Dict[str, Any], numbers: Numbers) -> None:
 
 
 def _without_keys(node: Dict[str, Any]) -> Dict[str, Any]:
-    # A chain has 32 functions at most.
+    # Recursion is safe: a chain has at most 32 functions.
     return {**node, "children": [_without_keys(child) for child in node["children"].values()]}
 
 
@@ -162,7 +162,7 @@ def _site(site: SiteReport) -> Dict[str, Any]:
 
 def _plan(plan: Plan) -> Dict[str, Any]:
     steps, stays = plan.steps[:_STEPS], plan.blocked[:_STAYING]
-    # Paths are long, and have most of it in common.
+    # Paths are long and share most of their directories, so the page names these once.
     files = {each.file for step in steps for each in (*step.edits, *step.breaks)}
     files |= {each.file for step in steps for each in step.functions}
     files |= {chain.verdict.frame.file for chain in stays if chain.verdict.frame is not None}
@@ -239,13 +239,14 @@ def _place(at: Union[PlanFrame, Edit], base: str) -> str:
 
 
 def _timeline(lanes: Sequence[Lane]) -> Tuple[List[Dict[str, Any]], str]:
-    """The lanes with the longest of their slices, and what to say of them."""
+    """The lanes with their longest slices, and the note above them."""
     if not lanes:
         return [], (
             "The trace has no spans, which the timeline is made of: "
             "GREENBACK_TRACE_SPANS=none was set, or the files have metrics only."
         )
-    # None is shorter than what is below it: with a slice, all that it is within are there.
+    # A slice is never shorter than the slices below it. So if a slice is among the longest, all
+    # slices around it are, too.
     ranked = [
         (each.end - each.start, -depth, -number, lane_number, each)
         for lane_number, lane in enumerate(lanes)
@@ -261,7 +262,7 @@ def _timeline(lanes: Sequence[Lane]) -> Tuple[List[Dict[str, Any]], str]:
         f"moves. It begins at {_moment(origin)}."
     )
     names = _process_names([lanes[number] for number in shown])
-    # The lanes of a process are together, in the order in which the first ones begin.
+    # The lanes of a process are together. Processes are in the order of their first lanes.
     places = {process: place for place, process in enumerate(names)}
     if len(names) > 1:
         note += " Lanes are below the name of their process."
@@ -278,7 +279,7 @@ def _timeline(lanes: Sequence[Lane]) -> Tuple[List[Dict[str, Any]], str]:
 
 
 def _process_names(lanes: Sequence[Lane]) -> Dict[Process, str]:
-    """By which each is told from the others; with the instance, where the rest is the same."""
+    """A different name for each process, with the instance only if service and pid are the same."""
     processes = list(dict.fromkeys(lane.process for lane in lanes))
     short = {
         each: f"{each.service} ({each.pid})" if each.pid else each.service for each in processes

@@ -1,7 +1,8 @@
-"""A timeline -> a trace of https://ui.perfetto.dev, in its native format.
+"""A timeline -> a trace for https://ui.perfetto.dev, in its native format.
 
-Of the protobuf schema (protos/perfetto/trace/perfetto_trace.proto), what is needed here is written
-down below. The package of the whole of it does not work with the protobuf of Python 3.8.
+This module spells out the part of the protobuf schema that it needs
+(protos/perfetto/trace/perfetto_trace.proto). The package with the whole schema does not work with
+the protobuf of Python 3.8.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from .timeline import Lane, Process, Slice
 
 _PACKAGE = "perfetto.protos"
-#: By message and field: number, type, and a star if there can be several.
+#: Number and type of each field, by message and name. A star marks repeated fields.
 _SCHEMA = {
     "Trace": {"packet": "1 TracePacket *"},
     "TracePacket": {
@@ -59,7 +60,7 @@ _SEQUENCE = 1
 
 
 def perfetto(lanes: Iterable[Lane]) -> Iterator[bytes]:
-    """The parts of the file: each lane is a track of its process."""
+    """The file in parts. Each lane is a track of its process."""
     messages = _messages()
     processes: Dict[Process, int] = {}
     numbers = count(1)
@@ -81,12 +82,12 @@ def perfetto(lanes: Iterable[Lane]) -> Iterator[bytes]:
         track.sibling_merge_behavior = _NEVER_MERGE
         for each in lane.slices:
             _add(trace, each, uuid)
-        # One message after another is what a message with all of their packets looks like.
+        # Protobuf reads serialized messages one after another as one message with all packets.
         yield trace.SerializeToString()
 
 
 def _add(trace: Any, outermost: Slice, track: int) -> None:
-    # Without recursion: a trace can say that there were thousands, each within another.
+    # Without recursion: a trace may claim thousands of slices, each inside the next.
     left: List[Tuple[Slice, bool]] = [(outermost, False)]
     while left:
         each, has_begun = left.pop()

@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 from ..read.trace import Trace
 from .flames import Frame, stacks
 
-#: By the weight: name, unit, attribute of `Numbers`. The first one is shown at first.
+#: Profiles by weight: name, unit, attribute of `Numbers`. speedscope opens the first.
 _PROFILES = {
     "time": [
         ("time in bridges", "seconds", "time"),
@@ -20,7 +20,7 @@ _PROFILES["bridges"] = _PROFILES["time"][::-1]
 
 
 def speedscope(trace: Trace, by: str) -> str:
-    """JSON with a profile for each weight: the time, the time spent waiting, and the bridges."""
+    """JSON with three profiles: time, time spent waiting, and number of bridges."""
     indexes: Dict[Frame, int] = {}
     found = stacks(trace)
     samples = [

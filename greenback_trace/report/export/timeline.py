@@ -1,7 +1,7 @@
-"""Spans -> what each task did when: its portals, the bridges in them, the steps between those.
+"""Spans -> what each task did when: its portals, their bridges, and the steps between these.
 
-A lane is what one task did after another. Portals share a lane if their tasks have one name and
-they do not overlap: Trio's tasks are called after their function, and many have the same name.
+A lane shows one task. Portals share a lane if their tasks have the same name and the portals do not
+overlap. Trio names tasks after their function, so many tasks have the same name.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SLOW_STEP = "slow step"
 
 
 class Process(NamedTuple):
-    """What tells a process from others, as its resource has it."""
+    """What tells a process from others, out of its resource attributes."""
 
     service: str
-    #: 0 if it is not known. In containers, all have the same.
+    #: 0 if unknown. Processes in different containers often have the same.
     pid: int
     instance: str = ""
 
@@ -37,7 +37,7 @@ class Span:
 
     id: str
     parent: str
-    #: The id of the span of the portal that a bridge belongs to, if it is known.
+    #: The id of the portal's span, for a bridge; empty if unknown.
     portal: str
     name: str
     start: int
@@ -49,13 +49,13 @@ class Span:
 
 @dataclass
 class Slice:
-    """A stretch of time in a lane. Those below are within it, one after another."""
+    """A stretch of time in a lane. The slices below are inside it, one after another."""
 
     kind: str
     name: str
     start: int
     end: int
-    #: None for steps, which are worked out.
+    #: None for steps, which have no spans: they are computed.
     span: Optional[Span] = None
     below: List[Slice] = field(default_factory=list)
 
@@ -68,10 +68,10 @@ class Lane:
 
 
 def read(paths: Sequence[str]) -> Tuple[Trace, List[Span]]:
-    """What files say, and the spans of greenback in them, in one pass.
+    """The totals of files and the spans of greenback in them, in one pass.
 
     Raises:
-        NothingToReportError: A file cannot be read, or none has anything of greenback in it.
+        NothingToReportError: A file cannot be read, or no file has anything of greenback in it.
     """
     spans: List[Span] = []
     trace = load(paths, on_span=lambda span, about: spans.append(_span(span, about)))
@@ -79,13 +79,13 @@ def read(paths: Sequence[str]) -> Tuple[Trace, List[Span]]:
 
 
 def lanes(spans: Iterable[Span]) -> List[Lane]:
-    """Lay *spans* out, in the order in which the lanes begin.
+    """Lay *spans* out in lanes, which are in the order in which they begin.
 
     Raises:
-        NothingToReportError: There are none.
+        NothingToReportError: There are no spans.
     """
     portals: Dict[str, _Portal] = {}
-    # A bridge without a portal that is known goes into a lane with the others of its process.
+    # Bridges whose portal is unknown share lanes, one process each.
     alone = count()
     for span in spans:
         if span.name.startswith("portal "):
@@ -102,7 +102,7 @@ def lanes(spans: Iterable[Span]) -> List[Lane]:
 
 
 def all_slices(slices: Iterable[Slice]) -> Iterator[Slice]:
-    """*slices* and those below them, in no order."""
+    """*slices* and all slices below them, in no order."""
     left = list(slices)
     while left:
         each = left.pop()
@@ -136,9 +136,9 @@ class _Portal:
         return [portal]
 
     def _shows_steps(self) -> bool:
-        """Whether all of the portal that is not waiting in a bridge holds the event loop.
+        """Whether the portal surely held the event loop whenever it did not wait in a bridge.
 
-        Sync code can wait in no other way, but the spans of all the bridges must be there.
+        Sync code can wait in no other way. But the spans of all suspended bridges must be there.
         """
         assert self.span is not None
         attributes = self.span.attributes
@@ -150,7 +150,7 @@ class _Portal:
 
 
 def _clipped(slices: List[Slice], within: Slice) -> List[Slice]:
-    # A span that was made afterwards starts when it was computed to, some microseconds off.
+    # The start of a span made afterwards is computed, and some microseconds off.
     for each in slices:
         each.start = min(max(each.start, within.start), within.end)
         each.end = max(each.start, min(each.end, within.end))
@@ -158,7 +158,7 @@ def _clipped(slices: List[Slice], within: Slice) -> List[Slice]:
 
 
 def _stacked(slices: List[Slice]) -> List[Slice]:
-    """Put each slice below the one that it is within. Those that overlap a little no longer do."""
+    """Put each slice below the slice around it, and cut off small overlaps."""
     outermost: List[Slice] = []
     open_: List[Slice] = []
     for each in slices:
@@ -171,7 +171,7 @@ def _stacked(slices: List[Slice]) -> List[Slice]:
 
 
 def _with_steps(portal: Slice) -> List[Slice]:
-    """The slices of a portal, with a step around what is between two that wait."""
+    """The slices below a portal, with a step around the slices between two that wait."""
     result: List[Slice] = []
     step = Slice(STEP, "step", portal.start, portal.start)
     for each in portal.below:
@@ -183,7 +183,7 @@ def _with_steps(portal: Slice) -> List[Slice]:
             step.below.append(each)
     step.end = portal.end
     result = [each for each in [*result, step] if each.kind != STEP or each.end > each.start]
-    # How many were slow has been counted. Which ones: the longest.
+    # The span says how many steps were slow. These are the longest steps.
     slow = (
         0 if portal.span is None else portal.span.attributes.get("greenback.portal.slow_steps", 0)
     )
@@ -194,7 +194,7 @@ def _with_steps(portal: Slice) -> List[Slice]:
 
 
 def _waits(bridge: Slice) -> bool:
-    """Whether the task waits in it: if there are bridges within a bridge, they do that for it."""
+    """Whether the task waits in a bridge: in the bridge itself, or in bridges inside it."""
     return any(
         each.span is not None and bool(each.span.attributes.get("greenback.suspended"))
         for each in all_slices([bridge])
@@ -202,8 +202,10 @@ def _waits(bridge: Slice) -> bool:
 
 
 def _nested(portals: Dict[str, _Portal]) -> List[Tuple[_Portal, List[Slice]]]:
-    """The slices of each portal, but those that were opened in a bridge of the same task: these
-    are put into the bridge."""
+    """The slices of each portal.
+
+    A portal opened in a bridge of the same task is put into the bridge instead.
+    """
     slices = {key: portal.slices() for key, portal in portals.items()}
     owner = {
         each.span.id: (portals[key], each)
@@ -226,7 +228,8 @@ def _nested(portals: Dict[str, _Portal]) -> List[Tuple[_Portal, List[Slice]]]:
 
 def _packed(portals: List[Tuple[_Portal, List[Slice]]]) -> List[Lane]:
     result: List[Lane] = []
-    # By process and task: when each lane is free, as a heap. The number keeps lanes uncompared.
+    # Heaps of lanes by the time when they become free, for each process and task. Numbers of lanes
+    # differ, so that lanes themselves are never compared.
     free: Dict[Tuple[Process, str], List[Tuple[int, int, Lane]]] = {}
     for portal, slices in sorted(portals, key=lambda item: item[1][0].start):
         heap = free.setdefault((portal.process, portal.task), [])

@@ -1,4 +1,4 @@
-"""An expression -> the class of the user's that it is of, where the sources show it plainly."""
+"""An expression -> the user's class that its value is of, if the sources show it plainly."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _LITERALS = (
     ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.SetComp, ast.Tuple, ast.Constant,
     ast.JoinedStr,
 )  # fmt: skip
-#: What something is that is of no class of the user's.
+#: In place of a class's name: the value is of no class of the user's.
 _FOREIGN = ""
 
 
 class Classes:
-    """The classes in the user's files."""
+    """The classes that the user's files define."""
 
     def __init__(self, parsed: ParsedFiles) -> None:
         self._parsed = parsed
         self._lineages: Dict[Class, Set[Class]] = {}
 
     def class_of(self, file: SourceFile, value: ast.expr, place: Place) -> Optional[str]:
-        """The name of the class that an expression is of; None if that cannot be seen."""
+        """The name of the class of an expression's value; None if the sources do not show it."""
         if isinstance(value, _LITERALS):
             return _FOREIGN
         if isinstance(value, ast.Call):
@@ -48,7 +48,13 @@ class Classes:
         return None
 
     def meant(self, path: str, name: str, module: str = "") -> List[Class]:
-        """What a file may mean by the name of a class, of a module that it imports or its own."""
+        """The classes that a file may mean by a name.
+
+        Args:
+            path: The file.
+            name: The name of the class.
+            module: The module that the name is in; the file itself, or its imports, if empty.
+        """
         self._parsed.parse_class(name)
         file = self._parsed.files.get(path)
         found = self._parsed.classes.get(name, [])
@@ -65,11 +71,11 @@ class Classes:
         found = self._parsed.classes.get(name, [])
         modules = self._parsed.modules.find(path, module)
         there = [each for each in found if each.path in modules]
-        # A module can have it from another one.
+        # A module can import the class from another one.
         return there or (found if modules else [])
 
     def lineage(self, own: Class) -> Set[Class]:
-        """A class and those of the project that it is derived from."""
+        """A class, and its bases in the project."""
         if own not in self._lineages:
             found: Set[Class] = set()
             waiting = [own]

@@ -1,7 +1,7 @@
-"""A sync chain -> whether its functions can become async, and if not, what is in the way.
+"""A sync chain -> whether its functions can become async, and if not, what blocks that.
 
-Names and paths come from the trace. What they do not tell (a decorator, a generator, a function
-that is passed to C code) comes from the sources, where they are at hand.
+Names and paths come from the trace. Decorators, generators and functions passed to C code come from
+the sources, if these are here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _METHOD = "add an async method and await that instead of the operator"
 _ATTRIBUTE = "replace the attribute by an async method: await obj.load_name()"
 _CONTEXT = "use async with: __aenter__ and __aexit__"
 _CONVERSION = "await the value first, and keep it in an attribute"
-#: Methods that the interpreter calls itself, and takes what they return as it is.
+#: The interpreter calls these methods itself, and does not await what they return.
 _PROTOCOLS: Dict[str, Tuple[str, str]] = {
     **dict.fromkeys(
         ("__init__", "__new__", "__post_init__", "__init_subclass__"),
@@ -83,17 +83,17 @@ _STANDARD_LIBRARY = "the standard library"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a chain.
+    """What can become of a chain.
 
     Attributes:
         kind: `AWAIT`, `CONVERTIBLE`, `THIRD_PARTY`, `CONSTRUCT` or `UNKNOWN`.
-        frame: What is in the way, if anything is.
-        by: Its distribution, or the construct.
+        frame: The function that blocks the chain, if any.
+        by: The distribution of that function, or the construct that cannot await.
         idiom: What to write instead.
-        stops: How many functions of the chain, from the outside, at least stay above a bridge,
-            even if all that can be async are. The caller is one of them.
-        caller: The async function that passes the outermost one to C code, if that is so. The
-            chain does not have it.
+        stops: The number of outermost functions that stay above a bridge even if all functions
+            that can become async do. The caller counts, too.
+        caller: The async function that passes the chain's outermost function to C code, if there
+            is one. It is not in the chain.
     """
 
     kind: str
@@ -116,7 +116,7 @@ class Classifier:
         self._distributions: Optional[Dict[str, str]] = None
 
     def classify(self, frames: Tuple[Frame, ...]) -> Verdict:
-        """What becomes of a chain: the first thing in the way, seen from the outside."""
+        """The verdict on a chain: the outermost function that blocks it, if any."""
         if not frames:
             return Verdict(AWAIT, idiom="its caller is async: write await in place of await_")
         first = self._entry(frames)
@@ -140,7 +140,10 @@ class Classifier:
         return Verdict(CONVERTIBLE)
 
     def _entry(self, frames: Tuple[Frame, ...]) -> Optional[Verdict]:
-        """C code that an async function passes the outermost one to; None if one may call it."""
+        """The verdict if an async function only passes the outermost one to C code.
+
+        None if an async function may call it.
+        """
         outermost = frames[0]
         if len(frames) >= CHAIN_LIMIT or not self._project.is_own(outermost.file):
             return None
@@ -157,7 +160,7 @@ class Classifier:
             through = "" if use.given_to is None else name_of(use.given_to.func)
             if through == RUN_SYNC:
                 return None
-            # A sync function would be in the chain.
+            # A sync user of the function would be in the chain itself.
             if not isinstance(use.place.scope, ast.AsyncFunctionDef) or not use.certain:
                 continue
             if use.call is not None:
@@ -178,14 +181,14 @@ class Classifier:
             return None if found is None else Verdict(CONSTRUCT, frame, *found)
         if frame.file.startswith("<frozen importlib"):
             return Verdict(CONSTRUCT, frame, "import", _IMPORT)
-        # Such as the __init__ of a dataclass.
+        # Generated code, such as the __init__ of a dataclass.
         found = _protocol(frame.name) if frame.file.startswith("<") else None
         if found is not None:
             return Verdict(CONSTRUCT, frame, *found)
         by = self._distribution(frame)
         if by == _STANDARD_LIBRARY and frame.name in CALLS_BACK:  # on PyPy, reduce() for one
             return Verdict(CONSTRUCT, frame, f"C callback ({frame.name})", _CALLBACK)
-        # A decorator or a base class of the standard library's: the callee says more.
+        # A decorator or a base class of the standard library: the verdict on the callee says more.
         if (
             by == _STANDARD_LIBRARY
             and callee is not None
@@ -229,7 +232,7 @@ class Classifier:
         return self._made[definition]
 
     def _made_into(self, frame: Frame, definition: Function) -> Optional[Tuple[str, str]]:
-        """What a function becomes by its name: value = property(load), or __len__ = count."""
+        """The construct that an assignment makes of a function: value = property(load)."""
         for use in self._uses.of(frame.file, definition):
             if use.call is not None or not use.certain:
                 continue
@@ -255,8 +258,9 @@ class Classifier:
         return None if found is None else (f"C callback ({found[0]})", _CALLBACK)
 
     def is_callback(self, frame: Frame, callee: Frame) -> bool:
-        """Whether a frame does not call the next one of its chain, but passes it to C code."""
-        # What Python calls for an operator or an attribute has no call in the source either.
+        """Whether a function passes the next one of its chain to C code, instead of calling it."""
+        # Python itself calls the functions of operators and attributes. These calls are not in the
+        # source either.
         is_called_by_python = callee.name != "<lambda>" and self._construct(callee) is not None
         return not is_called_by_python and self._sources.passed_on(frame, callee) is not None
 
@@ -273,7 +277,7 @@ class Classifier:
 
 
 def _maker(call: ast.Call) -> str:
-    """The name of what is called, also of lru_cache(maxsize=1)(f)."""
+    """The name of the function called; ``lru_cache`` for ``lru_cache(maxsize=1)(f)``."""
     called: ast.AST = call
     while isinstance(called, ast.Call):
         called = called.func
@@ -281,7 +285,7 @@ def _maker(call: ast.Call) -> str:
 
 
 def _assigned(owner: ast.ClassDef, value: ast.expr) -> List[str]:
-    """The names that a class gives to a value."""
+    """The names that the body of a class assigns a value to."""
     return [
         name_of(target)
         for statement in owner.body
@@ -300,9 +304,9 @@ def _protocol(name: str) -> Optional[Tuple[str, str]]:
 
 
 def _top_levels() -> Dict[str, str]:
-    """What is directly in site-packages -> its distribution.
+    """The distribution of each entry directly in site-packages.
 
-    ``importlib.metadata.packages_distributions`` would do it, from Python 3.10 on.
+    ``importlib.metadata.packages_distributions`` has this only since Python 3.10.
     """
     found: Dict[str, str] = {}
     for distribution in metadata.distributions():

@@ -1,7 +1,7 @@
-"""The functions of a step -> what to change in which line, and what would break.
+"""The functions of a step -> what to change in which line, and which callers would break.
 
-The calls of the trace are known. Others are found in the sources: where these do not settle which
-function is meant, the edit says that it is a guess.
+The trace has the calls that have happened. The sources have the others. If the sources do not
+settle which function a call means, the edit says that it is a guess.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ class Edit:
     Attributes:
         kind: ``"def"``, ``"await"``, ``"unwrap"`` (``await_(x)`` becomes ``await x``), ``"wrap"``
             (a caller that stays sync has to write ``await_(f())``, or ``autoawait(f)`` where it
-            passes it on), ``"portal"`` (of the function that opens one), or ``"breaks"`` (a caller
-            outside the trace would get a coroutine in place of its result).
+            passes ``f`` on), ``"portal"`` (``with_portal_run_sync`` becomes ``with_portal_run``),
+            or ``"breaks"`` (a caller outside the trace would get a coroutine in place of a result).
         what: What to do, in words.
-        certain: Whether it follows from the trace or from a name that can mean nothing else.
-        column: Where the expression or the ``def`` begins; -1, as the rest, if it was not found.
-        end_line: Where it ends.
+        certain: Whether the edit follows from the trace, or from a name that can mean nothing else.
+        column: Where the expression or the ``def`` begins; -1, like the ends, if it was not found.
+        end_line: The line where the expression or the ``def`` ends.
+        end_column: The column where it ends.
     """
 
     file: str
@@ -59,7 +60,7 @@ class Edit:
 
 
 class Editor:
-    """Finds the edits of one step after another; an edit of an earlier step is not repeated."""
+    """Finds the edits of one step after another, and repeats no edit of an earlier step."""
 
     def __init__(
         self,
@@ -73,17 +74,16 @@ class Editor:
         self._project = project
         self._classifier = classifier
         self._uses = uses
-        #: By the key of each of the two functions of a call, caller and callee; without a callee
-        #: where the call is one of ``await_``.
+        #: Caller and callee of each call, by the keys of both. A call of ``await_`` has no callee.
         self._edges: Dict[Key, Set[Tuple[Frame, Optional[Frame]]]] = {}
         for chain in chains:
             for frame, callee in zip(chain, (*chain[1:], None)):
                 for each in (frame, callee):
                     if each is not None:
                         self._edges.setdefault(each.key, set()).add((frame, callee))
-        #: Where the functions begin that are async by now: file and line.
+        #: File and first line of each function that is async by now.
         self._async: Set[Tuple[str, int]] = set()
-        #: Calls in functions that are still sync, of functions that are async by now.
+        #: Calls in sync functions of functions that are async by now.
         self._broken: List[Tuple[Use, str]] = []
         #: Calls that an earlier step has put into ``await_``.
         self._wrapped: Set[ast.AST] = set()
@@ -95,8 +95,8 @@ class Editor:
         """The edits that make *functions* async, and the callers that would break.
 
         Args:
-            functions: Those of the step.
-            done: The keys of all functions that are async after it.
+            functions: The functions of the step.
+            done: The keys of all functions that are async after the step.
             sites: Calls of ``await_`` in functions that are async already.
         """
         edits = [edit for site in sites for edit in self._unwrapped_at(site)]
@@ -176,7 +176,7 @@ class Editor:
         return found
 
     def _edge(self, frame: Frame, callee: Frame, done: Set[Key], seen: Set[ast.AST]) -> List[Edit]:
-        """The edits of a call of the trace, whose callee is async now."""
+        """The edits of a call in the trace whose callee is async now."""
         file = real(frame.file)
         if not self._project.is_own(frame.file):
             return self._called_by_others(frame, callee)
@@ -217,19 +217,19 @@ class Editor:
         if node is None:
             return []
         if any(use.call is None for use in self._uses.of(callee.file, node)):
-            return []  # it is passed on to them, which is said where that is done
+            return []  # the edits of the place that passes it on say so
         what = f"{frame.function} calls {callee.name}: keep a sync one for it, which bridges"
         return [_at(real(callee.file), node, WRAP, what)]
 
     def _other_names(self, callee: Frame) -> List[str]:
-        """What a function is called that a decorator returns."""
+        """The names of the functions that *callee*, returned by a decorator, replaces."""
         node = self._sources.definition(callee)
         if node is None:
             return []
         return [decorated.name for _, decorated in self._uses.decorated(callee.file, node)]
 
     def _names_in(self, frame: Frame, callee: Frame) -> List[str]:
-        """What a function is called in another one besides its name."""
+        """The other names by which *frame* calls *callee*."""
         node, scope = self._sources.definition(callee), self._sources.definition(frame)
         names = self._other_names(callee)
         if node is not None and scope is not None:
@@ -252,7 +252,7 @@ class Editor:
         )
 
     def _used(self, use: Use, name: str, edits: List[Edit], breaks: List[Edit]) -> None:
-        """The edit of a use that the trace has not been at."""
+        """Add the edit of a use that is not in the trace."""
         if use.call is None:
             given_to = "" if use.given_to is None else name_of(use.given_to.func)
             if given_to == RUN_SYNC and use.given_to is not None:
@@ -278,10 +278,10 @@ class Editor:
         return _at(use.file, use.call or use.node, AWAIT, f"await {name}(...)", use.certain)
 
     def _dragged_along(self, function: Frame, edits: List[Edit]) -> List[Tuple[str, Function]]:
-        """Make async what is used in the same way as a function that is so now.
+        """Also convert functions that must match one just converted: overrides, and wrappers.
 
         Returns:
-            The file and the definition of what has other callers than the function itself.
+            File and definition of the decorated functions, which have callers of their own.
         """
         node = self._sources.definition(function)
         if node is None:

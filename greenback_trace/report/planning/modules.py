@@ -1,4 +1,4 @@
-"""The name of a module, as a file imports it -> the source files that it may be."""
+"""The name of a module in an import -> the source files that it may be."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Dict, List, Sequence
 
 
 class Modules:
-    """The modules of a project, whose sources are named by their real paths."""
+    """The modules of a project. *paths* are the real paths of its sources."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = set(paths)
-        #: By the last name.
+        #: Paths by the last part of the module's name.
         self._named: Dict[str, List[str]] = {}
         for path in paths:
             self._named.setdefault(_parts(path)[-1], []).append(path)
 
     def find(self, importer: str, name: str) -> List[str]:
-        """The files that *importer* may mean by a name; a relative one begins with dots.
+        """The files that *importer* may mean by a name. A relative name begins with dots.
 
-        What is found from a directory around the importer is preferred, as it is in the path of a
-        program that is there.
+        Files below a directory around the importer come first: a program in that directory would
+        find them first, too.
         """
         relative = name.lstrip(".")
         parts = relative.split(".") if relative else []
@@ -46,7 +46,7 @@ class Modules:
 
 
 def _parts(path: str) -> List[str]:
-    """The directories of a module, and its name; a package has that of its directory."""
+    """The directories of a module, and its name. The name of a package is its directory's."""
     parts = os.path.splitext(path)[0].split(os.sep)
     return parts[:-1] if parts[-1] == "__init__" else parts
 

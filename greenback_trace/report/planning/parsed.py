@@ -1,4 +1,4 @@
-"""The user's source files, each parsed when something in it is asked for."""
+"""The user's source files, each parsed only when something in it is asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLASS = re.compile(r"^[ \t]*class[ \t]+(\w+)", re.MULTILINE)
 
 
 class Class(NamedTuple):
-    """A class of the user's, and the file that defines it."""
+    """A class, and the file that defines it."""
 
     path: str
     node: ast.ClassDef
@@ -28,9 +28,9 @@ class ParsedFiles:
     """Source files, which are named by their real paths.
 
     Attributes:
-        files: The files that are parsed, by their paths.
-        classes: The classes in these, by name.
-        modules: All files, by the names of their modules.
+        files: The parsed files, by path.
+        classes: The classes in the parsed files, by name.
+        modules: All files, parsed or not, as modules.
     """
 
     def __init__(self, sources: Sources, paths: Sequence[str]) -> None:
@@ -38,10 +38,11 @@ class ParsedFiles:
         self.classes: Dict[str, List[Class]] = {}
         self.modules = Modules(paths)
         self._sources = sources
-        #: By word, the files that have it. To parse one takes ten times as long as to read it, and
-        #: many times its size in memory: only those are that have the name of what is asked for.
+        #: The files that contain each word. Parsing a file takes ten times as long as reading it,
+        #: and many times its size in memory. So only files that contain the name in question are
+        #: parsed.
         self._having: Dict[str, List[str]] = {}
-        #: By the name of a class, the files that have one.
+        #: The files that define a class, by the name of the class.
         self._defining: Dict[str, List[str]] = {}
         for path in paths:
             try:
@@ -55,7 +56,7 @@ class ParsedFiles:
                 self._defining.setdefault(name, []).append(path)
 
     def parse_those_with(self, names: Iterable[str]) -> None:
-        """Parse the files that have one of the words in them."""
+        """Parse the files that contain one of the names."""
         for name in names:
             self._parse(self._having.pop(name, ()))
 
@@ -64,7 +65,7 @@ class ParsedFiles:
         self._parse(self._defining.get(name, ()))
 
     def has_class(self, name: str) -> bool:
-        """Whether a file defines a class of that name, be it parsed or not."""
+        """Whether any file, parsed or not, defines a class of that name."""
         return name in self._defining
 
     def _parse(self, paths: Iterable[str]) -> None:

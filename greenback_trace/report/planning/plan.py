@@ -1,8 +1,8 @@
-"""A trace -> which functions to make ``async def``, in what order, and what that removes.
+"""A trace -> which functions to make ``async def``, in which order, and what that removes.
 
-A bridge goes away when all functions of its chain are async. Each step is the set of functions
-that removes the most for each function in it, so a function that many chains share comes early,
-and two that only help together come together.
+A bridge goes away when all functions of its chain are async. Each step is the set of functions that
+removes the most per function. So a function that many chains share comes early, and two functions
+that only help together come together.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .project import Project
 from .sources import Frame, Sources, frames_of
 from .uses import Uses
 
-#: What a bridge costs over a plain await, what one that suspends costs on top, and that for each
-#: sync function below it, in seconds. Measured on CPython 3.13; see docs/performance.rst.
+#: Seconds that a bridge costs over a plain await, seconds more if it suspends, and seconds more for
+#: each sync function below it if it suspends. Measured on CPython 3.13; see docs/performance.rst.
 _BRIDGE, _SWITCHES, _DEPTH = 0.35e-6, 0.42e-6, 7e-9
 
 Key = Tuple[str, str]
@@ -31,7 +31,9 @@ class Planned:
     """One sync chain, with its exact numbers.
 
     Attributes:
-        weight: What the order is made by.
+        site: The function that calls ``await_``.
+        frames: The functions of the chain that have a ``def``, outermost first.
+        weight: How much the order of steps counts this chain.
     """
 
     site: Frame
@@ -48,10 +50,10 @@ class Move:
     Attributes:
         frame: The caller, at the line where it calls a function that is async now.
         callee: That function. The caller has to write ``await_(callee(...))``.
-        before: The bridges below that call today.
-        after: About how many there will be: one for each call, as many as the busiest of its
-            chains had.
-        is_async: Whether the caller does not stay sync: it passes the callee to C code.
+        before: The number of bridges below that call today.
+        after: About how many bridges there will be: one per call, estimated by the busiest chain
+            below the call.
+        is_async: Whether the caller is async, and passes the callee to C code.
     """
 
     frame: Frame
@@ -66,12 +68,14 @@ class Step:
     """One commit.
 
     Attributes:
-        functions: What becomes ``async def``. None in the first step if bridges have an async
-            caller already.
-        removed: What goes away by this step.
-        share: Of the weight of all bridges, what has gone after this step.
-        bridges_left: About how many bridges there will be after it.
-        moved: The bridges that have moved to a caller after it, since the start.
+        functions: The functions to make ``async def``. Empty in the first step if async functions
+            call ``await_`` themselves.
+        removed: The bridges that this step removes.
+        share: The share of the weight of all bridges that is gone after this step.
+        bridges_left: About how many bridges are left after this step.
+        moved: The bridges that have moved to a caller since the first step.
+        edits: What to change, in the order of files and lines.
+        breaks: Callers outside the trace that would get a coroutine.
     """
 
     functions: List[Frame]
@@ -85,13 +89,17 @@ class Step:
 
 @dataclass
 class Plan:
-    """What to do about a trace.
+    """The steps that remove the bridges of a trace, and what stays.
 
     Attributes:
-        blocked: The chains that stay, the heaviest first.
-        changed: The user's files that were written after the trace, whose lines may be others now.
-        project: The code that is the user's, and where callers were looked for.
-        unreadable: The files that are here, but cannot be read or parsed, and why.
+        weight: What the steps are ordered by: ``"bridges"``, ``"time"`` or ``"overhead"``.
+        total: All bridges of the trace.
+        steps: The steps, in order.
+        blocked: The chains that stay, heaviest first.
+        chains: All chains.
+        changed: The user's files that were written after the trace. Their lines may have moved.
+        project: The user's code, and where the plan searched for callers.
+        unreadable: Why files cannot be read or parsed, by path.
     """
 
     weight: str
@@ -104,6 +112,7 @@ class Plan:
     unreadable: Dict[str, str]
 
     def as_dict(self) -> Dict[str, Any]:
+        """For JSON. Times are in seconds."""
         return {
             "weight": self.weight,
             "total": _numbers(self.total),
@@ -185,7 +194,7 @@ def make_plan(trace: Trace, weight: str = WEIGHTS[0], roots: Sequence[str] = ())
     project = Project(
         roots, {each for bridging, frames, _ in found for each in (bridging, *frames)}
     )
-    # Chains that differ only in comprehensions are one.
+    # Chains that differ only in comprehensions are added up.
     counted: Dict[Tuple[Frame, Tuple[Frame, ...]], Numbers] = {}
     total = Numbers()
     for bridging, frames, numbers in found:
@@ -244,7 +253,7 @@ def _written(file: str) -> int:
 
 
 def _order(chains: List[Planned]) -> List[Tuple[List[Frame], List[Planned]]]:
-    """The functions of each step, and the chains that it finishes."""
+    """The functions of each step, and the chains that are all async after it."""
     order: List[Tuple[List[Frame], List[Planned]]] = []
     direct = [chain for chain in chains if chain.verdict.kind == AWAIT]
     if direct:
@@ -267,7 +276,7 @@ def _order(chains: List[Planned]) -> List[Tuple[List[Frame], List[Planned]]]:
             else:
                 rest.setdefault(needed - functions, []).extend(planned)
         waiting = rest
-        # As the chain has them: from the outside to the bridge.
+        # In the order of the chain, outermost first.
         depth = {frame.key: place for chain in finished for place, frame in enumerate(chain.frames)}
         names = sorted(functions, key=lambda key: (depth.get(key, 0), key))
         order.append(([frames[key] for key in names], finished))
@@ -278,7 +287,7 @@ def _best(waiting: Dict[FrozenSet[Key], List[Planned]]) -> FrozenSet[Key]:
     weights = {
         needed: sum(chain.weight for chain in planned) for needed, planned in waiting.items()
     }
-    # A set within a candidate has its least function in it: only those are looked at.
+    # A subset of a candidate has its least function in the candidate, so only such sets are tried.
     by_least: Dict[Key, List[FrozenSet[Key]]] = {}
     for needed in weights:
         by_least.setdefault(min(needed), []).append(needed)
@@ -296,7 +305,7 @@ def _best(waiting: Dict[FrozenSet[Key], List[Planned]]) -> FrozenSet[Key]:
 
 
 def _left(chains: List[Planned], done: Set[Key]) -> Tuple[List[Move], float]:
-    """Where bridges are once the functions *done* are async, and about how many."""
+    """Where bridges are once the functions *done* are async, and about how many are left."""
     left = 0.0
     moves: Dict[Tuple[Frame, ...], Move] = {}
     for chain in chains:

@@ -1,4 +1,4 @@
-"""Which code is the user's, and which files it is in."""
+"""Which code is the user's, and in which files it is."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .sources import Frame, real
 
 PACKAGES = re.compile(r"[\\/](?:site|dist)-packages[\\/](?P<inside>.*)", re.DOTALL)
 _STDLIB = re.compile(r"[\\/]lib(?:64)?[\\/](?:python|pypy)3\.\d+[\\/]", re.IGNORECASE)
-#: Directories whose sources are nobody's callers, and those that are made from sources.
+#: Directories without callers, and directories that are built from sources.
 _NOT_SOURCES = ("__pycache__", "site-packages", "dist-packages", "node_modules")
 _MADE = ("build", "dist")
-#: What the directory of a virtual environment has in it.
+#: The directory of a virtual environment has one of these in it.
 _ENVIRONMENT = {"pyvenv.cfg", "conda-meta"}
 _MARKS = ("pyproject.toml", "setup.py", "setup.cfg")
 _REPOSITORY = (".git", ".hg")
-#: How many sources there are at most without a root, and the directories that are looked through.
+#: Without a root: sources to take at most, and directories to search at most.
 _MOST_FILES = 5_000
 _MOST_DIRECTORIES = 20_000
 
@@ -32,27 +32,28 @@ class Project:
     """The code that the user can change.
 
     Args:
-        roots: The directories or files of it. Without any, it is what is neither in site-packages
-            nor of the standard library, and as sources count those around the functions of the
-            trace: in the directory that has their package, in its project and its repository.
+        roots: The directories or files of the user's code. Without any, all code outside
+            site-packages and the standard library is the user's. The sources are then those around
+            the functions of the trace: in the directory of their package, in its project, and in
+            its repository.
         frames: The functions of a trace.
 
     Attributes:
-        directories: Where sources were looked for, without what is in another of them.
-        files: The sources, by their real paths, whether the trace names them or not.
-        is_whole: Whether these are all that there are.
-        missing: The files of the user's that the trace names and that are not here. One that is
-            below a root, wherever it was when the program was traced, is not missing.
+        directories: Where the sources are searched, without directories inside another one.
+        files: The real paths of the sources, whether the trace names them or not.
+        is_whole: Whether *files* has all sources.
+        missing: The user's files that the trace names and that do not exist here. A file found
+            below a root is not missing, wherever it was when the program was traced.
     """
 
     def __init__(self, roots: Sequence[str], frames: Collection[Frame]) -> None:
         self._roots = [os.path.realpath(root) for root in roots]
-        #: A trace is a file that somebody else may have written: it does not say what is read.
+        #: Somebody else may have written the trace, so the trace does not decide what is read.
         self._readable = self._roots or [_current()]
         self.is_whole = True
         below = {file for root in self._roots for file in _below(root, set())}
         lost = {frame for frame in frames if _is_lost(frame.file)}
-        #: By the path in the trace, the one here.
+        #: Paths here, by the path in the trace.
         self._moved = _found_again(lost, below)
         self.missing = sorted({frame.file for frame in lost} - set(self._moved))
         files = {self.here(frame).file for frame in frames}
@@ -69,7 +70,7 @@ class Project:
         self.files = sorted(found)
 
     def here(self, frame: Frame) -> Frame:
-        """A function of the trace, in the file that is here."""
+        """A function of the trace, with the path of its file here."""
         return replace(frame, file=self._moved.get(frame.file, frame.file))
 
     def _add_nearest(self, tops: Sequence[str], found: Set[str]) -> None:
@@ -85,7 +86,7 @@ class Project:
                 found.add(file)
 
     def is_own(self, file: str) -> bool:
-        """Whether a file is one that the user can change."""
+        """Whether the user can change a file."""
         if not file or file.startswith("<"):
             return False
         path = real(file)
@@ -94,7 +95,10 @@ class Project:
         return not _is_others(path)
 
     def may_read(self, file: str) -> bool:
-        """Whether a source is below a root, or else in the current project, or is installed."""
+        """Whether a source may be opened: it is below a root, or installed.
+
+        Without roots, it may also be in the current project.
+        """
         path = real(file)
         return _is_below(path, self._readable) or _is_others(path)
 
@@ -104,7 +108,7 @@ def _is_below(path: str, directories: Iterable[str]) -> bool:
 
 
 def _current() -> str:
-    """The repository that the current directory is in, or else the project, or else just that."""
+    """The repository around the current directory, or else its project, or else itself."""
     here = os.path.realpath(os.getcwd())
     for names in (_REPOSITORY, _MARKS):
         for each in _upwards(here, _wide()):
@@ -118,7 +122,7 @@ def _is_others(path: str) -> bool:
 
 
 def is_standard_library(path: str) -> bool:
-    """Whether a real path is that of a module of the standard library, of this Python's or any."""
+    """Whether a real path is in the standard library of this Python, or of another one."""
     return path.startswith(_stdlib()) or _STDLIB.search(path) is not None
 
 
@@ -133,9 +137,10 @@ def _is_lost(file: str) -> bool:
 
 
 def _found_again(lost: Iterable[Frame], files: Iterable[str]) -> Dict[str, str]:
-    """Of files that are elsewhere, the one of *files* that ends with the most of its path.
+    """The paths here of files that the trace has elsewhere.
 
-    That is at least what the name of its module says: of shop.orders, shop/orders.py.
+    A file is found if one of *files* alone shares the longest end of its path. They share at least
+    the parts in the name of the module: shop/orders.py for shop.orders.
     """
     named: Dict[str, List[str]] = {}
     for file in files:
@@ -152,7 +157,7 @@ def _found_again(lost: Iterable[Frame], files: Iterable[str]) -> Dict[str, str]:
 
 
 def _shared(one: List[str], other: List[str]) -> int:
-    """How many parts two paths have in common at their ends."""
+    """How many parts at their ends two paths have in common."""
     pairs = zip(reversed(one), reversed(other))
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -169,7 +174,7 @@ def _module_parts(function: str, parts: List[str]) -> int:
 
 
 def _around(files: Iterable[str]) -> List[str]:
-    """The directories that may have callers of what is in files, the nearest ones first."""
+    """The directories that may have callers of functions in *files*, nearest first."""
     wide = _wide()
     packages: List[str] = []
     projects: List[str] = []
@@ -197,7 +202,7 @@ def _upwards(directory: str, wide: Set[str]) -> Iterator[str]:
 
 
 def _wide() -> Set[str]:
-    """The directories that are no project, whatever is in them."""
+    """Directories that are never a project, whatever they contain."""
     places = (os.sep, os.path.expanduser("~"), tempfile.gettempdir())
     return {os.path.realpath(place) for place in places}
 
@@ -215,7 +220,7 @@ def _outermost(directories: Iterable[str]) -> List[str]:
 
 
 def _below(top: str, seen: Set[str]) -> Iterator[str]:
-    """The sources in a directory that are in none that was *seen*, those near to it first."""
+    """The sources below *top*, nearest first, without directories already *seen*."""
     if os.path.isfile(top):
         yield top
         return

@@ -1,4 +1,4 @@
-"""A source file -> its functions and imports, and the names in it that may be uses of functions."""
+"""A source file -> its functions, its imports, and the names that may be uses of functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Scope = Union[Function, ast.Lambda, ast.GeneratorExp]
 
 @dataclass(frozen=True)
 class Place:
-    """Where an expression is: the functions around it, and the class that these are in."""
+    """Where an expression is: the functions around it, outermost first, and their class."""
 
     scopes: Tuple[Scope, ...] = ()
     owner: Optional[ast.ClassDef] = None
@@ -31,7 +31,7 @@ class Place:
 
 
 class Found(NamedTuple):
-    """A name that may be a use of a function: see `uses.Use`."""
+    """A name that may be a use of a function. `uses.Use` explains the fields."""
 
     node: ast.expr
     call: Optional[ast.Call]
@@ -40,27 +40,28 @@ class Found(NamedTuple):
 
 
 class SourceFile:
-    """What is needed of one source file."""
+    """The names in one source file."""
 
     def __init__(self, tree: ast.Module) -> None:
         self.tree = tree
-        #: By the last name, what may be a use of a function.
+        #: Possible uses of functions, by the last part of the name.
         self.found: Dict[str, List[Found]] = {}
         self.functions: Dict[Function, Place] = {}
-        #: By name in this file, the module and the name in it, which is empty for a module. That
-        #: of a module relative to this one begins with dots.
+        #: Module and name of each import, by the name in this file. For a module itself, the name
+        #: is empty. A relative module begins with dots.
         self.imported: Dict[str, Tuple[str, str]] = {}
+        #: The modules of ``from module import *``.
         self.imports_all: Set[str] = set()
         self._collect(tree, Place(), None)
 
     def is_imported(self, value: ast.expr) -> bool:
-        """Whether an expression is a module, or something in one."""
+        """Whether an expression is an import, or an attribute of one."""
         while isinstance(value, ast.Attribute):
             value = value.value
         return isinstance(value, ast.Name) and value.id in self.imported
 
     def module_of(self, value: ast.expr) -> str:
-        """The name of an imported module that an expression is."""
+        """The dotted name of an expression for which `is_imported` is true."""
         if isinstance(value, ast.Attribute):
             return f"{self.module_of(value.value)}.{value.attr}"
         assert isinstance(value, ast.Name)
@@ -115,7 +116,7 @@ class SourceFile:
                     self._collect(argument, place, None)
             elif not isinstance(node.func, ast.Name):
                 self._collect(node.func, place, None)
-            # What a partial is given to, it passes its function on to.
+            # A call that gets a partial gets the partial's function.
             taker = given_to if name in PARTIALS and given_to is not None else node
             for argument in node.args:
                 self._collect(argument, place, taker)

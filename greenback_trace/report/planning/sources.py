@@ -22,14 +22,14 @@ Definition = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]
 #: Before Python 3.12 a comprehension had a frame of its own.
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>")
 
-#: On PyPy a partial has a frame. It returns what it has called, so that one can await that.
+#: On PyPy a partial has a frame. It returns what its function returns, so a caller can await it.
 _PARTIAL = re.compile(r"functools\.(partial\.)?__call__")
 
-#: What is written in C and calls what it is passed. The builtin functions do so, too.
+#: Functions written in C that call their arguments. Builtin functions may do so, too.
 CALLS_BACK = ("reduce", "sort", "accumulate", "groupby", "starmap", "takewhile", "dropwhile")
-#: These and the builtin functions of which one can be sure, as one cannot of print(f).
+#: These, and the builtin functions that surely call their arguments, unlike print(f).
 CALLBACKS = (*CALLS_BACK, "sorted", "map", "filter", "max", "min", "iter", "defaultdict")
-#: What calls a sync function in a portal.
+#: The function that calls a sync function in a portal.
 RUN_SYNC = "with_portal_run_sync"
 _OUTSIDE = "outside of the current project: name its directory as a root"
 PARTIALS = ("partial", "partialmethod")
@@ -37,10 +37,11 @@ PARTIALS = ("partial", "partialmethod")
 
 @dataclass(frozen=True)
 class Frame:
-    """A function that may become async, and the line of the call in it.
+    """A function that may become async, and the line of its call.
 
-    That of a sync chain, but for what has no ``def``: see `frames_of`. ``file`` is empty and
-    ``line`` 0 where the trace does not tell.
+    `frames_of` makes the frames of a sync chain. ``file`` is empty and ``line`` 0 if the trace does
+    not have them. A `Caller` of a trace of version 1 has no module apart from its name, so frames
+    have the whole name: the same function of both versions is one frame.
     """
 
     function: str
@@ -49,21 +50,26 @@ class Frame:
 
     @property
     def name(self) -> str:
+        """The last part of the function's name."""
         return self.function.rpartition(".")[2]
 
     @property
     def key(self) -> Tuple[str, str]:
-        """What tells the function apart, whichever of its lines made the call."""
+        """Function and file: the same for all lines of the function."""
         return self.function, self.file
 
 
 def frames_of(chain: Sequence[Caller]) -> Tuple[Frame, ...]:
-    """The functions of a chain that have a ``def``, outermost first."""
+    """The functions of a chain that have a ``def``, outermost first.
+
+    Comprehensions and partials have none.
+    """
     frames: List[Frame] = []
     for caller in chain:
         frame = Frame(caller.function, caller.file, caller.line)
         if frame.name in _COMPREHENSIONS:
-            # Its function awaits in its place. One that begins the chain is in an async function.
+            # The function around a comprehension awaits. If a comprehension begins the chain, that
+            # function is async already.
             if frames:
                 frames[-1] = Frame(frames[-1].function, frames[-1].file, frame.line)
         elif not _PARTIAL.fullmatch(frame.function):
@@ -72,13 +78,13 @@ def frames_of(chain: Sequence[Caller]) -> Tuple[Frame, ...]:
 
 
 class Sources:
-    """The sources that the chains are from, as far as they can be read and parsed.
+    """The sources of the functions in chains, as far as they can be read and parsed.
 
     Args:
-        may_read: Says of a path whether it may be opened.
+        may_read: Whether a path may be opened.
 
     Attributes:
-        unreadable: By their real paths, why those that are here cannot be.
+        unreadable: Why files that exist cannot be read or parsed, by their real paths.
     """
 
     def __init__(self, may_read: Callable[[str], bool]) -> None:
@@ -90,7 +96,8 @@ class Sources:
         self._calls: Dict[Optional[ast.AST], List[ast.Call]] = {}
 
     def tree(self, file: str) -> Optional[ast.Module]:
-        # One tree for a file, by whichever path: nodes are compared by identity.
+        """The parsed file; None if it cannot be read or parsed."""
+        # A file has one tree, whatever path it is named by: nodes are compared by identity.
         file = real(file)
         if file not in self._trees:
             try:
@@ -102,7 +109,7 @@ class Sources:
         return self._trees[file]
 
     def reject(self, file: str, error: BaseException) -> None:
-        """Do without a file, and keep why, if it is here."""
+        """Do without a file. If the file exists, note the reason in `unreadable`."""
         file = real(file)
         self._trees[file] = None
         why = why_unreadable(error)
@@ -110,7 +117,7 @@ class Sources:
             self.unreadable.setdefault(file, why)
 
     def definition(self, frame: Frame) -> Optional[Function]:
-        """The ``def`` of a frame: the innermost one of its name around its line."""
+        """The ``def`` of a frame: the innermost ``def`` of that name around the frame's line."""
         if frame not in self._definitions:
             self._definitions[frame] = self._find(frame)
         return self._definitions[frame]
@@ -142,11 +149,11 @@ class Sources:
         return self._defined[file]
 
     def is_class(self, frame: Frame) -> bool:
-        """Whether a frame is that of a ``class`` statement."""
+        """Whether a frame is the body of a ``class`` statement."""
         return isinstance(self._around(frame), ast.ClassDef)
 
     def calls(self, frame: Frame) -> List[ast.Call]:
-        """The calls of a frame around its line, the innermost first."""
+        """The calls around the line of a frame, innermost first."""
         scope = self.definition(frame) or self.tree(frame.file)
         if scope not in self._calls:
             if isinstance(scope, ast.Module):
@@ -170,10 +177,10 @@ class Sources:
         )
 
     def calls_of(self, frame: Frame, callee: Frame, names: Sequence[str] = ()) -> List[ast.Call]:
-        """The calls in a frame that are those of its callee.
+        """The calls in a frame that call its callee.
 
         Args:
-            names: What the callee is called besides its own name.
+            names: Other names of the callee.
         """
         calls = self.calls(frame)
         found = [
@@ -187,9 +194,10 @@ class Sources:
         return found
 
     def passed_on(self, frame: Frame, callee: Frame) -> Optional[Tuple[str, Optional[ast.expr]]]:
-        """What C code a frame passes its callee to, which calls it, and the argument.
+        """The function in C that a frame passes its callee to, and the argument.
 
-        Between a frame and the next there is no Python frame. None if the frame calls the callee.
+        There is no Python frame between a frame and its callee, so only C code can be in between.
+        None if the frame calls the callee itself.
         """
         if self.tree(frame.file) is None:
             return None
@@ -211,7 +219,7 @@ class Sources:
         return ("an iterator", None) if self._iterates(frame) else None
 
     def bridges_in(self, frame: Frame) -> str:
-        """The function in C that a frame passes what ``autoawait`` returns to; empty if none."""
+        """The function in C that a frame passes ``autoawait(...)`` to; empty without one."""
         for call in self.calls(frame):
             for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
                 if isinstance(argument, ast.Call) and name_of(argument.func) == "autoawait":
@@ -219,7 +227,7 @@ class Sources:
         return ""
 
     def _iterates(self, frame: Frame) -> bool:
-        """Whether a frame takes the next item of an iterator in its line."""
+        """Whether a frame takes the next item of an iterator at its line."""
         definition = self.definition(frame)
         return definition is not None and any(
             isinstance(node, (ast.For, ast.comprehension))
@@ -238,7 +246,7 @@ def _is_partial(node: ast.expr, name: str) -> bool:
 
 
 def _is_of_c(call: ast.Call) -> bool:
-    """Whether a call is one of a function in C that may call what it is passed."""
+    """Whether a call is one of a function in C that may call its arguments."""
     name = name_of(call.func)
     if name in PARTIALS or name in CALLS_BACK:
         return True
@@ -247,6 +255,7 @@ def _is_of_c(call: ast.Call) -> bool:
 
 @lru_cache(maxsize=None)
 def real(file: str) -> str:
+    """The real path of a file, remembered."""
     return os.path.realpath(file)
 
 
@@ -258,7 +267,7 @@ def name_of(node: ast.AST) -> str:
 
 
 def own_nodes(function: ast.AST) -> List[ast.AST]:
-    """The nodes that run in the frame of a function, without those of functions inside it."""
+    """The nodes that run in the frame of a function, without the functions inside it."""
     found: List[ast.AST] = []
     waiting: List[ast.AST] = list(getattr(function, "body", ()))
     while waiting:

@@ -1,7 +1,7 @@
-"""A function -> where the user's sources use it, whether the trace has been there or not.
+"""A function -> where the user's sources use it, in the trace or not.
 
-Python does not say what ``x.get()`` calls. What ``x`` is follows from the sources where it is made
-or annotated in plain sight; where it is not, a use is a guess.
+Python does not say what ``x.get()`` calls. The class of ``x`` follows from the sources if ``x`` is
+made or annotated in plain sight. If not, the use is a guess.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from .sources import PARTIALS, Function, Sources, name_of, own_nodes, real
 
 
 class Use(NamedTuple):
-    """A call of a function, or an expression that passes it on, in which case there is no call.
+    """A call of a function, or an expression that passes the function on.
 
     Attributes:
-        given_to: The call that it is an argument of, if it is passed on to one.
-        certain: Whether it can be no other function.
+        node: The expression that names the function.
+        call: The call; None if the function is passed on.
+        given_to: The call that gets the function as an argument, if there is one.
+        certain: Whether the expression can mean no other function.
     """
 
     file: str
@@ -33,14 +35,14 @@ class Use(NamedTuple):
 
 
 class Uses:
-    """Finds uses in files, which are named by their real paths."""
+    """Finds uses in files. *paths* are the real paths of the files."""
 
     def __init__(self, sources: Sources, paths: Sequence[str]) -> None:
         self._parsed = ParsedFiles(sources, paths)
         self._classes = Classes(self._parsed)
 
     def of(self, path: str, function: Function) -> Iterator[Use]:
-        """The uses of the function that is defined by a node in a file."""
+        """The uses of a function, which a node in a file defines."""
         self._parsed.parse_those_with([function.name])
         home = real(path)
         if home not in self._parsed.files:
@@ -64,7 +66,7 @@ class Uses:
                     yield from self._through_partial(Use(other, *found, certain))
 
     def _through_partial(self, use: Use) -> Iterator[Use]:
-        """A use; in place of one that makes a partial in a function, those of that."""
+        """The use itself, or the uses of the partial that the use makes in a function."""
         scope = use.place.scope
         names = [
             target.id
@@ -83,7 +85,10 @@ class Uses:
                 yield Use(use.file, *found, use.certain)
 
     def overrides(self, path: str, function: Function) -> Iterator[Tuple[str, str, Function]]:
-        """The methods that are called in the place of one: file, class, definition."""
+        """The methods of that name in related classes, as file, class and definition.
+
+        A call may mean each of them. Classes are related if they share a base in the project.
+        """
         self._parsed.parse_those_with([function.name])
         around = self._place(real(path), function)
         if not _is_method(function, around) or around.owner is None:
@@ -99,7 +104,7 @@ class Uses:
                 yield from ((each.path, each.node.name, method) for method in methods)
 
     def decorated(self, path: str, function: Function) -> Iterator[Tuple[str, Function]]:
-        """The functions that one is put in the place of, since it is what a decorator returns."""
+        """The functions that a function replaces, because a decorator returns it."""
         self._parsed.parse_those_with([function.name])
         around = self._place(real(path), function)
         names = {each.name for each in around.scopes if isinstance(each, ast.FunctionDef)}
@@ -116,10 +121,10 @@ class Uses:
         return Place() if file is None else file.functions.get(function, Place())
 
     def _is_of_class(self, home: str, path: str, found: Found, around: Place) -> Optional[bool]:
-        """Whether it is certain that a use is that of a class's method; None if it is not."""
+        """Whether a use of a method is certain; None if it is no use of the method."""
         owner = around.owner
         if isinstance(found.node, ast.Name):
-            # In the body of the class it goes by its bare name.
+            # In the body of its class, a method is a bare name.
             return True if found.place == around else None
         if not isinstance(found.node, ast.Attribute) or owner is None:
             return None
@@ -133,15 +138,15 @@ class Uses:
         if isinstance(value, ast.Name) and value.id in file.imported:
             _, name = file.imported[value.id]
             return name == owner.name if name else None
-        # What is only passed on by a name is too often something else: x.get = 1.
+        # An attribute without a call is too often something else: x.get = 1.
         return False if found.call is not None else None
 
     def _is_of_module(
         self, home: str, path: str, found: Found, function: Function, around: Place
     ) -> Optional[bool]:
-        """Whether it is certain that a use is that of a function; None if it is not one."""
+        """Whether a use of a function is certain; None if it is no use of the function."""
         if around.scopes:
-            # A function within a function has its name in there.
+            # The name of an inner function is known only in the function around it.
             is_inside = found.place.scopes[: len(around.scopes)] == around.scopes
             return True if is_inside and isinstance(found.node, ast.Name) else None
         file = self._parsed.files[path]
@@ -157,14 +162,14 @@ class Uses:
             return None
         if file.is_imported(found.node.value):
             return self._has(home, path, file.module_of(found.node.value), function)
-        # It may have been imported by its name in a string, or be passed.
+        # The module may have been imported by a name in a string, or be passed as an argument.
         is_named = name_of(found.node.value) in (home.split(os.sep)[-2], _stem(home))
         return False if is_named else None
 
     def _has(self, home: str, path: str, module: str, function: Function) -> Optional[bool]:
-        """Whether it is certain that a module, as a file imports it, has a function of another.
+        """Whether a module that *path* imports surely has the function of *home*.
 
-        None if it has not.
+        None if the module does not have it.
         """
         modules = self._parsed.modules.find(path, module)
         if home in modules:
@@ -172,7 +177,7 @@ class Uses:
         for each in modules:
             file = self._parsed.files.get(each)
             if file is not None and (function.name in file.imported or file.imports_all):
-                return False  # It may have it from there.
+                return False  # the module may import the function
         return None
 
 
@@ -191,7 +196,7 @@ def _stem(path: str) -> str:
 
 
 def _hides(place: Place, function: Function) -> bool:
-    """Whether a name is that of something in a function around it."""
+    """Whether a function around a place binds the name of *function* itself."""
     for scope in place.scopes:
         arguments = getattr(scope, "args", None)
         if isinstance(arguments, ast.arguments) and any(

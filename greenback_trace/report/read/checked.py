@@ -1,8 +1,7 @@
 """A request of OTLP -> what greenback has written in it, with every value checked.
 
-This is the one place that says what a line may have in it. What is behind it can rely on the types
-here: texts are Unicode that can be encoded, numbers are finite and within the ranges of OTLP, times
-are years that a calendar has. A value that does not fit makes the whole line a broken one.
+This module and `values` alone say what a line may have in it. All code after them relies on the
+types here. One value that does not fit makes its whole line a broken line.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ SITE_METRICS = {
     "greenback.chain.suspensions": ("suspended", True),
     "greenback.chain.time": ("time", True),
     "greenback.chain.suspended_time": ("suspended_time", True),
-    # What any SDK exports: the same numbers, but only per function.
+    # Any SDK exports these: the same numbers, but per function instead of per chain.
     "greenback.bridges": ("bridges", False),
     "greenback.bridge.suspensions": ("suspended", False),
     "greenback.bridge.time": ("time", False),
@@ -61,11 +60,11 @@ HISTOGRAMS = {
     "greenback.step.duration",
     "greenback.portal.duration",
 }
-#: What also goes down: a delta of it can be negative.
+#: These metrics also go down, so that a delta can be negative.
 _ACTIVE = {"greenback.portal.active", "greenback.bridge.active"}
-#: Says what the texts of functions in sync chains are made of.
+#: This metric gives the parts of each text that stands for a function in sync chains.
 _FUNCTIONS = "greenback.chain.functions"
-#: What a report is made from.
+#: The metrics that a report is made from.
 _REPORTED = {
     *SITE_METRICS,
     *HISTOGRAMS,
@@ -80,9 +79,9 @@ _REPORTED = {
 _DELTA = (1, "1", "AGGREGATION_TEMPORALITY_DELTA")
 _FAILED = (2, "2", "STATUS_CODE_ERROR")
 
-#: The latest version of the format that is known. Files of version 1 do not name it.
+#: The latest version of the format that this module can read. Files of version 1 name no version.
 _VERSION = 2
-#: What reading a request raises where something else is in the place of a part.
+#: Reading a request raises these if a part of it is of another type.
 _MALFORMED = (
     AttributeError,
     IndexError,
@@ -93,8 +92,8 @@ _MALFORMED = (
     ValueError,
 )
 
-#: What a metric has counted: its name, with attributes and, if it is a histogram, bounds in
-#: seconds; from when to when, in nanoseconds since 1970; how much; whether as a delta.
+#: One point of a metric: the metric's name; its attributes; the bounds of a histogram in seconds;
+#: begin and end in nanoseconds since 1970; the value, or one per bucket; whether it is a delta.
 Point = Tuple[str, Attributes, Tuple[float, ...], int, int, Tuple[float, ...], bool]
 
 
@@ -104,7 +103,7 @@ class Span(NamedTuple):
     name: str
     id: str
     parent: str
-    #: The id of the span of the portal that a bridge belongs to; empty if there is none.
+    #: The id of the portal's span, for a bridge; empty if the bridge has no link to one.
     portal: str
     begin: int
     end: int
@@ -113,29 +112,29 @@ class Span(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a request says of one process."""
+    """Points and spans of one process, out of a request."""
 
     resource: Attributes
     points: List[Point]
     spans: List[Span]
-    #: What the texts in sync chains stand for.
+    #: The functions that the texts in sync chains stand for.
     callers: List[Caller]
 
 
 class NewerTraceError(Exception):
-    """A line is of a version that is not known yet. The message says which, and what to do."""
+    """A newer greenback wrote the line. The message names the version, and says what to do."""
 
 
 def check(request: Request, wanted: AbstractSet[str] = frozenset(_REPORTED)) -> List[Part]:
     """The parts of a request that are greenback's.
 
     Args:
-        request: What a line says.
-        wanted: The names of the metrics whose points are.
+        request: The decoded line.
+        wanted: The names of the metrics to return points of.
 
     Raises:
-        NotOTLPError: Something in it is not what OTLP, or greenback, has in this place.
-        NewerTraceError: A newer greenback has written it.
+        NotOTLPError: A part of it is not of the type or in the range that OTLP or greenback writes.
+        NewerTraceError: A newer greenback wrote the line.
     """
     try:
         return _parts(request, wanted)
@@ -221,7 +220,7 @@ def _callers(scope_metrics: ScopeMetrics) -> List[Caller]:
 
 def _points(scope_metrics: ScopeMetrics, wanted: AbstractSet[str]) -> List[Point]:
     found: List[Point] = []
-    # Neighbours have the same times: one object for all, since it is kept.
+    # Neighbouring points have the same times. They share one object, since points are kept.
     start: Tuple[Any, int] = ("", 0)
     time: Tuple[Any, int] = ("", 0)
     for metric in scope_metrics.metrics:

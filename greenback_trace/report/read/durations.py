@@ -5,21 +5,22 @@ from __future__ import annotations
 from math import ceil, log
 from typing import Dict, List, Optional, Sequence, Tuple
 
-#: Durations that differ by less are counted as one, so that a percentile is off by 2.5 % at most.
+#: Durations that differ by a smaller factor are counted together: a percentile is off by at most
+#: 2.5 %.
 _WIDTH = 1.05
 _LOG_WIDTH = log(_WIDTH)
 
 
 class Durations:
-    """How many there were of which length."""
+    """Counts of durations by length."""
 
     __slots__ = ("_exponents", "_ranges", "count")
 
     def __init__(self) -> None:
         self.count = 0.0
-        #: By the exponent of `_WIDTH`, of nanoseconds.
+        #: Counts by exponent: the durations of up to ``_WIDTH ** exponent`` nanoseconds.
         self._exponents: Dict[int, int] = {}
-        #: By lower and upper bound, in seconds.
+        #: Counts by lower and upper bound, in seconds.
         self._ranges: Dict[Tuple[float, float], float] = {}
 
     def add(self, nanoseconds: int) -> None:
@@ -28,7 +29,12 @@ class Durations:
         self.count += 1
 
     def add_histogram(self, bounds: Sequence[float], counts: Sequence[float]) -> None:
-        """Add the buckets of a histogram: one more than there are bounds, which are in seconds."""
+        """Add the buckets of a histogram.
+
+        Args:
+            bounds: The bounds between the buckets, in seconds.
+            counts: One count per bucket, so one more than bounds.
+        """
         for low, high, count in zip((0.0, *bounds), (*bounds, float("inf")), counts):
             if count:
                 self._ranges[low, high] = self._ranges.get((low, high), 0) + count
@@ -42,10 +48,10 @@ class Durations:
         self.count += other.count
 
     def quantile(self, share: float) -> Optional[float]:
-        """The seconds that *share* of the durations are within. None if there are none.
+        """The seconds that *share* of the durations do not exceed; None without durations.
 
-        Of a histogram, it is what evenly filled buckets would have, and its last bound if the
-        duration was longer than that.
+        For a histogram the result assumes evenly filled buckets. Durations beyond the last bound
+        count as the last bound.
         """
         left = share * self.count
         for low, high, count in self._sorted():

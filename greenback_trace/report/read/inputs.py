@@ -1,4 +1,4 @@
-"""What a user names on the command line -> lines of OTLP JSON."""
+"""The files that a user names -> lines of OTLP JSON."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import IO, Any, Callable, Iterator, List, Optional, Sequence, Tuple,
 
 from .regular import NotRegularError, open_regular
 
-#: What a file is called that is taken from a directory. Whether it is compressed, its first bytes
-#: tell.
+#: Files of a directory are read if their names end so. The first bytes of a file, not its name,
+#: tell whether it is compressed.
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
-#: A Collector writes batches of some megabytes. A line that is longer is no trace, and not kept.
+#: Bytes of a line, at most. A Collector writes batches of some megabytes, so a longer line is no
+#: trace; it is not kept in memory.
 _LONGEST = 64 << 20
 _GZIP = b"\x1f\x8b"
 _TELL_EVERY = 1 << 20
@@ -27,28 +28,28 @@ NAMELESS = (
     "program has written with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE set"
 )
 
-#: The file, the number of the line, and its content; or why there is none.
+#: The file, the number of the line, and its content as bytes, or the reason why it has none as str.
 Line = Tuple[str, int, Union[bytes, str]]
 
 
 class NothingToReportError(ValueError):
-    """The files have nothing in them that could be reported. Its messages say what to do."""
+    """The files have nothing to report. The messages say what to do."""
 
 
 class Input:
-    """The lines of files, of those in directories and of those that a pattern names.
+    """The lines of all files that *paths* name.
 
     Args:
-        paths: Files, directories, patterns as of a shell, and ``-`` for standard input. What is
-            named twice is read once.
+        paths: Files, directories, patterns as in a shell, and ``-`` for standard input. A file
+            that is named twice is read once.
 
     Raises:
-        NothingToReportError: One of them is not there, or a directory has no trace in it.
+        NothingToReportError: A path does not exist, or a directory has no trace in it.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.files: List[str] = []
-        #: Those that were named themselves: they can also be pipes.
+        #: Files that the user named one by one may be pipes. Files found in a directory may not.
         self._named = set(paths)
         seen = set()
         for path in paths:
@@ -57,13 +58,16 @@ class Input:
                 if identity not in seen:
                     seen.add(identity)
                     self.files.append(file)
-        #: In bytes, compressed where the files are. None if that cannot be known.
+        #: The size of all files in bytes, as they are on disk. None if one is not a regular file.
         self.size: Optional[int] = sum(map(_size, self.files))
         if not all(file != STDIN and os.path.isfile(file) for file in self.files):
             self.size = None
 
     def lines(self, progress: Optional[Callable[[int], None]] = None) -> Iterator[Line]:
-        """All lines, one after another. *progress* is told how many bytes of `size` are read.
+        """All lines, one after another.
+
+        Args:
+            progress: Called now and then with how many bytes of `size` have been read.
 
         Raises:
             NothingToReportError: A file cannot be read.
@@ -77,7 +81,7 @@ class Input:
                     try:
                         yield from _lines("standard input", stdin, tell)
                     finally:
-                        stdin.detach()  # it is not ours to close
+                        stdin.detach()  # the process's standard input stays open
                 else:
                     is_named = name in self._named
                     with _open(name) if is_named else open_regular(name, _TELL_EVERY) as file:
@@ -127,7 +131,10 @@ def _lines(name: str, file: Any, tell: Optional[Callable[[int], None]]) -> Itera
 
 
 class _Unpacked(io.RawIOBase):
-    """What there is of a compressed file, also if its end is missing: its own `read` fails then."""
+    """The content of a compressed file up to where it breaks off.
+
+    `gzip.GzipFile.read` would raise if the end is missing, and return nothing.
+    """
 
     def __init__(self, file: gzip.GzipFile) -> None:
         self._file = file

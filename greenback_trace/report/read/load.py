@@ -1,6 +1,6 @@
-"""OTLP JSON lines -> the totals in them, in one pass.
+"""OTLP JSON lines -> their totals, in one pass.
 
-What is kept grows with the number of processes, sites and sync chains, not with that of lines.
+Memory grows with the number of processes, sites and sync chains, not with the number of lines.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .trace import Chain, Numbers, PortalReport, SiteReport, Trace
 from .values import Attributes
 from .version1 import caller_of
 
-#: Broken lines that are kept; all are counted.
+#: Descriptions of broken lines to keep. All broken lines are counted.
 _BROKEN = 1000
 
-#: Those of all sites.
+#: The numbers of each sync chain, for all sites.
 _Chains = Dict[Tuple[Place, Calls], Numbers]
 Progress = Callable[[int], None]
 #: Called with each span of greenback, and the attributes of its resource.
@@ -30,12 +30,12 @@ OnSpan = Callable[[Span, Dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Selection:
-    """What to read of the files.
+    """The part of the files to count.
 
     Attributes:
-        service: Only processes of this ``service.name``; None for all.
-        since: Only what was counted after this, in nanoseconds since 1970.
-        until: And up to this.
+        service: Count only processes of this ``service.name``; None for all.
+        since: Count only what happened after this, in nanoseconds since 1970.
+        until: Count only what happened up to this, in nanoseconds since 1970.
     """
 
     service: Optional[str] = None
@@ -58,11 +58,11 @@ def load(
     Args:
         paths: Files, directories, patterns, ``-`` for standard input.
         selection: What to count.
-        on_span: Is passed the spans, which are not kept.
-        progress: Is told how many bytes are read, now and then.
+        on_span: Called with each span. `load` keeps no spans.
+        progress: Called with the number of bytes read, now and then.
 
     Raises:
-        NothingToReportError: A file cannot be read, a newer greenback has written it, or none has
+        NothingToReportError: A file cannot be read, a newer greenback wrote it, or no file has
             anything of greenback in it.
     """
     return load_from(Input(paths), selection=selection, on_span=on_span, progress=progress)
@@ -75,7 +75,7 @@ def load_from(
     on_span: Optional[OnSpan] = None,
     progress: Optional[Progress] = None,
 ) -> Trace:
-    """`load`, for whoever wants to know the size before."""
+    """`load` from an `Input`, whose size the caller can look at first."""
     loader = _Loader(selection, on_span)
     for name, number, line in source.lines(progress):
         try:
@@ -101,26 +101,28 @@ class _Loader:
         self.trace = Trace()
         self.selection = selection
         self._on_span = on_span
-        #: Those that are OTLP, and whether some have processes or times that are not selected.
+        #: The lines that are OTLP.
         self.lines = 0
+        #: Services in these lines that are not selected, and whether there are such times.
         self.other_services: Set[str] = set()
         self.has_other_times = False
         self._spans = Spans()
         self._series = SeriesStore(selection.since, selection.until)
-        #: By the texts that stand for them in chains.
+        #: Functions by the texts that stand for them in chains.
         self._callers: Dict[str, Caller] = {}
-        #: By what tells a process from others: its number, and its service.
+        #: Numbers of processes, by the attributes that tell a process from the others.
         self._processes: Dict[Tuple[Any, ...], int] = {}
+        #: Services of processes, by number.
         self._services: List[str] = []
         self._seen: Set[int] = set()
-        #: Processes that have metrics, and those that have some per chain.
+        #: Processes that have metrics, and processes that have metrics per chain.
         self._counted: Set[int] = set()
         self._with_chains: Set[int] = set()
         self._begin: Optional[int] = None
         self._end: Optional[int] = None
 
     def add(self, parts: Sequence[Part]) -> None:
-        """Add a line."""
+        """Add the parts of one line."""
         for part in parts:
             process = self._process(part.resource)
             if process is not None:
@@ -147,7 +149,7 @@ class _Loader:
                 continue
             if name.metric in SITE_METRICS:
                 is_per_chain = SITE_METRICS[name.metric][1]
-                # Where there are both, one says again what the other has said.
+                # A process that has metrics per chain may repeat the same numbers per function.
                 if is_per_chain == (process in self._with_chains):
                     _add_to_site(sites, chains, name, total[0])
             else:
@@ -167,7 +169,7 @@ class _Loader:
             portals.spans = observed.spans
             portals.slow_steps = observed.slow_steps
         _attach(spans.sites, sites)
-        # A part of the time may have nothing of what there is in another part.
+        # With a selection of time, a kind may have no portals left.
         trace.portals = {
             kind: portals
             for kind, portals in trace.portals.items()
@@ -187,7 +189,7 @@ class _Loader:
     def _process(self, attributes: Attributes) -> Optional[int]:
         """The number of a process; None if it is not selected."""
         values = dict(attributes)
-        # Its traces and its metrics may differ in the rest, if a Collector has added something.
+        # A process's traces and metrics may differ in other attributes, if a Collector added some.
         instance = values.get("service.instance.id")
         identity: Tuple[Any, ...] = tuple(sorted(attributes, key=lambda item: item[0]))
         if instance is not None:
@@ -205,7 +207,7 @@ class _Loader:
         series = self._series
         covered = -1
         for metric, attributes, bounds, start, time, value, is_delta in points:
-            if covered != time:  # neighbours have the same
+            if covered != time:  # neighbouring points have the same time
                 covered = time
                 self._cover(process, start or time, time)
             if process not in self._counted:
@@ -227,7 +229,7 @@ class _Loader:
                     on_span(span, about)
 
     def _cover(self, process: int, begin: int, end: int) -> bool:
-        """Note the times that the files tell of, and say whether the end is within the window."""
+        """Note the times of a point or span. Return whether its end is within the selection."""
         since, until = self.selection.since, self.selection.until
         if (since is not None and end <= since) or (until is not None and end > until):
             self.has_other_times = True
@@ -274,7 +276,7 @@ class _Loader:
             trace.dropped[item] = trace.dropped.get(item, 0) + total[0]
 
     def _callers_of(self, calls: Calls) -> Chain:
-        """What the texts of a chain stand for, all lines being read."""
+        """The functions that the texts of a chain stand for, once all lines are read."""
         callers = self._callers
         for text in calls:
             if text not in callers:
@@ -333,7 +335,10 @@ def _add_sampled(
 
 
 def _attach(observed: Dict[Place, Any], sites: Dict[Place, SiteReport]) -> None:
-    """Add what spans say to the sites: to that of the function, where metrics have no place."""
+    """Add the observations of spans to the sites.
+
+    Where metrics have no file and line, the observations go to the site of the function.
+    """
     places: Dict[str, Set[Place]] = {}
     for place, each in observed.items():
         site = sites.get(place)

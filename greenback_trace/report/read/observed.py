@@ -1,6 +1,7 @@
-"""Spans of bridges and portals -> what only they tell of a site, added up as they come.
+"""Spans of bridges and portals -> percentiles, awaitables and tasks of each site.
 
-Spans can be a sample. What is kept of them is bounded by the number of sites, not of spans.
+No metric has these. Spans can be a sample. Memory is bounded by the number of sites, not by the
+number of spans.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from .durations import Durations
 if TYPE_CHECKING:
     from .checked import Span
 
-#: Different names that are kept for a site; the rest is counted under `OTHER`.
+#: Different names to keep for a site. All further names are counted under `OTHER`.
 _NAMES = 50
 OTHER = "(others)"
-#: Portals that were met in bridges, and whose own span is still to come, since it ends last.
+#: Portals to remember whose bridges came and whose own span is still to come, since it ends last.
 _OPEN_PORTALS = 20_000
-#: Sync chains that are kept of processes that have no exact numbers for them.
+#: Sync chains to keep of all processes without exact numbers.
 _CHAINS = 5_000
 _NUMBER = re.compile(r"\d+")
 #: Function, file, line.
@@ -34,11 +35,11 @@ class Observed:
     """What the spans of a site say.
 
     Attributes:
-        spans: How many there were.
-        awaitables: How many awaited what.
-        error_types: How many failed with what.
-        tasks: How many were in tasks of which name, numbers in it replaced by ``*``.
-        portals: How many different portals they were in.
+        spans: The number of spans.
+        awaitables: The number of spans by awaitable.
+        error_types: The number of spans by the type of the exception.
+        tasks: The number of spans by the name of the task, with ``*`` for numbers in the name.
+        portals: The number of different portals.
     """
 
     spans: int = 0
@@ -72,7 +73,7 @@ class ObservedPortals:
 
 @dataclass
 class SampledChain:
-    """The spans of a sync chain, in the place of exact numbers."""
+    """The spans of a sync chain, counted because there are no exact numbers."""
 
     ok: int = 0
     errors: int = 0
@@ -95,16 +96,16 @@ class Spans:
     def __init__(self) -> None:
         self.count = 0
         self.sites: Dict[Place, Observed] = {}
-        #: By kind.
+        #: All portals, by kind.
         self.portals: Dict[str, ObservedPortals] = {}
-        #: By process.
+        #: The samples of processes without metrics, by process.
         self.samples: Dict[int, Sample] = {}
         self._chains = 0
-        #: By process and the id of a portal's span: the sites that bridged in it, how often.
+        #: By process and id of the portal's span: how often each site bridged in the portal.
         self._open: OrderedDict[Tuple[int, str], Dict[Place, int]] = OrderedDict()
 
     def add(self, span: Span, process: int, is_counted: bool) -> None:
-        """Add a span of a process that *is_counted* by metrics."""
+        """Add a span. *is_counted* says whether the process has metrics."""
         self.count += 1
         attributes = span.attributes
         # The clock may have been set back meanwhile.
@@ -134,7 +135,7 @@ class Spans:
             self._add_chain(sample, place, taken, attributes)
 
     def forget(self, process: int) -> None:
-        """Do without the sample of a process: it has metrics."""
+        """Drop the sample of a process, because the process has metrics."""
         sample = self.samples.pop(process, None)
         if sample is not None:
             self._chains -= len(sample.chains)

@@ -1,4 +1,4 @@
-"""A line of OTLP JSON -> its request, as far as a report is made from it."""
+"""A line of OTLP JSON -> a request, with the parts that a report is made from."""
 
 # ruff: noqa: N815  (the names are those of OTLP)
 from __future__ import annotations
@@ -15,19 +15,19 @@ try:
     from . import structs
 
     _fast, _REFUSED = structs.decode, (*_REFUSED, structs.Error)
-except ImportError:  # PyPy, or it is not installed
+except ImportError:  # PyPy, or msgspec is not installed
     pass
 
 
 class NotOTLPError(Exception):
-    """A line is no request of OTLP. The message says why."""
+    """The line is no request of OTLP. The message says why."""
 
 
 def decode(line: bytes) -> Optional[Request]:
-    """What a line says; None if there is nothing in it.
+    """The request in a line; None for an empty line.
 
     Raises:
-        NotOTLPError: It is not JSON, or not a request.
+        NotOTLPError: The line is not JSON, or not a request.
     """
     if not line.strip():
         return None
@@ -36,7 +36,7 @@ def decode(line: bytes) -> Optional[Request]:
         try:
             request = _fast(line)
         except _REFUSED:
-            pass  # it is strict: about null, NaN, a byte order mark
+            pass  # msgspec refuses null, NaN and a byte order mark, which `_decode` reads
     if request is None:
         request = _decode(line)
     if (
@@ -49,9 +49,9 @@ def decode(line: bytes) -> Optional[Request]:
 
 
 class _Object:
-    """A JSON object with its fields as attributes: what is read of it is there, perhaps as None.
+    """A JSON object with its fields as attributes, which have defaults if the field is missing.
 
-    The defaults are those of the classes in `_structs`.
+    The defaults are those of the classes in `structs`.
     """
 
     stringValue = intValue = doubleValue = boolValue = arrayValue = None
@@ -63,7 +63,7 @@ class _Object:
     name = spanId = parentSpanId = ""
 
     def __init__(self, fields: Dict[str, Any]) -> None:
-        if None in fields.values():  # a field that is null is as good as none
+        if None in fields.values():  # a field that is null counts as missing
             fields = {name: value for name, value in fields.items() if value is not None}
         self.__dict__ = fields
 

@@ -1,4 +1,4 @@
-"""How far a report has read, while it reads."""
+"""A bar on the terminal that shows how much of the files is read."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from rich.progress import (
 
 from .inputs import Input
 
-#: What is read before one has looked.
+#: Bytes that are read too quickly for a bar to be of use.
 _SMALL = 20_000_000
 
 
 @contextmanager
 def progress_of(source: Input) -> Iterator[Optional[Callable[[int], None]]]:
-    """What reading is to call, if a terminal is there to see and there is much to read."""
+    """Show a bar, and give the function that moves it.
+
+    Gives None, and shows no bar, without a terminal or for less than 20 MB.
+    """
     console = Console(stderr=True)
     if not console.is_terminal or (source.size is not None and source.size < _SMALL):
         yield None

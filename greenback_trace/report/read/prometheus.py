@@ -1,7 +1,7 @@
 """A Prometheus server -> the bridges of each calling function, over all instances that it scrapes.
 
-Through its HTTP API (https://prometheus.io/docs/prometheus/latest/querying/api/). Metrics have no
-sync chains, files and lines: these are in trace files.
+This module asks the HTTP API (https://prometheus.io/docs/prometheus/latest/querying/api/). Metrics
+have no sync chains, files or lines: these are in trace files.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from .trace import SiteReport
 _TIMEOUT = 30
 _WINDOW = re.compile(r"(?:[0-9]+(?:ms|[smhdwy]))+")
 _FUNCTION, _OUTCOME = "code_function_name", "greenback_outcome"
-# What a name becomes: exporters add the unit and `_total`, or are told not to.
+# Exporters add the unit and `_total` to the name of a metric, unless they are configured not to.
 _BRIDGES = '{__name__=~"greenback_bridges(_total)?"}'
 _SUSPENSIONS = '{__name__=~"greenback_bridge_suspensions(_total)?"}'
 _TIME = '{__name__=~"greenback_bridge_time(_seconds)?(_total)?"}'
 _SUSPENDED_TIME = '{__name__=~"greenback_bridge_suspended_time(_seconds)?(_total)?"}'
-# Of a Collector's page, job and instance are `exported_` unless labels are honoured.
+# Labels of a Collector's metrics page become `exported_job` and `exported_instance`, unless
+# Prometheus is configured to honour labels.
 _INSTANCE = "job, instance, exported_job, exported_instance"
 
 
@@ -35,7 +36,7 @@ _INSTANCE = "job, instance, exported_job, exported_instance"
 class FunctionReport(SiteReport):
     """The bridges of one function in all instances.
 
-    ``rate`` is bridges per second in the window, and the rest is since each instance began.
+    ``rate`` is bridges per second in the window. All other numbers count since each instance began.
     """
 
     rate: float = 0
@@ -62,9 +63,9 @@ class Fleet:
     """What a Prometheus server says.
 
     Attributes:
-        functions: By total time, the longest first.
-        instances: How many there are with bridges.
-        window: What rates are over, as PromQL has it.
+        functions: Sorted by total time, longest first.
+        instances: The number of instances with bridges.
+        window: The time that rates are taken over, as in PromQL.
     """
 
     url: str
@@ -83,7 +84,11 @@ class Fleet:
 
 
 def ask_prometheus(url: str, window: str) -> Fleet:
-    """Ask the server at *url* what the instances have counted that are up.
+    """Ask the server at *url* for the counts of all instances that are up.
+
+    Args:
+        url: The address of the server, with ``user:password@`` if it needs that.
+        window: The time that rates are taken over, as in PromQL: ``5m``.
 
     Raises:
         NothingToReportError: *window* is not a duration of Prometheus (``5m``, ``1h30m``); or the
@@ -121,7 +126,7 @@ def ask_prometheus(url: str, window: str) -> Fleet:
         ("instances", f"count {by} (group by ({_FUNCTION}, {_INSTANCE}) ({_BRIDGES}))"),
     ):
         for labels, value in server.query(query):
-            # A rate can also be of a function whose instances are all gone.
+            # A function whose instances are all gone may still have a rate.
             found = functions.get(labels.get(_FUNCTION, "?"))
             if found is not None:
                 setattr(found, attribute, int(value) if attribute == "instances" else value)
@@ -146,9 +151,9 @@ class _Server:
             raise NothingToReportError(
                 "--prometheus: not a URL. Write one such as http://localhost:9090"
             )
-        #: Without the password, which is not to be printed.
+        #: Without user and password, so that it can be printed.
         self.url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
-        #: Of the first answer: all others are of the same moment, so that they fit together.
+        #: The time of the first answer. All queries ask for that time, so that the answers agree.
         self._time: Optional[float] = None
         self._headers = {"Accept": "application/json"}
         if parts.username is not None:
@@ -180,7 +185,7 @@ class _Server:
                 with urlopen(request, timeout=_TIMEOUT) as response:
                     content = response.read()
             except HTTPError as error:
-                # A query that fails is answered with 4xx or 5xx and JSON.
+                # Prometheus answers a query that fails with 4xx or 5xx and JSON.
                 with error:
                     content = error.read()
                 if error.code in {401, 403}:

@@ -1,6 +1,6 @@
-"""Opening files that a trace or a directory names, and not the user: regular files only.
+"""Opens regular files only: for files that a trace or a directory names, and not the user.
 
-Opening a pipe waits for its writer, and a device may be endless or react to being read.
+Opening a pipe waits for its writer. A device may be endless, or react to being read.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import os
 import stat
 from typing import IO, Optional
 
-#: What reading and parsing a source raise. It may name a codec that is none of texts, or be nested
-#: more deeply than the parser, or what walks its tree, can take.
+#: Reading and parsing a source raise these. A source may name a codec that decodes no text, or be
+#: nested too deeply for the parser or for the code that walks the tree.
 UNREADABLE = (OSError, SyntaxError, ValueError, LookupError, RecursionError, MemoryError)
-#: Bytes of a source, at most. Parsed, it takes about a hundred times as many.
+#: Bytes of a source, at most. The parsed source takes about a hundred times as much memory.
 _LARGEST_SOURCE = 4 << 20
 
 
 class NotRegularError(OSError):
-    """It is there, but it is not a file to read. The message says why."""
+    """The path exists, but is not a file to read. The message says why."""
 
 
 def open_regular(path: str, buffering: int = -1) -> IO[bytes]:
-    """Open a file to be read, without ever waiting for it.
+    """Open a file for reading, without ever waiting for it.
 
     Raises:
-        NotRegularError: It is a pipe, a device, a socket or a directory.
-        OSError: It cannot be opened.
+        NotRegularError: The path is a pipe, a device, a socket or a directory.
+        OSError: The file cannot be opened.
     """
-    # Before it is opened, since that alone can do something to a device; and after it, since the
-    # file may be another one by then.
+    # Check before opening, since opening alone can affect a device. Check again afterwards, since
+    # another file may have taken the path in between.
     _require_regular(os.stat(path))
     file = open(path, "rb", buffering=buffering, opener=_open_at_once)  # noqa: SIM115  (returned)
     try:
@@ -41,11 +41,11 @@ def open_regular(path: str, buffering: int = -1) -> IO[bytes]:
 
 
 def read_source(path: str) -> bytes:
-    """What is in a source file.
+    """The content of a source file.
 
     Raises:
-        NotRegularError: It is not a regular file, or larger than 4 MiB.
-        OSError: It cannot be read.
+        NotRegularError: The path is not a regular file, or the file is larger than 4 MiB.
+        OSError: The file cannot be read.
     """
     with open_regular(path) as file:
         content = file.read(_LARGEST_SOURCE + 1)
@@ -55,7 +55,7 @@ def read_source(path: str) -> bytes:
 
 
 def why_unreadable(error: BaseException) -> Optional[str]:
-    """In words, for whoever named the file; None if it is just not here."""
+    """The reason why a file cannot be read, in words. None if the file does not exist."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return None
     if isinstance(error, OSError):

@@ -1,26 +1,26 @@
-"""Points of metrics -> what each series has counted.
+"""Points of metrics -> the total of each series.
 
-A counter is written again and again with all that it has counted so far, so the last point counts.
-It is the last by its time, not by its place: files are read in any order. A delta is added up.
+Each point of a cumulative counter has the whole count so far, so the last point is the total. Files
+are read in any order, so the last point is the one with the latest time. Deltas are added up.
 
-There is a series for each process, metric and set of attributes, millions in a large fleet: little
-is kept of each.
+Each process, metric and set of attributes makes a series. A large fleet has millions, so little is
+kept of each.
 """
 
 from __future__ import annotations
 
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-#: What is counted: one number, or those in the buckets of a histogram.
+#: One number, or one per bucket of a histogram.
 Value = Tuple[float, ...]
 _PROCESS_BITS = 32
 
 
 class Name(NamedTuple):
-    """What the series of different processes have in common.
+    """The name of a series: the same for all processes.
 
     Attributes:
-        bounds: Those of a histogram's buckets.
+        bounds: The bounds between the buckets of a histogram.
     """
 
     metric: str
@@ -29,7 +29,7 @@ class Name(NamedTuple):
 
 
 class _Run:
-    """What a series has counted since its process began to count."""
+    """The count of a series since its process began to count."""
 
     __slots__ = ("base", "base_time", "earlier", "start", "time", "value")
 
@@ -37,10 +37,10 @@ class _Run:
         self.start = start
         self.time = -1
         self.value: Value = ()
-        #: What it had counted when the window begins.
+        #: The count at the beginning of the window, and its time.
         self.base_time = -1
         self.base: Value = ()
-        #: One that began at another time: the process has started anew under the same name.
+        #: The run before this one, if the process started anew under the same name.
         self.earlier = earlier
 
 
@@ -48,8 +48,8 @@ class SeriesStore:
     """The series of all processes.
 
     Args:
-        since: Only what was counted after this, in nanoseconds since 1970.
-        until: And up to this.
+        since: Count only what happened after this, in nanoseconds since 1970.
+        until: Count only what happened up to this, in nanoseconds since 1970.
     """
 
     def __init__(self, since: Optional[int], until: Optional[int]) -> None:
@@ -57,14 +57,14 @@ class SeriesStore:
         self._until = until
         self._names: List[Name] = []
         self._numbers: Dict[Tuple[Any, ...], int] = {}
-        # By process and number of the name.
+        # Both by process and number of the name, in one integer.
         self._runs: Dict[int, _Run] = {}
         self._added: Dict[int, Value] = {}
 
     def number(
         self, metric: str, attributes: Sequence[Tuple[str, Any]], bounds: Tuple[float, ...] = ()
     ) -> int:
-        """The number of a name, which it keeps."""
+        """The number of a name: always the same number for the same name."""
         key = (metric, bounds, *attributes)
         number = self._numbers.get(key)
         if number is None:
@@ -79,7 +79,7 @@ class SeriesStore:
     def add(
         self, process: int, number: int, start: int, time: int, value: Value, is_delta: bool
     ) -> None:
-        """Add a point, which counts from *start* to *time*."""
+        """Add a point, which has the count from *start* to *time*."""
         if self._until is not None and time > self._until:
             return
         is_before = self._since is not None and time <= self._since
@@ -99,9 +99,9 @@ class SeriesStore:
             run.time, run.value = time, value
 
     def totals(self) -> Iterator[Tuple[int, Name, Value, float]]:
-        """Of each series: its process, its name, what it has counted, and the last value.
+        """The process, the name, the total and the last value of each series.
 
-        The last value is for what does not only grow.
+        The last value is for metrics that also go down.
         """
         for key, first in self._runs.items():
             total: Value = self._added.get(key, ())

@@ -1,4 +1,4 @@
-"""What traces add up to: the numbers of sites, sync chains and portals."""
+"""A trace: the numbers of sites, sync chains and portals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Chain = Tuple["Caller", ...]
 
 @dataclass
 class Numbers:
-    """What was counted. Times are in seconds."""
+    """Counts of bridges, and their times in seconds."""
 
     ok: float = 0
     errors: float = 0
@@ -32,7 +32,7 @@ class Numbers:
 
     @property
     def holding_time(self) -> float:
-        """The time in bridges in which they did not wait, and so held the event loop."""
+        """Seconds in bridges without waiting: for so long they held the event loop."""
         return max(self.time - self.suspended_time, 0)
 
     def add(self, other: Numbers) -> None:
@@ -46,14 +46,14 @@ class Numbers:
 
 @dataclass
 class SiteReport(Numbers):
-    """The bridges of one site, and of each sync chain that led to it."""
+    """The bridges of one site, and of each sync chain that leads to it."""
 
     function: str = ""
-    #: Empty, and ``line`` 0, if the trace does not tell.
+    #: Empty, with ``line`` 0, if the trace does not name the file.
     file: str = ""
     line: int = 0
     chains: Dict[Chain, Numbers] = field(default_factory=dict)
-    #: What only spans tell, and they may be a sample.
+    #: What only spans tell. Spans may be a sample.
     observed: Observed = field(default_factory=Observed)
 
 
@@ -62,11 +62,11 @@ class PortalReport:
     """The portals of one kind.
 
     Attributes:
-        opened: How many there were.
-        active: How many of them were open at the end.
-        lifetimes: Of those that were closed.
-        spans: How many have a span.
-        slow_steps: How many steps were slow in those.
+        opened: The number of portals opened.
+        active: The number of portals open at the end.
+        lifetimes: Durations of the closed portals.
+        spans: The number of portals that have a span.
+        slow_steps: The number of slow steps in the portals that have a span.
     """
 
     opened: float = 0
@@ -78,25 +78,26 @@ class PortalReport:
 
 @dataclass
 class Trace:
-    """What the files say.
+    """The totals of the files.
 
     Attributes:
-        sites: By total time, the longest first.
-        portals: By kind.
-        processes: How many processes wrote the files.
-        services: How many processes each service had.
-        begin: When the first of what was counted began, in nanoseconds since 1970. None if the
-            files do not say.
-        end: When the last was counted.
-        spans: The spans of greenback that are in them.
-        is_sampled: Some processes have no metrics, so that their numbers are those of spans.
-        bridge_durations: Of all bridges, whichever their site.
-        step_durations: How long steps held the event loop.
-        slow_steps: By function that held the loop.
-        misuses: By kind and function.
-        dropped: What tracing has left out, by what it is and why.
-        broken: Lines that are not OTLP JSON, as ``file:line: why``; the first thousand.
-        broken_lines: How many there are.
+        sites: Sorted by total time, longest first.
+        portals: Portals by kind.
+        processes: The number of processes that wrote the files.
+        services: The number of processes by service.
+        begin: The earliest time in the files, in nanoseconds since 1970. None if they have none.
+        end: The latest time in the files.
+        spans: The number of spans of greenback.
+        is_sampled: Whether some processes have no metrics, so that their numbers come from spans.
+        bridge_durations: Durations of the bridges of all sites.
+        step_durations: For how long steps held the event loop.
+        steps: The number of steps.
+        step_time: Seconds in all steps.
+        slow_steps: The number of slow steps by the function that held the loop.
+        misuses: The number of misuses by kind and function.
+        dropped: The number of items that tracing left out, by kind of item and reason.
+        broken: The first thousand lines that are not OTLP JSON, as ``file:line: why``.
+        broken_lines: The number of lines that are not OTLP JSON.
     """
 
     sites: List[SiteReport] = field(default_factory=list)

@@ -15,24 +15,29 @@ if TYPE_CHECKING:
     from .structs import Attribute, Value
 
 LEAST, MOST = -(1 << 63), (1 << 63) - 1
-#: Of a time, in nanoseconds since 1970: what 64 bits hold, the year 2554.
+#: The latest time, in nanoseconds since 1970: what 64 bits hold, the year 2554.
 _LATEST = (1 << 64) - 1
-#: Of seconds, and of what is counted. Sums of these are finite.
+#: The largest number of seconds, and the largest count. Sums of numbers below it are finite.
 LARGEST = float(1 << 64)
 _LINES = _PIDS = (1 << 31) - 1
-#: Functions in a sync chain. Greenback itself writes 32 at most.
+#: Functions in a sync chain, at most. Greenback itself writes at most 32.
 _FRAMES = 128
-#: Arrays within an array.
+#: How deeply arrays may be nested.
 _DEEPEST = 8
-#: Letters of a number in a string.
+#: Characters of a number in a string, at most.
 _DIGITS = 40
 
-#: In the order of the file.
+#: Keys and values, in the order of the file.
 Attributes = List[Tuple[str, Any]]
 
 
 def attributes_of(attributes: Sequence[Attribute]) -> Attributes:
-    # Half of the time of a report goes by here.
+    """The keys and values of attributes, each value checked by what its key requires.
+
+    Raises:
+        NotOTLPError: A value is not of the type or in the range that its key requires.
+    """
+    # A report spends half of its time in this loop.
     found: Attributes = []
     readers = _READERS
     for each in attributes:
@@ -40,7 +45,7 @@ def attributes_of(attributes: Sequence[Attribute]) -> Attributes:
         reader: Callable[[str, Any], Any] = readers.get(key, _anything)
         text = value.stringValue
         number = value.intValue
-        # What nearly all are, without a call.
+        # Nearly all attributes are one of these two, so they cost no call.
         if reader is _text and type(text) is str and text.isascii():
             found.append((key, text))
         elif reader is _count and type(number) is str and len(number) < 19 and number.isdigit():
@@ -118,7 +123,7 @@ def _number(key: str, value: Value) -> Any:
 
 
 def _anything(key: str, value: Value) -> Any:
-    """An attribute that is not greenback's: any value, but one that can be written again."""
+    """An attribute that is not greenback's: any value that an exporter can write again."""
     if type(key) is not str:
         raise NotOTLPError("the key of an attribute is no text")
     return _plain(encodable("the key of an attribute", key), value, 0)
@@ -140,9 +145,10 @@ def _plain(key: str, value: Value, depth: int) -> Any:
         return ""
     try:
         number = float(value.doubleValue)
-    except ValueError:  # not for `check` to show: of half of a surrogate pair, PyPy's cannot be
+    # `check` must not show this error: on PyPy its message may have half of a surrogate pair.
+    except ValueError:
         raise NotOTLPError(f"{key} is no number{_shown(value.doubleValue)}") from None
-    # There is no number in JSON for NaN: others may well write it, as a text.
+    # JSON has no number for NaN. Other libraries may write it all the same, as a text.
     return number if isfinite(number) else str(number)
 
 
@@ -156,7 +162,7 @@ def _is_empty(value: Value) -> bool:
 
 
 def encodable(what: str, text: str) -> str:
-    """The text, if it can be encoded: JSON can have half of a surrogate pair."""
+    """*text*, if it can be encoded. JSON can have half of a surrogate pair in a text."""
     if not text.isascii():
         try:
             text.encode()
@@ -204,13 +210,13 @@ def checked_float(what: str, value: Any, least: float) -> float:
 
 
 def _shown(value: Any) -> str:
-    """A value, where it is a short one."""
+    """A value for an error message, or nothing if the value is long."""
     if type(value) is int and not -LARGEST <= value <= LARGEST:
         return ""
     return f": {ascii(value)[:_DIGITS]}" if isinstance(value, (float, int, str)) else ""
 
 
-#: What the attributes that a report is made from have to be.
+#: How to read each attribute that a report is made from: the reader checks the type and the range.
 _READERS: Dict[str, Callable[[str, Any], Any]] = {
     "code.file.path": _path,
     "code.function.name": _text,

@@ -1,8 +1,8 @@
 """The text that stands for a function in a sync chain -> its parts.
 
-Files of version 1 have no more than the text. Nor has what an application's own SDK exports. The
-text cannot be taken apart for certain: the name of a function, or of a file, may have anything in
-it. So it is looked at only where no line says what it is made of.
+Files of version 1 have only the text, and so have the exports of an application's own SDK. The name
+of a function or of a file may contain anything, so taking the text apart is a guess. The loader
+guesses only if no line of the files gives the parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CALLER = re.compile(r"(?P<function>.*) \((?P<file>.+):(?P<line>0|[1-9][0-9]{0,8
 
 
 def caller_of(text: str) -> Caller:
-    """Give what *text* stands for. Its `str` is *text*, and its module is not told apart."""
+    """The function that *text* stands for. Its `str` is *text*. Its module is empty."""
     match = _CALLER.fullmatch(text)
     if match is None:
         return Caller("", text, "", 0)

@@ -1,4 +1,4 @@
-"""Which sites a report shows, and in which order."""
+"""Chooses and sorts the sites of a report, and reads the times that a user gives."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ _KEYS: Dict[str, Callable[[SiteReport], float]] = {
     "p95": _quantile(0.95),
     "p99": _quantile(0.99),
 }
-#: What sites can be sorted by, the most first.
+#: Sites can be sorted by these, highest first.
 SORTS = tuple(_KEYS)
 
 
 def choose(
     trace: Trace, *, functions: Sequence[str], paths: Sequence[str], sort: str
 ) -> List[SiteReport]:
-    """The sites whose function and file match one of each, if there are any to match.
+    """The sites that match one of *functions* and one of *paths*, sorted by *sort*.
 
-    A text matches what it is a part of; a pattern with ``*``, ``?`` or ``[`` all that it describes.
+    No *functions* match every function, and no *paths* every file. A text matches names that
+    contain it. A pattern with ``*``, ``?`` or ``[`` has to match the whole name.
 
     Raises:
-        NothingToReportError: No site is left.
+        NothingToReportError: No site matches.
     """
     chosen = [
         site
@@ -62,15 +63,15 @@ def choose(
 
 
 def to_nanoseconds(text: str, now: datetime) -> int:
-    """A time as of ISO 8601, or so long ago, in nanoseconds since 1970.
+    """A time in ISO 8601, or an age such as ``30m`` before *now*, in nanoseconds since 1970.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: *text* is neither a time nor an age.
     """
     ago = _AGO.fullmatch(text.strip())
     if ago is not None:
         return int((now.timestamp() - float(ago[1]) * _UNITS[ago[2]]) * 1e9)
-    # Python 3.11 is the first that knows the letter.
+    # Python reads the letter Z only since 3.11.
     time = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text.strip()))
     whole = time.replace(microsecond=0).astimezone(timezone.utc)
     return int(whole.timestamp()) * 1_000_000_000 + time.microsecond * 1000

@@ -1,8 +1,8 @@
-"""Two traces -> what is gone, new, faster, slower between them.
+"""Two traces -> the sites and sync chains that are gone, new, faster, slower, fewer or more.
 
 Lines move from one version of a source to the next, and the two versions may be in different
-directories. So a site is its function and the name of the file, and a sync chain is the sites of
-its functions.
+directories. So sites are matched by function and name of the file, and sync chains by the functions
+and files in them.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from ..read.progress import progress_of
 from ..read.trace import Numbers, Trace
 
 GONE, NEW, SLOWER, FASTER, FEWER, MORE = "gone", "new", "slower", "faster", "fewer", "more"
-#: What a time per bridge differs by at least, as a factor and in seconds, and of how many bridges.
-#: Less than that is noise: two runs of one program differ by some tens of microseconds.
+#: A time per bridge has changed if it differs by this factor and by these seconds, with so many
+#: bridges in both traces. Less is noise: two runs of one program differ by tens of microseconds.
 RATIO = 1.2
 LEAST_SECONDS = 1e-4
 LEAST_BRIDGES = 20
 
 _SEPARATOR = re.compile(r"[/\\]")
 
-#: Function, and the name of its file without the directory; empty if the trace does not tell.
+#: A function, and the name of its file without the directory; empty if the trace has no file.
 Place = Tuple[str, str]
 
 
 @dataclass
 class Change:
-    """What was counted in the one trace and in the other; None where there was no bridge."""
+    """The numbers in each of the two traces; None for a trace without such a bridge."""
 
     before: Optional[Numbers]
     after: Optional[Numbers]
-    #: Empty if it is as before.
+    #: Empty if nothing changed.
     verdicts: List[str]
 
 
 @dataclass
 class SiteChange(Change):
-    """All bridges of a function."""
+    """All bridges of one function."""
 
     function: str
     file: str
@@ -63,11 +63,11 @@ class Diff:
     """The difference between two traces.
 
     Attributes:
-        before, after: The totals.
-        portals: How many were opened, in the one and in the other.
-        sites, chains: Those that are gone, those that are new, and then the others, each with the
+        before, after: The totals of each trace.
+        portals: The number of portals opened in each trace.
+        sites, chains: First what is gone, then what is new, then all others. Each group has the
             most bridges first.
-        notes: What one has to know to read the numbers.
+        notes: Limits of the numbers, in words.
     """
 
     before: Numbers
@@ -107,7 +107,7 @@ def diff(before: str, after: str) -> Diff:
     """Compare two traces. Each is a file, a directory, a pattern or ``-``.
 
     Raises:
-        NothingToReportError: One cannot be read or has nothing in it. The message says which.
+        NothingToReportError: A trace cannot be read or has nothing in it. The message says which.
     """
     if before == after == STDIN:
         raise NothingToReportError(
@@ -128,7 +128,7 @@ def diff(before: str, after: str) -> Diff:
 
 
 def compare(before: Trace, after: Trace) -> Diff:
-    """Compare two traces that are loaded."""
+    """Compare two loaded traces."""
     portals = _portals(before), _portals(after)
     made = Diff(before.total, after.total, portals, notes=_notes(before, after))
     fileless = {site.function for trace in (before, after) for site in trace.sites if not site.file}
@@ -137,7 +137,7 @@ def compare(before: Trace, after: Trace) -> Diff:
         one, other = sites[0].get(place), sites[1].get(place)
         verdicts = _verdicts(one, other, portals)
         made.sites.append(SiteChange(one, other, verdicts, *place))
-    # A trace without chains has none that could be gone or new.
+    # If one trace has no chains at all, all chains would wrongly be gone or new.
     if _has_chains(before) and _has_chains(after):
         chains = _by_chain(before), _by_chain(after)
         for key in {**chains[0], **chains[1]}:
@@ -154,7 +154,7 @@ def compare(before: Trace, after: Trace) -> Diff:
 
 
 def per_bridge(numbers: Numbers) -> float:
-    """Seconds per bridge; 0 if there is none."""
+    """Seconds per bridge; 0 without bridges."""
     return numbers.time / numbers.bridges if numbers.bridges else 0
 
 
@@ -198,14 +198,14 @@ def _by_chain(trace: Trace) -> Dict[Tuple[Place, ...], Numbers]:
         for chain, numbers in site.chains.items():
             if numbers.bridges:
                 key = tuple([(caller.function, _name(caller.file)) for caller in chain])
-                # An empty chain is one that an async function calls: the site is async itself.
+                # An empty chain means that the site itself is an async function.
                 key = key or (("", ""), (site.function, _name(site.file)))
                 found.setdefault(key, Numbers()).add(numbers)
     return found
 
 
 def _name(path: str) -> str:
-    """The last part of a path, which another system may have written."""
+    """The last part of a path, which may be of another operating system."""
     return _SEPARATOR.split(path)[-1]
 
 

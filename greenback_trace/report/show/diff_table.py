@@ -37,7 +37,7 @@ _STYLES = {
 
 
 def show_diff(diff: Diff, top: int, console: Console) -> None:
-    """Print the totals, and the sites and sync chains that are not as before."""
+    """Print the totals, and the sites and sync chains that have changed."""
     console.print(_headline(diff))
     for note in diff.notes:
         console.print(Text(visible(f"{note}."), style="yellow"))
@@ -176,12 +176,12 @@ def _compared(diff: Diff) -> List[str]:
 
 
 def _differ(diff: Diff) -> bool:
-    """Whether the numbers of portals differ, so that counts compare only per portal."""
+    """Whether the numbers of portals differ, so that counts can only be compared per portal."""
     return all(diff.portals) and diff.portals[0] != diff.portals[1]
 
 
 def _cells(change: Change, diff: Diff, is_wide: bool) -> List[RenderableType]:
-    """The verdict and the numbers, in a narrow terminal below each other."""
+    """The verdict and the numbers; in a narrow terminal, the numbers are below each other."""
     sides = [
         _side(numbers, portals, diff)
         for numbers, portals in zip((change.before, change.after), diff.portals)
@@ -200,7 +200,7 @@ def _side(numbers: Optional[Numbers], portals: float, diff: Diff) -> List[str]:
 
 
 def _few(value: float) -> str:
-    """A number that may be smaller than one."""
+    """A number, with three significant digits if it is small and not whole."""
     return digits(value) if value >= 100 or value == round(value) else f"{value:.3g}"
 
 

@@ -20,29 +20,29 @@ from ...misuse.finding import SEVERITY
 from ...misuse.wording import WHERE
 from .markup import Block, Heading, Paragraph, is_heading, parse, plain, show
 
-#: The wheel has the two pages here; a checkout has them in docs/.
+#: The wheel has the two pages here. A checkout has them in docs/.
 _PACKAGE = Path(greenback_trace.__file__).resolve().parent
 _PACKAGED = _PACKAGE / "report" / "pages"
 _SOURCE = _PACKAGE.parent / "docs"
 _LABEL = re.compile(r"\.\. _(?P<name>[^:]+):")
 _FIRST_LABEL = re.compile(r"\*\*[^*]+\*\*\s*")
 _SENTENCE = re.compile(r".*?[.!?](?=\s|$)", re.DOTALL)
-#: An alert is named so, and found without it, too.
+#: Names of alerts begin so. `find` also takes a name without it.
 _PREFIX = "greenback"
 
 
 class NoSuchSectionError(ValueError):
-    """Nothing of such a name is explained. The message says what is."""
+    """No section explains that name. The message lists the closest names."""
 
 
 class Section(NamedTuple):
-    """What is known of a kind of misuse, or of an alert.
+    """The explanation of a kind of misuse, or of an alert.
 
     Attributes:
-        name: Its name, as reports and Prometheus have it.
-        is_alert: Which of the two it is.
-        about: What it is, in one phrase.
-        blocks: The section of the page, which begins with its heading.
+        name: The name in reports, or in Prometheus.
+        is_alert: Whether this is an alert rather than a kind of misuse.
+        about: What the name means, in one phrase.
+        blocks: The section of the page, from its heading on.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Section(NamedTuple):
 
 @lru_cache(maxsize=None)
 def sections() -> Dict[str, Section]:
-    """All there are by name: kinds of misuse, then alerts, in the order of the pages."""
+    """All sections by name: kinds of misuse, then alerts, in the order of the pages."""
     found = {}
     kinds = {anchor_of(kind): kind for kind in SEVERITY}
     for label, lines in _parts("safe"):
@@ -72,7 +72,7 @@ def find(name: str) -> Section:
     """The section of that name. Case, ``-`` and ``_`` make no difference.
 
     Raises:
-        NoSuchSectionError: There is none.
+        NoSuchSectionError: No section has that name.
     """
     known = {_folded(each): section for each, section in sections().items()}
     for short in [each for each in known if each.startswith(_PREFIX)]:
@@ -91,7 +91,7 @@ def find(name: str) -> Section:
 
 
 def show_section(section: Section, console: Console) -> None:
-    """Print what is known of it."""
+    """Print a section."""
     what = "Alert" if section.is_alert else f"Misuse ({SEVERITY[section.name]}): {section.about}"
     console.print(Text.assemble((section.name, "bold"), f"\n{what}"))
     console.print()
@@ -99,7 +99,7 @@ def show_section(section: Section, console: Console) -> None:
 
 
 def show_sections(console: Console) -> None:
-    """Print the names of all there are, with what each is about."""
+    """Print the names of all sections, with what each is about."""
     for title, is_alert in (("Kinds of misuse", False), ("Alerts", True)):
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(no_wrap=True, style="cyan")
@@ -127,7 +127,7 @@ def _parts(page: str) -> List[Tuple[str, List[str]]]:
             found = _LABEL.fullmatch(before[0].strip()) if before else None
             label = label if found is None else found["name"]
         part = lines[start:end]
-        # The label of the next section is before its heading.
+        # The label of the next section is above that section's heading, so it is cut off here.
         while part and (not part[-1].strip() or _LABEL.fullmatch(part[-1].strip())):
             part.pop()
         parts.append((label, part))

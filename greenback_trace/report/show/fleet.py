@@ -1,10 +1,9 @@
-"""What Prometheus says of a fleet -> a table for a terminal."""
+"""The functions of a fleet, out of Prometheus -> a table for a terminal."""
 
 from __future__ import annotations
 
 from typing import List, Sequence, cast
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,13 +12,14 @@ from ..read.inputs import NothingToReportError
 from ..read.prometheus import Fleet, FunctionReport
 from ..read.trace import Numbers, Trace
 from .choice import choose
+from .sites import titled_table
 from .wording import digits, duration, plural, visible
 
 _WIDE = 120
 
 
 def choose_functions(fleet: Fleet, names: Sequence[str], sort: str) -> List[FunctionReport]:
-    """The functions whose name matches one of *names*, if there are any, in the order of *sort*.
+    """The functions that match one of *names*, or all functions without names, sorted by *sort*.
 
     Raises:
         NothingToReportError: No function matches.
@@ -38,7 +38,7 @@ def choose_functions(fleet: Fleet, names: Sequence[str], sort: str) -> List[Func
 def show_fleet(
     fleet: Fleet, functions: Sequence[FunctionReport], top: int, sort: str, console: Console
 ) -> None:
-    """Print the first *functions*, which are sorted by *sort*, over all instances."""
+    """Print the first *top* functions, which are sorted by *sort*, over all instances."""
     total = Numbers()
     for function in functions:
         total.add(function)
@@ -74,13 +74,7 @@ def show_fleet(
 
 
 def _table(functions: Sequence[FunctionReport], sort: str, is_wide: bool) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"Functions by {sort}, the most first",
-        title_style="bold",
-        title_justify="left",
-    )
+    table = titled_table(f"Functions by {sort}, the most first")
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("function", overflow="fold")
     names = [

@@ -1,4 +1,4 @@
-"""A trace -> what ``report --json`` prints. Its fields are described in docs/report.rst."""
+"""A trace -> the JSON of ``report --json``. docs/report.rst describes its fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..read.trace import Numbers, SiteReport, Trace
 
 
 def as_dict(trace: Trace, sites: Sequence[SiteReport]) -> Dict[str, Any]:
-    """What *trace* says, with these of its sites."""
+    """The totals of *trace*, with *sites*, which may be a part of its sites."""
     return {
         "begin": _time(trace.begin),
         "end": _time(trace.end),

@@ -1,8 +1,8 @@
-"""A page of docs/ -> what a terminal shows of it.
+"""A page of docs/ -> text for a terminal.
 
-docutils is no dependency of greenback's. This reads what the pages use of reStructuredText:
-headings, paragraphs, lists, quotes, definitions, code, ``list-table``, admonitions and inline
-markup. Labels, comments and directives of other kinds are left out.
+greenback does not depend on docutils. This module reads the part of reStructuredText that the pages
+use: headings, paragraphs, lists, quotes, definitions, code, ``list-table``, admonitions and inline
+markup. It leaves out labels, comments and other directives.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Code(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One of a list; or, without a marker, a quote."""
+    """An item of a list. Without a marker, it is a quote."""
 
     marker: str
     blocks: Tuple[Block, ...]
@@ -70,7 +70,7 @@ _TARGET = re.compile(r"(?P<title>.*?)\s*<(?P<target>[^>]*)>", re.DOTALL)
 
 
 def parse(lines: List[str]) -> List[Block]:
-    """The blocks of a page, or of a part of it."""
+    """The blocks of a page, or of a part of a page."""
     blocks: List[Block] = []
     number = 0
     while number < len(lines):
@@ -100,7 +100,7 @@ def parse(lines: List[str]) -> List[Block]:
 
 
 def is_heading(line: str, below: str) -> bool:
-    """Whether *line* is a heading, by the line *below* it."""
+    """Whether *line* is a heading: the line *below* it underlines it."""
     return bool(
         line.strip()
         and not line[0].isspace()
@@ -110,19 +110,19 @@ def is_heading(line: str, below: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """*text* in one line and without its inline markup."""
+    """*text* in one line, without inline markup."""
     return _inline(text).plain
 
 
 def show(blocks: List[Block], console: Console) -> None:
-    """Print *blocks*, with an empty line between two of them.
+    """Print *blocks*, with an empty line between them.
 
-    Code is not wrapped: it is there to be copied.
+    Code is not wrapped, so that it can be copied.
     """
     for place, block in enumerate(blocks):
         if place:
             console.print()
-        # In a group, since a text that is printed by itself loses that it is not to be wrapped.
+        # In a group: a text that rich prints by itself is wrapped in spite of its `no_wrap`.
         console.print(Group(_rendered(block)), crop=False)
 
 
@@ -270,7 +270,7 @@ def _table(block: ListTable) -> Table:
 
 
 def _inline(text: str) -> Text:
-    """*text*, with styles in place of its inline markup."""
+    """*text*, with styles in place of inline markup."""
     text = " ".join(text.split())
     made = Text()
     place = 0
@@ -292,7 +292,7 @@ def _inline(text: str) -> Text:
 
 
 def _append_reference(made: Text, role: Union[str, None], text: str, reference: str) -> None:
-    """A link, which a terminal has none of: its words, and an address that one can open."""
+    """Append a link as its words and, if it has one, its address: a terminal has no links."""
     titled = _TARGET.fullmatch(text)
     if titled is not None:
         made.append(titled["title"])

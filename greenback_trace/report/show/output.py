@@ -1,4 +1,4 @@
-"""What the commands write, and how they end where that fails."""
+"""Writes the results of the commands, and reports errors with the exit status 2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .wording import visible
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Where there is nothing to report, say why, and end with the status 2."""
+    """If there is nothing to report, print the reason and exit with the status 2."""
     try:
         yield
     except NothingToReportError as error:
@@ -30,8 +30,8 @@ def reporting_errors() -> Iterator[None]:
 
 @contextmanager
 def printing() -> Iterator[Console]:
-    """What prints tables to standard output."""
-    # Names of a trace have letters that the encoding may not have.
+    """Give a console that prints tables to standard output. Errors are those of `writing`."""
+    # Names in a trace may have letters that the encoding of the terminal lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with writing():
@@ -39,15 +39,16 @@ def printing() -> Iterator[Console]:
 
 
 def print_json(content: Dict[str, Any]) -> None:
+    """Print *content* to standard output. Errors are those of `writing`."""
     with writing():
         click.echo(json.dumps(content, indent=2))
 
 
 @contextmanager
 def writing(output: str = "-") -> Iterator[None]:
-    """Where *output* cannot be written, say why, and end with the status 2.
+    """If *output* cannot be written, print the reason and exit with the status 2.
 
-    Nobody reads a pipe to its end who wants the first lines only: click ends quietly then.
+    A closed pipe is no error: ``head`` closes it after the first lines. click exits quietly then.
     """
     try:
         yield
@@ -57,7 +58,7 @@ def writing(output: str = "-") -> Iterator[None]:
         name, advice = visible(output) or "''", ". Name another file with --output"
         if output == "-":
             name, advice = "standard output", ""
-            # What is left in the buffer would fail again, with a traceback, at the very end.
+            # Otherwise the rest of the buffer would fail again at exit, with a traceback.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         click.echo(f"greenback-trace: {name} cannot be written: {error.strerror}{advice}", err=True)
         sys.exit(2)

@@ -17,14 +17,14 @@ from .wording import digits, duration, marks, place_of, plural, visible
 
 _BAR = 20
 _BLOCKED = 20
-#: What is shown for a step of what may be another function of that name.
+#: Edits to show for a step that are guesses: another function may have the same name.
 _GUESSES = 20
-#: The callers that stay sync that are shown for a step.
+#: Callers to show for a step that stay sync.
 _MOVES = 10
 
 
 def show_plan(plan: Plan, console: Console) -> None:
-    """Print the steps with their edits, and what stays."""
+    """Print the steps with their edits, and the bridges that stay."""
     total = plan.total
     _print(
         console,
@@ -57,7 +57,7 @@ def _print(console: Console, text: str, indent: int = 0, style: str = "") -> Non
 
 
 def kinds(plan: Plan) -> str:
-    """How many bridges can be helped, and what is in the way of the others."""
+    """How many bridges can go away, and what blocks the others."""
 
     def bridges(*kinds: str) -> float:
         return sum(chain.numbers.bridges for chain in plan.chains if chain.verdict.kind in kinds)
@@ -75,7 +75,7 @@ def kinds(plan: Plan) -> str:
 
 
 def looked_at(plan: Plan) -> str:
-    """Where callers outside the trace were looked for."""
+    """Where the plan searched for callers outside the trace."""
     count, places = len(plan.project.files), plan.project.directories
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
     text = (
@@ -88,7 +88,7 @@ def looked_at(plan: Plan) -> str:
 
 
 def missing(plan: Plan) -> str:
-    """Which sources are not here, and what to do about that."""
+    """Which sources are missing, and what to do about that."""
     files = plan.project.missing
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     it, its = ("it", "its") if len(files) == 1 else ("them", "their")
@@ -100,7 +100,7 @@ def missing(plan: Plan) -> str:
 
 
 def unreadable(plan: Plan) -> str:
-    """Which sources are here, but cannot be read or parsed, and why."""
+    """Which sources exist but cannot be read or parsed, and why."""
     files = [f"{file} ({why})" for file, why in plan.unreadable.items()]
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return f"Not readable: {', '.join(files[:3])}{more}. No callers were looked for there."
@@ -148,7 +148,7 @@ def _show_step(number: int, step: Step, shown: Set[str], console: Console) -> No
 
 
 def moves(step: Step) -> List[str]:
-    """Where bridges have moved to: one line for each caller, whoever called that."""
+    """Where bridges have moved to: one line for each caller, over all chains above the caller."""
     callers: Dict[Tuple[Frame, bool], List[float]] = {}
     for move in step.moved:
         counts = callers.setdefault((move.frame, move.is_async), [0, 0])

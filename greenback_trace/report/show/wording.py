@@ -1,4 +1,4 @@
-"""Numbers and places, as the tables for a terminal show them."""
+"""Numbers and places as text for a terminal."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 def place_of(file: str, line: int) -> str:
-    """``file:line``, relative to the current directory or to where packages are installed.
+    """``file:line``, made `visible`.
 
-    It is `visible`.
+    The file is relative to the current directory or to the directory of installed packages.
     """
     if not file:
         return ""
@@ -26,9 +26,9 @@ def place_of(file: str, line: int) -> str:
 
 
 def visible(text: str) -> str:
-    """*text* in one line that does nothing to a terminal: the escapes of what cannot be printed.
+    """*text* in one line that is safe to print: escapes replace characters that are not printable.
 
-    Among that are control characters and those that change the direction of writing.
+    Control characters and characters that change the direction of writing are not printable.
     """
     if text.isprintable():
         return text
@@ -43,12 +43,12 @@ def digits(value: float) -> str:
 
 
 def plural(count: float, word: str) -> str:
-    """*word*, in the plural unless it is one."""
+    """*word*, in the plural unless *count* is 1."""
     return word if count == 1 else f"{word}s"
 
 
 def duration(value: float) -> str:
-    """Seconds, in the unit that makes them readable."""
+    """Seconds as us, ms or s, whichever is most readable."""
     if not value:
         return "0"
     for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms")):
@@ -58,5 +58,5 @@ def duration(value: float) -> str:
 
 
 def marks(console: Console) -> Tuple[str, str, str]:
-    """What bars are made of: full, empty, and the least that there is."""
+    """The characters of bars: full, empty, and too short to draw."""
     return ("#", "-", ".") if console.options.ascii_only else ("█", "░", "▏")

@@ -1,1 +1,1 @@
-"""A program that runs -> what it does now."""
+"""A running program -> what it does now."""

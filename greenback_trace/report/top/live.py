@@ -10,20 +10,20 @@ from ..read.inputs import NAMELESS, NothingToReportError
 from .live_file import LiveFile
 from .live_socket import LiveSocket
 
-#: Where to learn what happens now.
+#: A source of `Now`.
 Live = Union[LiveFile, LiveSocket]
 
 
 def follow(path: str) -> Live:
-    """Whatever *path* is, a socket or a file.
+    """Follow the socket or the file at *path*.
 
     Raises:
-        NothingToReportError: It is empty.
+        NothingToReportError: *path* is empty.
     """
     if not path:
         raise NothingToReportError(NAMELESS)
     try:
         is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
-        is_socket = False  # the file's business, which says why
+        is_socket = False  # `LiveFile.read` raises an error that says why
     return LiveSocket(path) if is_socket else LiveFile(path)

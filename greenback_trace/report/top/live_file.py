@@ -13,14 +13,14 @@ from ..read.otlp import NotOTLPError, decode
 from ..read.values import Attributes
 from .now import Now, SiteNow
 
-#: Seconds without a new line after which nothing happens: programs write every 5 s.
+#: After so many seconds without a new line the program counts as idle. Programs write every 5 s.
 _PATIENCE = 12.0
-#: Bytes that are read of a file that is there already, from its end: it may have grown for days.
+#: Bytes to read from the end of an existing file, which may have grown for days.
 _TAIL = 64 << 20
 _PART = 1 << 20
-#: What one of a trace's lines has: metrics, which are read, or something else.
+#: Every line of a trace has one of these. Only metrics are read.
 _SIGNALS = (b'"resourceMetrics"', b'"resourceSpans"', b'"resourceLogs"')
-#: Bytes in a line, at most.
+#: Bytes of a line, at most.
 _LONGEST = 64 << 20
 
 _SITE = {
@@ -29,7 +29,7 @@ _SITE = {
     "greenback.bridge.time",
     "greenback.bridge.suspended_time",
 }
-#: What does not only grow.
+#: Metrics that also go down.
 _ACTIVE = {"greenback.bridge.active", "greenback.portal.active", "greenback.step.stalled"}
 _WANTED = _SITE | _ACTIVE | {"greenback.portals", "greenback.slow_steps", "greenback.step.time"}
 #: Seconds from one line of a process to the next.
@@ -42,34 +42,34 @@ _Key = Tuple[_Sorted, str, _Sorted]
 
 
 class LiveFile:
-    """Follows a file while it grows, also when it is emptied, or replaced by one of its name."""
+    """Follows a file while it grows, and goes on if it is emptied or replaced."""
 
     def __init__(self, path: str, clock: Callable[[], float] = monotonic) -> None:
         self._path = path
         self._clock = clock
         self._file: Optional[IO[bytes]] = None
         self._rest = b""
-        #: Whether a line was a trace's, and whether something else was there.
+        #: Whether a line was one of a trace, and whether a line was something else.
         self._is_trace = self._is_other = False
         self._grown = clock()
-        # Value, when it was so, and the growth per second up to then.
+        # Value, time of the value, and growth per second up to that time.
         self._points: Dict[_Key, Tuple[float, int, float]] = {}
-        #: Those of the file that was there before. The same process may go on in the new one.
+        #: The points of the file before this one. The same process may go on in the new file.
         self._former: Dict[_Key, Tuple[float, int, float]] = {}
-        #: By process, when it last wrote.
+        #: When each process last wrote.
         self._written: Dict[_Sorted, int] = {}
 
     def read(self) -> bool:
-        """Take in what is new, and say whether anything is.
+        """Read the new lines, and return whether there were any.
 
         Raises:
-            NothingToReportError: There is no such file, it has something else in it, or a newer
-                greenback writes it.
+            NothingToReportError: The file does not exist, is not a trace, or is written by a newer
+                greenback.
         """
         try:
             is_new = self._read_rest()
             if self._file is None or self._is_replaced(self._file):
-                # What was added to the old one before that is read by now.
+                # By now the last lines of the old file are read.
                 self.close()
                 self._open()
                 is_new = self._read_rest() or is_new
@@ -79,7 +79,7 @@ class LiveFile:
                 "writes with GREENBACK_TRACE=1 and GREENBACK_TRACE_FILE set, or its "
                 "GREENBACK_TRACE_SOCKET"
             ) from None
-        # As long as there is nothing in it, and of a line that is not yet whole, it may become one.
+        # An empty file, and one whose first line is not yet whole, may become a trace.
         if not self._is_trace and (self._is_other or self._rest.strip()[:1] not in (b"", b"{")):
             self.close()
             raise NothingToReportError(
@@ -92,7 +92,7 @@ class LiveFile:
         return is_new
 
     def _open(self) -> None:
-        # Before it is opened: a pipe would have that wait, and a device need not have an end.
+        # Check before opening: opening a pipe would wait, and a device may be endless.
         if not stat.S_ISREG(os.stat(self._path).st_mode):
             raise NothingToReportError(
                 f"{self._path}: neither a file nor a socket. Name the file that a program writes "
@@ -101,7 +101,7 @@ class LiveFile:
         self._file = open(self._path, "rb")  # noqa: SIM115  (kept)
         self._rest = b""
         self._is_trace = self._is_other = False
-        # The points are cumulative: what is further back has been written again since.
+        # Points are cumulative: programs have written again all that is further back.
         skipped = os.fstat(self._file.fileno()).st_size - _TAIL
         if skipped > 0:
             self._file.seek(skipped)
@@ -134,7 +134,7 @@ class LiveFile:
                         if request is not None:
                             self._take(check(request, _WANTED))
                     except NotOTLPError:
-                        continue  # the report names them
+                        continue  # `greenback-trace report` names broken lines
                     except NewerTraceError as error:
                         self.close()
                         raise NothingToReportError(f"{self._path}: {error}") from None
@@ -145,7 +145,7 @@ class LiveFile:
             self._file = None
 
     def now(self) -> Now:
-        """The state as of the last line that was read."""
+        """The state as of the last line read."""
         result = Now(processes=len(self._written))
         result.is_idle = self._clock() - self._grown > _PATIENCE
         sites: Dict[str, SiteNow] = {}
@@ -169,7 +169,7 @@ class LiveFile:
             elif name == "greenback.step.time":
                 result.held += rate
             elif name == "greenback.step.stalled" and not result.is_idle:
-                # Its time is counted when it is over.
+                # The time of a step is counted only when the step ends.
                 result.held += min(value / _PERIOD, 1.0)
                 result.stalled = max(result.stalled, value)
             elif name == "greenback.slow_steps":
@@ -197,7 +197,7 @@ class LiveFile:
         if is_delta:
             value += before if key in self._points else 0.0
         elif value < before and name not in _ACTIVE:
-            before = 0.0  # it was started again
+            before = 0.0  # the process was started again
         passed = (time - since) / 1e9
         rate = (value - before) / passed if passed > 0 else 0.0
         self._points[key] = value, time, rate

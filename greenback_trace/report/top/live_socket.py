@@ -12,11 +12,11 @@ from ..read.inputs import NothingToReportError
 from .now import Now, SiteNow, TaskNow
 
 _PART = 1 << 20
-#: Of the numbers in it. Sums of these are finite.
+#: The largest number in a line. Sums of numbers below it are finite.
 _LARGEST = float(1 << 64)
 #: Seconds to wait for a program that is busy.
 _CONNECTING = 5.0
-#: Half of a pair is no text that can be shown.
+#: Half of a surrogate pair cannot be printed.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FRAME = re.compile(r'^  File "(.*)", line (\d+), in (.*)$', re.MULTILINE)
 _BRIDGE = "  --- bridge"
@@ -28,8 +28,8 @@ _TASK = {
     "stack": str,
 }
 _TOTALS = ("ok", "errors", "cancelled", "suspended", "time", "suspended_time")
-#: What a line from the socket has, of what is read. In braces, `str` is any key; with None, there
-#: may be nothing; 1 is that number.
+#: The shape of a line from the socket, with the parts that are read. `str` as a key is any key. A
+#: value in a tuple with None may be missing. 1 is the number 1.
 _LINE: Any = {
     "version": 1,
     "clock": float,
@@ -48,7 +48,7 @@ _LINE: Any = {
 
 
 class LiveSocket:
-    """Listens at the socket of a program, also when that has ended and was started again."""
+    """Follows the socket of a program, and connects again if the program is started again."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -59,10 +59,10 @@ class LiveSocket:
         self._former: Dict[str, Any] = {}
 
     def read(self) -> bool:
-        """Take in what is new, and say whether anything is.
+        """Read the new lines, and return whether the state has changed.
 
         Raises:
-            NothingToReportError: Nobody answers there.
+            NothingToReportError: No program answers, or not one of this version of greenback.
         """
         if self._socket is None:
             self._connect()
@@ -89,7 +89,7 @@ class LiveSocket:
             self._rest = b""
 
     def now(self) -> Now:
-        """The state as of the last line that was read."""
+        """The state as of the last line read."""
         last, former = self._last, self._former
         if not last:
             return Now(holding=[], parked=[], is_idle=self._socket is None)
@@ -147,7 +147,7 @@ class LiveSocket:
         try:
             last = json.loads(line)
         except (ValueError, RecursionError):
-            pass  # it does not fit either
+            pass  # None does not fit either
         if not _fits(last, _LINE):
             self.close()
             raise NothingToReportError(
@@ -160,7 +160,7 @@ class LiveSocket:
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    """Whether a value out of JSON has a shape, which `_LINE` is an example of."""
+    """Whether a value out of JSON has a shape like `_LINE`."""
     if shape is str:
         return isinstance(value, str) and _SURROGATE.search(value) is None
     if shape is float:
@@ -192,7 +192,7 @@ def _by_function(line: Dict[str, Any]) -> Dict[str, SiteNow]:
 
 
 def _step_time(line: Dict[str, Any]) -> float:
-    """That of steps that are over, and of those that go on."""
+    """Seconds in all steps, with those that still run."""
     over = sum(each["time"] for each in line.get("steps", {}).values())
     return float(over + sum(each["seconds"] or 0 for each in line.get("holding", ())))
 
@@ -205,7 +205,7 @@ def _stalled(line: Dict[str, Any]) -> float:
 
 def _task(each: Dict[str, Any]) -> TaskNow:
     stack = each["stack"]
-    # The last function before the last bridge, if there is one: what follows is what it awaits.
+    # The last function before the last bridge, if any: below a bridge is what the bridge awaits.
     found = _FRAME.findall(stack[: stack.rfind(_BRIDGE)] if _BRIDGE in stack else stack)
     where = "?"
     if found:

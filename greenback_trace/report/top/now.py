@@ -1,4 +1,4 @@
-"""What a program does at the moment: numbers, and what is added to them per second."""
+"""What a program does now: totals, and rates per second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Dict, List, Optional, Tuple
 
 @dataclass
 class SiteNow:
-    """A function that bridges: totals, and what is added to them per second."""
+    """The bridges of one function: totals, and rates per second."""
 
     function: str
     bridges: float = 0
@@ -17,7 +17,7 @@ class SiteNow:
     time: float = 0
     waiting: float = 0
     bridges_rate: float = 0
-    #: How many of its bridges are under way on average: seconds in bridges per second.
+    #: Seconds in bridges per second, which is the average number of bridges under way.
     time_rate: float = 0
 
 
@@ -26,8 +26,8 @@ class TaskNow:
     """A task with a portal, and its stack as `greenback_trace.format_task` shows it.
 
     Attributes:
-        seconds: For how long it has held the event loop, or waited. None if that is not known.
-        where: Its innermost function, or the one that waits in a bridge.
+        seconds: For how long the task has held the event loop, or waited. None if unknown.
+        where: The function that waits in a bridge, or else the innermost function.
     """
 
     name: str
@@ -43,18 +43,19 @@ class Now:
     """What a program does at the moment.
 
     Attributes:
-        sites: The busiest first.
-        portals: By kind, how many are open, and how many were opened.
-        under_way: Bridges that have not finished.
+        sites: Functions that bridge, busiest first.
+        portals: The number of open portals and of portals opened, by kind.
+        under_way: The number of bridges that have not finished.
         bridges_rate: Bridges per second.
-        held: The share of the time in which tasks with a portal hold the event loop.
-        stalled: For how many seconds a step has held an event loop that still runs and is longer
-            than a step may be: the longest, or 0.
-        slow_steps: By function that held the loop: how often, and how often per second.
-        who: The program, if there is but one and it has said so.
-        holding: The tasks that hold an event loop right now. None if that is not known.
-        parked: Those tasks that have waited for the longest time. None if that is not known.
-        parked_count: How many tasks wait.
+        held: The share of time in which tasks with a portal hold the event loop.
+        stalled: Seconds of the longest step that still runs and is already slow; 0 without one.
+        slow_steps: The number of slow steps, and slow steps per second, by the function that held
+            the loop.
+        processes: The number of processes.
+        who: The program, if there is only one and it gives its name.
+        holding: The tasks that hold an event loop right now. None if unknown.
+        parked: The tasks that have waited longest. None if unknown.
+        parked_count: The number of waiting tasks.
         is_idle: Whether nothing was written for so long that the rates are zero.
     """
 

@@ -1,4 +1,4 @@
-"""The hot spots of a program that runs, in a terminal."""
+"""The view of ``greenback-trace top``: what a running program does, in a terminal."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..show.wording import visible
 from .live import Live
 from .now import Now, SiteNow, TaskNow
 
-#: Seconds between two looks.
+#: Seconds between two reads.
 _INTERVAL = 0.5
-#: Columns of a terminal from which on there is room for all of a table's.
+#: From this width on, a terminal has room for all columns of a table.
 _WIDE = 110
-#: Name, whether it is there on a narrow terminal.
+#: The name of each column, and whether a narrow terminal shows it.
 _SITES = (
     ("bridges/s", True),
     ("under way", False),
@@ -42,7 +42,7 @@ _TASKS = (
     ("portal", False),
     ("in", True),
 )
-#: Those that are not numbers.
+#: Columns of texts, which are aligned to the left.
 _LEFT = ("function", "task", "library", "portal", "in")
 
 
@@ -96,14 +96,15 @@ class Top(App[None]):
         self._show()
 
     def action_parked(self) -> None:
-        # Not `focus`, which comes into force later than the next key.
+        # `focus` would take effect only after the next key.
         self.screen.set_focus(self.query_one("#parked", _Table))
 
     def _look(self) -> None:
         try:
             is_new = self._live.read()
         except NothingToReportError:
-            is_new = False  # it is being replaced, or started again: the last is still shown
+            # The file is being replaced, or the program started again. The last state stays.
+            is_new = False
         now = self._live.now()
         if is_new or now.is_idle != self._was_idle:
             self._was_idle = now.is_idle
@@ -111,7 +112,7 @@ class Top(App[None]):
             self._show()
 
     def _tables(self) -> Tuple[_Table, _Table]:
-        # Of the main screen, be there a stack in front of it or not.
+        # The tables of the main screen, which may be behind the screen of a stack.
         main = self.screen_stack[0]
         return main.query_one("#sites", _Table), main.query_one("#parked", _Table)
 
@@ -125,7 +126,7 @@ class Top(App[None]):
         rows = []
         for task in now.parked or ():
             key = task.name
-            while key in self._stacks:  # nothing says that names are unique
+            while key in self._stacks:  # several tasks may have the same name
                 key += "'"
             self._stacks[key] = task
             rows.append((key, _task_cells(task)))
@@ -133,7 +134,7 @@ class Top(App[None]):
 
 
 class _Summary(Widget):
-    """Lines of a height that is given: what changes in them is painted, and nothing laid out."""
+    """Lines of a fixed height: a change repaints them, and lays nothing out again."""
 
     can_focus = False
 
@@ -152,7 +153,7 @@ class _Summary(Widget):
 
 
 class _Table(DataTable[Any]):
-    """A table that changes those cells only that are different."""
+    """A table that updates only the cells that have changed."""
 
     def __init__(self, columns: Sequence[Tuple[str, bool]], id: str) -> None:  # noqa: A002
         super().__init__(id=id, cursor_type="row", zebra_stripes=True)
@@ -184,7 +185,7 @@ class _Table(DataTable[Any]):
                     self.update_cell_at(Coordinate(row, column), self._cell(number, new))
 
     def _widths_for(self, rows: List[Tuple[str, List[str]]]) -> List[int]:
-        """That of each column that is shown. They do not shrink, lest they dance."""
+        """The width of each column shown. Widths never shrink, so that columns do not jump."""
         return [
             max([width, *(cell_len(cells[number]) for _, cells in rows)])
             for width, number in zip(self._widths, self._shown)
@@ -196,8 +197,8 @@ class _Table(DataTable[Any]):
         self._rows_shown = rows
         self._widths = self._widths_for(rows)
         self.clear(columns=True)
-        # Widths that the table finds itself come after it may have been painted, and what it has
-        # painted too narrow it keeps: a function would stay cut off until its row changes.
+        # The table would work the widths out itself, but only after it may have been painted. It
+        # keeps what it has painted: a function would stay cut off until its row changes.
         for number, width in zip(self._shown, self._widths):
             name = self._all[number][0]
             label = Text(name, justify="left" if name in _LEFT else "right")
@@ -214,12 +215,12 @@ class _Table(DataTable[Any]):
 
 
 class _Parked(_Table):
-    # The same key as that of any table, whose footer says nothing of it.
+    # Every table has this key, but the footer shows it only if it is bound here.
     BINDINGS: ClassVar[List[BindingType]] = [Binding("enter", "select_cursor", "Stack")]
 
 
 class _Stack(ModalScreen[None]):
-    """The stack of a task, as it was when it was asked for."""
+    """The stack of a task, as of the moment when the user asked for it."""
 
     CSS = """
     _Stack { align: center middle; }
@@ -264,7 +265,7 @@ def _summary(now: Now) -> Text:
 
 
 def _holder(now: Now) -> Tuple[str, str]:
-    """Who holds the event loop, and in what style."""
+    """The line about the task that holds the event loop, and its style."""
     if now.is_idle:
         if now.holding is None:
             return "nothing was written lately", "yellow"

@@ -108,7 +108,7 @@ asyncio.run(day(5))
 
 @pytest.fixture(autouse=True, scope="module")
 def current_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests' programs are below the current directory: a plan reads no other sources."""
+    """Put the tests' programs below the current directory, since a plan reads no other sources."""
     before = os.getcwd()
     os.chdir(str(tmp_path_factory.getbasetemp()))
     yield
@@ -120,7 +120,7 @@ Traced = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Traced:
-    """Runs SHOP, traced with more variables, and says where the trace is."""
+    """Runs SHOP, traced, with more variables, and returns the path of the trace."""
     directory = tmp_path_factory.mktemp("shop")
     program = directory / "shop.py"
     program.write_text(SHOP)
@@ -156,7 +156,7 @@ def _run_traced(program: Path, trace: Path, mode: str, **variables: Any) -> None
 
 @pytest.fixture
 def run_main(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the files of a project, runs its main.py traced, and says where the trace is."""
+    """Writes the files of a project, runs its main.py traced, and returns the path of the trace."""
 
     def run(files: Dict[str, str], project: Path = tmp_path) -> Path:
         for name, text in files.items():
@@ -178,19 +178,19 @@ def shop(traced: Traced) -> Path:
 
 @pytest.fixture(scope="session")
 def till(traced: Traced) -> Path:
-    """The trace of another process of it, of another service."""
+    """The trace of another process of SHOP, with another service name."""
     return traced("till", OTEL_SERVICE_NAME="till")
 
 
 @pytest.fixture(scope="session")
 def sampled(traced: Traced) -> Path:
-    """The trace of a process of it that has left spans out."""
+    """The trace of a process of SHOP that has left spans out."""
     return traced("sampled", GREENBACK_TRACE_SPAN_RATE=1)
 
 
 @pytest.fixture(scope="session")
 def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, List[List[int]]]:
-    """What docs/migrate.rst does: the directory with the traces, and step, predicted, counted."""
+    """The migration of docs/migrate.rst: the directory of traces, and step, predicted, counted."""
     pytest.importorskip("tinydb", reason="the tutorial migrates it")
     directory = tmp_path_factory.mktemp("tutorial")
     done = subprocess.run(

@@ -99,7 +99,7 @@ def path(tmp_path: Path) -> Path:
 
 class TestNumbers:
     def test_terminal(self, shop: Path) -> None:
-        """Each site has its numbers, what it awaits and in which tasks; then come its chains."""
+        """Each site has its numbers, awaitables and tasks; its chains follow."""
         output = report(shop).stdout
         assert "111 bridges from 6 sites: 49 suspended" in output
         assert "1 process of shop; " in output
@@ -113,7 +113,7 @@ class TestNumbers:
         assert "called directly from an async function: a plain await would do" in output
 
     def test_the_rest(self, shop: Path) -> None:
-        """Portals, durations, what held the loop, and misuse have a table each."""
+        """Portals, durations, slow steps and misuses have a table each."""
         output = report(shop).stdout
         lines = [line.split() for line in output.splitlines()]
         assert ["task", "17", "0"] in [line[:3] for line in lines]
@@ -124,20 +124,20 @@ class TestNumbers:
         assert "Left out" not in output
 
     def test_where_misuse_is_explained(self, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The table of misuse says how to read about a kind, or where the documentation is."""
+        """The table of misuses names the command that explains a kind, or the documentation."""
         assert "what to do about it: greenback-trace explain KIND" in report(shop).stdout
         monkeypatch.setenv("GREENBACK_TRACE_DOCS", "https://docs.example.org/[red]/")
         assert "about it: https://docs.example.org/[red]/safe.html" in report(shop).stdout
 
     def test_a_sample(self, sampled: Path) -> None:
-        """It is said where spans are a sample, and what tracing has left out."""
+        """The report says that spans are a sample, and what tracing left out."""
         output = report(sampled).stdout
         assert "111 bridges" in output
         assert "a sample with more slow and failed bridges than there are" in output
         assert "spans (rate_limit)" in output
 
     def test_no_spans(self, shop: Path, path: Path) -> None:
-        """Without spans there are no percentiles, and without chains no tree; both are said."""
+        """The report says that percentiles need spans, and chains need metrics per chain."""
         path.write_text(
             request(
                 (
@@ -152,7 +152,7 @@ class TestNumbers:
         assert "No sync chains" in output
 
     def test_a_fleet(self, shop: Path, till: Path) -> None:
-        """Services are named with their processes; --service leaves the others out."""
+        """Services are named with their numbers of processes; --service leaves the others out."""
         assert "2 processes of shop (1), till (1); " in report(shop, till).stdout
         output = report(shop, till, "--service", "till").stdout
         assert "1 process of till; " in output
@@ -183,11 +183,11 @@ class TestSelection:
         ],
     )
     def test_sort(self, shop: Path, sort: str, first: str) -> None:
-        """What --sort names is what the first site has most of."""
+        """The first site has the most of what --sort names."""
         assert self.functions(shop, "--sort", sort)[0].startswith(first)
 
     def test_function(self, shop: Path) -> None:
-        """Of --function, a part is enough; a pattern has to match all; several add up."""
+        """--function takes a part of a name or a pattern for all of it, and can be repeated."""
         known, item = "Prices.known", "Prices.__getitem__"
         assert sorted(self.functions(shop, "--function", "Prices")) == [item, known]
         assert self.functions(shop, "--function", "*.known") == [known]
@@ -195,7 +195,7 @@ class TestSelection:
         assert sorted(both) == [known, "stock"]
 
     def test_path(self, shop: Path) -> None:
-        """--path is a part of the path of the file, or a pattern."""
+        """--path takes a part of the path, or a pattern for the whole path."""
         assert len(self.functions(shop, "--path", "shop.py")) == 6
         assert len(self.functions(shop, "--path", "*/shop.py")) == 6
         result = report(shop, "--path", "till.py")
@@ -204,13 +204,13 @@ class TestSelection:
         assert "Choose another function or path" in result.output
 
     def test_only_sites(self, shop: Path) -> None:
-        """With some of the sites, only these are shown."""
+        """If sites are chosen, the report shows only these."""
         output = report(shop, "--function", "stock").stdout
         assert "15 bridges from 1 of 6 sites" in output
         assert "Portals" not in output
 
     def test_time(self, shop: Path) -> None:
-        """--since and --until take times of ISO 8601, or how long ago."""
+        """--since and --until take times in ISO 8601, or ages."""
         whole = json.loads(report(shop, "--json").stdout)
         metrics = next(line for line in shop.read_text().splitlines() if "resourceMetrics" in line)
         written = re.search('"timeUnixNano":"([0-9]*)"', metrics)
@@ -233,7 +233,7 @@ class TestSelection:
 
 class TestTime:
     def test_zones(self) -> None:
-        """Without a zone a time is that of the clock on the wall; Z is UTC."""
+        """A time without a zone is local, and Z is UTC."""
         now = datetime(2026, 5, 1, 12, 0, tzinfo=timezone.utc)
         noon = int(now.timestamp()) * 10**9
         assert to_nanoseconds("2026-05-01T12:00Z", now) == noon
@@ -245,7 +245,7 @@ class TestTime:
 
 class TestJSON:
     def test_fields(self, shop: Path) -> None:
-        """--json prints all that the tables have, and all sites."""
+        """--json prints everything in the tables, with all sites."""
         content = json.loads(report(shop, "--json").stdout)
         assert content["total"]["bridges"] == 111
         assert content["services"] == {"shop": 1}
@@ -267,14 +267,14 @@ class TestJSON:
         assert begin < end
 
     def test_top(self, shop: Path) -> None:
-        """--top says how many sites there are to be."""
+        """--top sets the number of sites in the JSON."""
         assert len(json.loads(report(shop, "--json", "--top", 2).stdout)["sites"]) == 2
 
 
 class TestHelp:
     @pytest.mark.parametrize("command", ["", *main.commands])
     def test_fits(self, command: str) -> None:
-        """On a terminal of 80 columns, no help is cut off or wider, and every option has some."""
+        """At 80 columns no help is cut off or too wide, and every option has a help text."""
         arguments = [command, "--help"] if command else ["--help"]
         output = CliRunner().invoke(main, arguments, env={"COLUMNS": "80"}).output
         assert max(map(len, output.splitlines())) <= 80
@@ -283,7 +283,7 @@ class TestHelp:
             assert parameter.param_type_name == "argument" or parameter.help, parameter.name
 
     def test_version(self) -> None:
-        """--version says which greenback it is, and where it is imported from."""
+        """--version prints the version of greenback, and where it is imported from."""
         import greenback
 
         result = CliRunner().invoke(main, ["--version"])
@@ -294,7 +294,7 @@ class TestHelp:
 
 class TestProgress:
     def run(self, tmp_path: Path, shop: Path, size: int) -> str:
-        """What a terminal gets to see of a report of a pipe, whose size nobody knows."""
+        """The output on a terminal of a report from a pipe, whose size is unknown."""
         pty = pytest.importorskip("pty", reason="a terminal is needed")
         file = tmp_path / "large.jsonl"
         file.write_bytes(shop.read_bytes() * (size // shop.stat().st_size + 1))
@@ -320,19 +320,19 @@ class TestProgress:
         return seen.decode()
 
     def test_large(self, tmp_path: Path, shop: Path) -> None:
-        """Whoever waits at a terminal sees how far it is."""
+        """A terminal shows how much is read, while that takes long."""
         seen = self.run(tmp_path, shop, 20_000_000)
         assert "Reading" in seen
         assert "MB" in seen
 
     def test_small(self, tmp_path: Path, shop: Path) -> None:
-        """What is read at once has no bar."""
+        """A small file is read without a bar."""
         assert self.run(tmp_path, shop, 1_000) == ""
 
 
 class TestLayout:
     def test_order_and_top(self, path: Path) -> None:
-        """The sites with the longest total time come first; --top says how many."""
+        """The sites with the longest total time come first; --top sets their number."""
         path.write_text(
             request(*[metric for n in range(30) for metric in chain(f"shop.f{n}", 1, float(n + 1))])
         )
@@ -343,21 +343,21 @@ class TestLayout:
 
     @pytest.mark.parametrize("columns", [80, 120, 200])
     def test_real(self, shop: Path, columns: int) -> None:
-        """Nothing is wider than the terminal, and at 80 and at 200 columns nothing is cut off."""
+        """No line is wider than the terminal, and at 80 and 200 columns nothing is cut off."""
         output = report(shop, columns=columns).stdout
         assert max(map(len, output.splitlines())) <= columns
         assert "…" not in output
         assert "__main__.Prices.__getitem__" in output
 
     def test_bar(self, shop: Path) -> None:
-        """A bar says how long a site took, and whether it waited or held the loop."""
+        """A bar shows a site's total time, divided into waiting and holding."""
         output = report(shop).stdout
         [line, *_] = [each for each in output.splitlines() if "__main__.total  " in each]
         assert "████" in line
         assert "░" not in line
 
     def test_ascii(self, shop: Path) -> None:
-        """A terminal that knows no more than ASCII gets no more."""
+        """A terminal that has only ASCII gets only ASCII."""
         result = CliRunner(charset="ascii").invoke(main, ["report", str(shop)])
         assert result.exit_code == 0
         assert result.stdout.isascii()
@@ -375,7 +375,7 @@ class TestLayout:
         assert "12,345.6 s" in output
 
     def test_names_are_not_markup(self, path: Path) -> None:
-        """What looks like markup of the terminal library in a name is printed as it is."""
+        """A name that looks like markup of rich is printed literally."""
         path.write_text(request(*chain("shop.[red]<lambda>[/red]", 1, 1.0)))
         assert "shop.[red]<lambda>[/red]" in report(path).stdout
 
@@ -409,7 +409,7 @@ class TestBadInput:
         assert "GREENBACK_TRACE=1 GREENBACK_TRACE_FILE=" in result.output
 
     def test_missing(self, path: Path) -> None:
-        """A file that does not exist is an error that names it and what it should be."""
+        """A missing file is an error that names it, and says what to pass."""
         result = report(path)
         assert result.exit_code == 2
         assert str(path) in result.output
@@ -427,7 +427,7 @@ class TestBadInput:
         ids=lambda arguments: arguments[0],
     )
     def test_empty_name(self, arguments: List[str]) -> None:
-        """An empty name, as that of a shell's variable that is not set, is called that."""
+        """An empty name, as of an unset variable of the shell, is an error that says so."""
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 2
         for line in result.output.splitlines():
@@ -435,7 +435,7 @@ class TestBadInput:
             assert "GREENBACK_TRACE_FILE" in line
 
     def test_window_of_a_file(self, shop: Path) -> None:
-        """--window is of rates, which a file has none of."""
+        """--window with files is an error, since files have no rates."""
         result = report(shop, "--window", "5m")
         assert result.exit_code == 2
         assert "--window goes with --prometheus" in result.output

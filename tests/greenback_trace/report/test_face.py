@@ -1,4 +1,4 @@
-"""``greenback_trace.report``, as programs and notebooks use it."""
+"""``greenback_trace.report`` in programs and notebooks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def printed(*arguments: Any) -> Dict[str, Any]:
 
 class TestLoad:
     def test_has_what_the_command_shows(self, shop: Path, till: Path) -> None:
-        """Several traces are added up, as the command does; a path can be a `Path`."""
+        """Several traces are added up, as by the command; a path can be a `Path`."""
         trace = report.load(shop, str(till))
         content = printed("report", shop, till)
         assert isinstance(trace, report.Trace)
@@ -41,11 +41,11 @@ class TestLoad:
         assert trace.portals["task"].opened == content["portals"]["task"]["opened"]
 
     def test_service(self, shop: Path, till: Path) -> None:
-        """Only the processes of one service are counted."""
+        """*service* counts only the processes of that service."""
         assert report.load(shop, till, service="till").services == {"till": 1}
 
     def test_times(self, shop: Path) -> None:
-        """A time is a datetime, a text as for the command, or nanoseconds as a trace has them."""
+        """A time can be a datetime, a text as for the command, or nanoseconds as in a trace."""
         whole = report.load(shop)
         assert whole.begin is not None
         assert whole.end is not None
@@ -57,17 +57,17 @@ class TestLoad:
             report.load(shop, since=end)
 
     def test_a_time_that_is_none(self, shop: Path) -> None:
-        """The error says what a time looks like."""
+        """A text that is no time is an error that shows times."""
         with pytest.raises(ValueError, match=r"until='yesterday' is no time.*'30m'"):
             report.load(shop, until="yesterday")
 
     def test_no_path(self) -> None:
-        """A program that has found no files is told that it has passed none."""
+        """No path at all is an error that says so."""
         with pytest.raises(ValueError, match="no path"):
             report.load()
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        """What the command says is the message of an exception, which is a ValueError."""
+        """The command's error is the message of an exception, which is a ValueError."""
         path = tmp_path / "none.jsonl"
         with pytest.raises(ValueError, match="cannot be read") as caught:
             report.load(path)
@@ -79,19 +79,19 @@ class TestLoad:
 class TestHotSpots:
     @pytest.mark.parametrize("sort", ["total", "bridges", "errors", "p95"])
     def test_order_is_that_of_the_command(self, shop: Path, sort: str) -> None:
-        """The first sites are those that the command shows first."""
+        """The order of sites is that of the command."""
         sites = report.hot_spots(report.load(shop), sort=sort, top=3)
         content = printed("report", shop, "--sort", sort, "--top", 3)
         assert [site.function for site in sites] == [each["function"] for each in content["sites"]]
         assert isinstance(sites[0], report.SiteReport)
 
     def test_all(self, shop: Path) -> None:
-        """Without a number, it is all sites."""
+        """Without *top*, all sites are returned."""
         trace = report.load(shop)
         assert len(report.hot_spots(trace)) == len(trace.sites) == 6
 
     def test_chosen(self, shop: Path) -> None:
-        """Functions and files are chosen by parts and patterns; a single one needs no list."""
+        """Functions and files are chosen by parts and patterns; a single text needs no list."""
         trace = report.load(shop)
         [site] = report.hot_spots(trace, functions="stock", paths=["*/shop.py"])
         assert (site.function, site.errors) == ("__main__.stock", 15)
@@ -100,14 +100,14 @@ class TestHotSpots:
             report.hot_spots(trace, functions="nothing")
 
     def test_sort_is_checked(self, shop: Path) -> None:
-        """The error names what sites can be sorted by."""
+        """An unknown *sort* is an error that names the known ones."""
         with pytest.raises(ValueError, match="sort='most' is none of total, waiting"):
             report.hot_spots(report.load(shop), sort="most")
 
 
 class TestPlan:
     def test_is_that_of_the_command(self, shop: Path) -> None:
-        """The plan is what the command prints, with its steps as objects."""
+        """The plan is the plan of the command, with its steps as objects."""
         plan = report.plan(report.load(shop), weight="time", roots=[shop.parent])
         assert plan.as_dict() == printed(
             "plan", shop, "--weight", "time", "--root", str(shop.parent)
@@ -117,7 +117,7 @@ class TestPlan:
         assert plan.steps[0].removed.bridges
 
     def test_no_chains(self, tmp_path: Path) -> None:
-        """A trace that no plan can be made from is an error that says what is missing."""
+        """A trace without sync chains is an error that says so."""
         path = tmp_path / "trace.jsonl"
         path.write_text(request(*chain("shop.a", 5, 1.0)))
         trace = report.load(path)
@@ -126,7 +126,7 @@ class TestPlan:
             report.plan(trace)
 
     def test_arguments_are_checked(self, shop: Path, tmp_path: Path) -> None:
-        """A weight that is none and a root that is not there are errors."""
+        """An unknown weight and a missing root are errors."""
         trace = report.load(shop)
         with pytest.raises(ValueError, match="weight='most' is none of bridges, time, overhead"):
             report.plan(trace, weight="most")
@@ -138,7 +138,7 @@ class TestPlan:
 
 class TestModule:
     def test_import_is_cheap(self) -> None:
-        """To import it imports none of what reads, plans and prints: that is done when called."""
+        """Importing it imports no code that reads, plans or prints; only a call does."""
         code = (
             "import sys, greenback_trace\n"
             "before = set(sys.modules)\n"
@@ -159,7 +159,7 @@ class TestModule:
             assert name not in added
 
     def test_exports(self) -> None:
-        """All names that it promises are there, and another is an error as of any module."""
+        """It has all names in `__all__`, and any other name is an AttributeError."""
         for name in report.__all__:
             assert getattr(report, name).__name__ == name
         with pytest.raises(AttributeError, match="no attribute 'lode'"):

@@ -1,4 +1,4 @@
-"""What ``greenback-trace`` prints, whatever names a trace has and wherever the output goes."""
+"""The output of ``greenback-trace``, for odd names in a trace and for all kinds of outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXPORT = ("export", "after.jsonl", "--format", "folded")
 def call(
     directory: Path, arguments: Sequence[str], stdout: Any = subprocess.PIPE, **variables: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the command in a process of its own, whose output is a file's or a pipe's."""
+    """Run the command in a process of its own, with its output to a file or a pipe."""
     return subprocess.run(
         [sys.executable, "-m", "greenback_trace", *arguments],
         cwd=str(directory),
@@ -41,7 +41,7 @@ def call(
 
 
 def write(directory: Path, function: str) -> None:
-    """A trace in which that function is new."""
+    """Write two traces; in the second, *function* is new."""
     before = chain("shop.a", 1, 1.0)
     (directory / "before.jsonl").write_text(request(*before))
     (directory / "after.jsonl").write_text(request(*before, *chain(function, 2, 2.0)))
@@ -60,7 +60,7 @@ class TestEncoding:
     def test_names_that_it_lacks(
         self, tmp_path: Path, arguments: Sequence[str], variables: Dict[str, str]
     ) -> None:
-        """A letter that the output's encoding has not is shown as its escape."""
+        """A letter that the output's encoding lacks is shown as an escape."""
         write(tmp_path, "shop.größe")
         done = call(tmp_path, arguments, **variables)
         assert (done.returncode, done.stderr) == (0, b"")
@@ -70,7 +70,7 @@ class TestEncoding:
             assert b"gr\\xf6\\xdfe" in done.stdout
 
     def test_bars_of_a_plan(self, tmp_path: Path) -> None:
-        """Bars are of what the encoding has."""
+        """Bars use characters of the encoding."""
         write(tmp_path, "shop.b")
         done = call(tmp_path, ["plan", "after.jsonl"], PYTHONIOENCODING="ascii")
         assert b" ####" in done.stdout
@@ -80,7 +80,7 @@ class TestEncoding:
         "arguments", [*COMMANDS, EXPORT], ids=[each[0] for each in (*COMMANDS, EXPORT)]
     )
     def test_names_that_no_encoding_has(self, tmp_path: Path, arguments: Sequence[str]) -> None:
-        """No UTF-8 has half of a surrogate pair, which JSON can have: the line is a broken one."""
+        """A line with half of a surrogate pair, which JSON can have and UTF-8 cannot, is broken."""
         write(tmp_path, "shop.\udcff")
         done = call(tmp_path, arguments, PYTHONIOENCODING="utf-8")
         assert done.returncode == 2
@@ -101,7 +101,7 @@ class TestControlCharacters:
     @pytest.mark.parametrize("columns", ["80", "300"])
     @pytest.mark.parametrize("arguments", COMMANDS, ids=[each[0] for each in COMMANDS])
     def test_tables(self, tmp_path: Path, arguments: Sequence[str], columns: str) -> None:
-        """They are shown as escapes, in the line that they are in."""
+        """Control characters in a name are shown as escapes, within the name's line."""
         write(tmp_path, self.NAME)
         done = call(tmp_path, arguments, PYTHONIOENCODING="utf-8", COLUMNS=columns)
         assert (done.returncode, done.stderr) == (0, b"")
@@ -110,7 +110,7 @@ class TestControlCharacters:
         assert name.replace(" ", "") in "".join(done.stdout.decode().split())
 
     def test_folded(self, tmp_path: Path) -> None:
-        """Folded stacks are lines of text, which somebody may look at in a terminal."""
+        """Folded stacks have escapes, too, since a user may print them in a terminal."""
         write(tmp_path, self.NAME)
         done = call(tmp_path, EXPORT)
         assert (done.returncode, done.stderr) == (0, b"")
@@ -119,7 +119,7 @@ class TestControlCharacters:
 
     @pytest.mark.parametrize("arguments", COMMANDS, ids=[each[0] for each in COMMANDS])
     def test_everywhere(self, tmp_path: Path, arguments: Sequence[str]) -> None:
-        """That holds for all that is text in a trace: files, tasks, services, kinds."""
+        """All texts in a trace are escaped: files, tasks, services, kinds."""
         name = self.NAME
         place: Dict[str, Any] = {
             "code__function__name": name,
@@ -148,7 +148,7 @@ class TestControlCharacters:
 
     @pytest.mark.parametrize("command", ["report", "plan", "diff", "top", "export"])
     def test_errors(self, tmp_path: Path, command: str) -> None:
-        """An error message is one line for each file, whatever is in its name."""
+        """An error message is one line for each file, whatever its name contains."""
         name = "a\x1b[31m\nb"
         arguments = [command, name]
         arguments += {"diff": [name], "export": ["--format", "folded"]}.get(command, [])
@@ -162,7 +162,7 @@ class TestControlCharacters:
 
 
 def span(name: str) -> str:
-    """A line with a span of a bridge that failed, whose every text is *name*."""
+    """A line with a span of a failed bridge, in which every text is *name*."""
     texts = ["code.function.name", "code.file.path", "greenback.awaitable", "error.type"]
     texts += ["greenback.task.name", "greenback.portal.kind"]
     found = {
@@ -193,7 +193,7 @@ class TestWriting:
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
     @pytest.mark.parametrize("arguments", ALL, ids=" ".join)
     def test_full(self, tmp_path: Path, arguments: Sequence[str]) -> None:
-        """What cannot be written is one line that says why, and an exit code of 2."""
+        """An output that cannot be written is one line that says why, and the exit status 2."""
         write(tmp_path, "shop.b")
         with open("/dev/full", "wb") as full:
             done = call(tmp_path, arguments, stdout=full)
@@ -204,7 +204,7 @@ class TestWriting:
 
     @pytest.mark.parametrize("arguments", ALL, ids=" ".join)
     def test_closed_pipe(self, tmp_path: Path, arguments: Sequence[str]) -> None:
-        """Whoever wanted the first lines only, as head does, hears nothing of the others."""
+        """A pipe that is closed after the first lines, as by head, is no error."""
         write(tmp_path, "shop.b")
         reader, writer = os.pipe()
         os.close(reader)

@@ -21,7 +21,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **{name: value for name, value in os.environ.items() if not name.startswith("GREENBACK_")},
         "GREENBACK_TRACE": "1",
         "GREENBACK_TRACE_FILE": str(trace),
-        # Shorter than the sleep in bill().
+        # Shorter than the sleep in bill(), so that its step is slow.
         "GREENBACK_TRACE_SLOW": "0.015",
     }
     subprocess.run([sys.executable, str(program)], env=environ, check=True, timeout=60)

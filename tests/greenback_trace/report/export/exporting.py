@@ -1,4 +1,4 @@
-"""A program, its trace, and what is exported of it."""
+"""A program, its trace, and the exports of the trace."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ asyncio.run(main())
 """
 
 
-#: Code objects have known since 3.11 what they are in.
+#: Since 3.11 code objects have qualified names.
 GENEXPR = "bill.<locals>.<genexpr>" if sys.version_info >= (3, 11) else "<genexpr>"
 
 
-#: What the program does: four bills, for three, three, one and one items.
+#: The program prints four bills, for three, three, one and one items.
 BRIDGES = {
     "__main__.bill": 8,
     "__main__.bill;__main__.Prices.__init__": 4,

@@ -1,4 +1,4 @@
-"""The command ``greenback-trace export``: what it reads."""
+"""The command ``greenback-trace export``: its input and its errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("opentelemetry.sdk", reason="the report needs greenback[repo
 class TestInput:
     @pytest.mark.parametrize("kind", ["speedscope", "perfetto", "folded", "html"])
     def test_directory(self, kind: str, path: Path, tmp_path: Path) -> None:
-        """A directory with compressed files is read like the file."""
+        """The export of a directory with the compressed trace is the export of the trace."""
         (tmp_path / "trace.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
         assert exported("--format", kind, tmp_path) == exported("--format", kind, path)
 
@@ -38,7 +38,7 @@ class TestBadInput:
         assert not output.exists()
 
     def metrics_only(self, path: Path, tmp_path: Path, left_out: str) -> Path:
-        """A trace without spans, and without metrics whose name has *left_out* in it."""
+        """A trace without spans, and without metrics whose names contain *left_out*."""
         file = tmp_path / "metrics.jsonl"
         with file.open("w") as to:
             for line in path.read_text().splitlines():
@@ -53,13 +53,13 @@ class TestBadInput:
 
     @pytest.mark.parametrize("kind", ["speedscope", "folded", "html"])
     def test_no_chains(self, kind: str, path: Path, tmp_path: Path) -> None:
-        """Numbers per function alone make no flame graph, and the command says so."""
+        """A flame graph of a trace that counts per function only is an error that says so."""
         result = export("--format", kind, self.metrics_only(path, tmp_path, ".chain."))
         assert result.exit_code == 2
         assert "no sync chains" in result.output
 
     def test_no_spans(self, path: Path, tmp_path: Path) -> None:
-        """Without spans there is no timeline, and the command says so."""
+        """A timeline of a trace without spans is an error that says so."""
         file = self.metrics_only(path, tmp_path, "nothing")
         result = export("--format", "perfetto", file)
         assert result.exit_code == 2

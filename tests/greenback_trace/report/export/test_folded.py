@@ -25,18 +25,18 @@ class TestFolded:
         return {stack: int(weight) for stack, weight in (line.rsplit(" ", 1) for line in lines)}
 
     def test_bridges(self, path: Path) -> None:
-        """By bridges, each sync chain has a line with exactly the bridges that it has made."""
+        """Weighted by bridges, each sync chain has a line with its exact number of bridges."""
         assert self.weights("--weight", "bridges", path) == BRIDGES
 
     def test_time(self, path: Path) -> None:
-        """By time, which is the default, the lines add up to the report's total, in us."""
+        """Weighted by time, the default, the lines add up to the report's total, in us."""
         weights = self.weights(path)
         assert set(weights) == set(BRIDGES)
         total = sum(site.time for site in load([str(path)]).sites) * 1e6
         assert sum(weights.values()) == pytest.approx(total, abs=len(weights))
 
     def test_names(self) -> None:
-        """A name with what separates stacks in it, from generated code, does not break a line."""
+        """A name in generated code that contains separators of the format does not break a line."""
         from greenback_trace.report.export.folded import folded
 
         site = SiteReport(function="a", chains={(Caller("", "a;b\nc", "/x.py", 1),): Numbers(ok=3)})
@@ -47,7 +47,7 @@ class TestFolded:
 
 class TestStacks:
     def test_lines_of_one_function(self) -> None:
-        """Calls from several lines of a function are one frame, with their sum."""
+        """Calls from several lines of a function are added up in one frame."""
         chains = {
             (Caller("a", "f", "/x.py", 1), Caller("a", "g", "/x.py", 9)): Numbers(ok=1, time=0.5),
             (Caller("a", "f", "/x.py", 2), Caller("a", "g", "/x.py", 9)): Numbers(ok=2, time=0.25),

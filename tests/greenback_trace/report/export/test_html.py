@@ -33,7 +33,7 @@ pytest.importorskip("opentelemetry.sdk", reason="the report needs greenback[repo
 
 
 def with_other_spans(text: str, key: int) -> str:
-    """A trace with the ids that the spans of another process would have."""
+    """A trace with other ids in its spans, as another process would have."""
     return re.sub(
         '"((?:parentSpan|span)Id)":"([0-9a-f]+)"',
         lambda match: f'"{match[1]}":"{int(match[2], 16) ^ key:016x}"',
@@ -78,7 +78,7 @@ def page(browser: Any, page_path: Path, request: pytest.FixtureRequest) -> Itera
     page.on("pageerror", lambda error: page.trouble.append(str(error)))
     page.on("request", lambda each: page.requested.append(each.url))
     page.goto(page_path.as_uri())
-    # Drawn last.
+    # The page draws this last.
     page.wait_for_selector("#plan-note", state="attached")
     yield page
     context.close()
@@ -86,13 +86,13 @@ def page(browser: Any, page_path: Path, request: pytest.FixtureRequest) -> Itera
 
 class TestHTML:
     def test_is_self_contained(self, page: Any, page_path: Path) -> None:
-        """The page is one file below 2 MB, which asks for nothing else and meets no error."""
+        """The page is one file below 2 MB that requests no other and raises no error."""
         assert page_path.stat().st_size < 2_000_000
         assert page.requested == [page_path.as_uri()]
         assert page.trouble == []
 
     def test_policy(self, page: Any) -> None:
-        """The page runs its own scripts only, and a name of the trace cannot reach a network."""
+        """The page runs only its own scripts, and no name in the trace can reach a network."""
         refused = page.evaluate(
             """async () => {
                 const refused = [];
@@ -115,12 +115,12 @@ class TestHTML:
         page.trouble.clear()
 
     def test_headline(self, page: Any) -> None:
-        """The numbers of the whole trace come first."""
+        """The page begins with the totals of the trace."""
         text = page.inner_text("#headline")
         assert text.startswith("22 bridges from 6 sites, 12 of them suspended: ")
 
     def test_flame_graph(self, page: Any) -> None:
-        """Each sync chain is a stack in the flame graph, with the exact numbers of bridges."""
+        """Each sync chain is a stack in the flame graph, with its exact number of bridges."""
         page.check("#weights input[value=bridges]")
         titles = page.locator("#flame title").all_text_contents()
         shown = [title.split(" · ") for title in titles]
@@ -135,10 +135,10 @@ class TestHTML:
         }
 
     def test_weights(self, page: Any) -> None:
-        """The width of a function follows the weight that is chosen."""
+        """The width of a function follows the weight that the user chooses."""
 
         def settled(name: str, expected: float) -> None:
-            # It moves there; what has no width is not drawn.
+            # Widths change gradually, and a function of no width is not drawn.
             page.wait_for_function(
                 """([name, expected]) => {
                     const frames = [...document.querySelectorAll("#flame g.frame")];
@@ -158,7 +158,7 @@ class TestHTML:
         settled("__main__.outer", 1 / 22)
 
     def test_find(self, page: Any) -> None:
-        """What is searched for is highlighted."""
+        """The search highlights the functions that match."""
         page.fill("#find", "PRICES")
         lit = page.locator('#flame g.frame:has(rect[fill="var(--found)"]) title')
         page.wait_for_function(
@@ -169,7 +169,7 @@ class TestHTML:
         assert names == {"__main__.Prices.__init__", "__main__.Prices.__getitem__"}
 
     def test_timeline(self, page: Any, path: Path) -> None:
-        """The timeline has a lane for each task, and in it its portals, bridges and steps."""
+        """The timeline has a lane for each task, with its portals, bridges and steps."""
         found = lanes(read([str(path)])[1])
         names = page.locator(".lane-name").evaluate_all(
             "all => all.map((name) => name.firstChild.textContent)"
@@ -186,8 +186,8 @@ class TestHTML:
         assert page.locator(".slice.step").count() == len(steps) - len(slow)
 
     def test_details(self, page: Any) -> None:
-        """What the pointer is over is described in words."""
-        # An element that is drawn in the middle of another's is not what is hit.
+        """The page describes in words the slice or function under the pointer."""
+        # The middle of an element may be covered by an element drawn over it.
         page.locator(".slice.failed").first.dispatch_event("mouseenter")
         assert re.fullmatch(
             r"await_ bill · order · at .*, took .* · .*shop\.py:\d+ · awaits missing · "
@@ -196,7 +196,7 @@ class TestHTML:
         )
 
     def test_zoom(self, page: Any) -> None:
-        """The timeline is enlarged with Ctrl and the wheel, and a button shows it all again."""
+        """Ctrl and the wheel enlarge the timeline, and a button shows all of it again."""
 
         def width() -> float:
             rect = page.locator(".slice.portal rect").first
@@ -218,7 +218,7 @@ class TestHTML:
         assert width() == pytest.approx(before)
 
     def test_hot_spots(self, page: Any) -> None:
-        """The hot spots are in a table, by total time, and by any column that one clicks."""
+        """The table of hot spots is sorted by total time, or by the column that the user clicks."""
 
         def column(number: int) -> List[str]:
             return list(page.locator(f"#sites td:nth-child({number})").all_inner_texts())
@@ -231,7 +231,7 @@ class TestHTML:
         assert [int(text) for text in column(2)] == [1, 1, 4, 4, 4, 8]
 
     def test_plan(self, page: Any, path: Path) -> None:
-        """Each step of the plan is there with its functions, its edits and the share it removes."""
+        """Each step of the plan has its functions, its edits and the share that it removes."""
         plan = make_plan(load([str(path)]), "bridges")
         articles = page.locator("#plan article")
         assert articles.count() == len(plan.steps) > 1
@@ -252,7 +252,7 @@ class TestHTML:
             ]
 
     def test_what_stays(self, page: Any, path: Path) -> None:
-        """What no step removes is listed with what is in the way, and what to write instead."""
+        """Each chain that stays has the function that blocks it, and what to write instead."""
         blocked = make_plan(load([str(path)]), "bridges").blocked
         rows = page.locator("#plan tbody tr").all_inner_texts()
         assert len(rows) == len(blocked) > 1
@@ -261,7 +261,7 @@ class TestHTML:
             assert chain.verdict.idiom in row
 
     def test_contrast(self, page: Any) -> None:
-        """Text is readable on what is behind it, whether the scheme is light or dark."""
+        """Text contrasts with its background, in the light and in the dark scheme."""
         ratios = page.evaluate(
             """() => {
                 const canvas = document.createElement("canvas").getContext("2d");
@@ -309,7 +309,7 @@ class TestHTML:
         assert {name: ratio for name, ratio in ratios.items() if ratio < 4.5} == {}
 
     def test_names_are_not_markup(self, browser: Any, tmp_path: Path) -> None:
-        """A name that looks like markup is shown as it is, and nothing in it is run."""
+        """A name that looks like markup is shown literally, and no script in it runs."""
         name = "shop.</script><img src=x onerror='document.title = 1'>{data}<!--<script>"
         numbers = Numbers(ok=1, time=1.0)
         chains = {
@@ -345,13 +345,13 @@ class TestHTML:
         page.close()
 
     def test_processes(self, browser: Any, path: Path, tmp_path: Path) -> None:
-        """Of several processes, the lanes of each are below a name that it alone has."""
+        """The lanes of each process are below a name that no other process has."""
         text = path.read_text()
         identity = re.search(r'"service.instance.id","value":{"stringValue":"(.*?)"', text)
         pid = re.search(r'"process.pid","value":{"intValue":"?(\d+)', text)
         assert identity is not None
         assert pid is not None
-        # As the same program in another container, where it has the same pid; and as another one.
+        # The same program in another container, where it has the same pid; and another program.
         twin = with_other_spans(text.replace(identity[1], "twin"), 1)
         other = with_other_spans(text.replace(identity[1], "other"), 2)
         other = other.replace('"shop.py"', '"till"')
@@ -364,7 +364,7 @@ class TestHTML:
         page = browser.new_page()
         page.goto(output.as_uri())
         page.wait_for_selector("#plan-note", state="attached")
-        # From the top to the bottom.
+        # From top to bottom.
         shown = page.evaluate(
             """() => [...document.querySelectorAll(".lane-process, .lane-name")]
                 .sort((a, b) => a.getAttribute("y") - b.getAttribute("y"))
@@ -385,7 +385,7 @@ class TestHTML:
         page.close()
 
     def test_without_spans(self, browser: Any, path: Path, tmp_path: Path) -> None:
-        """From metrics alone, the page has all but the timeline, and says why."""
+        """The page of a trace without spans has all but the timeline, and says why."""
         trace = load([str(path)])
         page = browser.new_page()
         trouble: List[str] = []
@@ -402,7 +402,7 @@ class TestHTML:
         page.close()
 
     def test_large(self, browser: Any, tmp_path: Path) -> None:
-        """A trace of 200 sites and 10,000 spans is still a page below 2 MB that draws itself."""
+        """The page of a trace with 200 sites and 10,000 spans is below 2 MB and draws itself."""
         sites, spans = [], []
         for number in range(200):
             module = f"shop.part{number % 20}"
@@ -443,7 +443,7 @@ class TestHTML:
         page.close()
 
     def test_the_longest_slices(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of too many slices, the longest are shown, each with those that it is within."""
+        """With too many slices, the page has the longest, each with the slices around it."""
         monkeypatch.setattr("greenback_trace.report.export.html._SLICES", 9)
         found = lanes(read([str(path)])[1])
         trace = load([str(path)])
@@ -467,7 +467,7 @@ class TestHTML:
             assert all(after <= before + 1 for before, after in zip(depths, depths[1:]))
 
     def test_command(self, path: Path, tmp_path: Path) -> None:
-        """The command writes the page into the file that -o names, with the plan of the trace."""
+        """The command writes the page, with the plan of the trace, into the file that -o names."""
         output = tmp_path / "page.html"
         assert exported("--format", "html", "-o", output, path) == b""
         text = output.read_text(encoding="utf-8")

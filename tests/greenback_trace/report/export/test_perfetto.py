@@ -25,7 +25,7 @@ pytest.importorskip("opentelemetry.sdk", reason="the report needs greenback[repo
 
 @pytest.fixture(scope="class")
 def packets(path: Path) -> Any:
-    # The published schema, which needs a newer protobuf than Python 3.8 has.
+    # The published schema needs a newer protobuf than Python 3.8 has.
     protos = pytest.importorskip(
         "perfetto.protos.perfetto.trace.perfetto_trace_pb2", exc_type=Exception
     )
@@ -35,7 +35,7 @@ def packets(path: Path) -> Any:
 
 class TestPerfetto:
     def test_schema(self, packets: Any) -> None:
-        """There is nothing in the file that Perfetto's published schema does not know."""
+        """Perfetto's published schema knows every field in the file."""
         from google.protobuf.unknown_fields import UnknownFieldSet
 
         left = list(packets)
@@ -48,7 +48,7 @@ class TestPerfetto:
                     left += [value] if hasattr(value, "ListFields") else list(value)
 
     def test_tracks(self, packets: Any, path: Path) -> None:
-        """The process is a track with a track for each lane, in the order of the lanes."""
+        """The process is a track, with a track for each lane below it, in the order of lanes."""
         process, *tracks = [
             packet.track_descriptor for packet in packets if packet.HasField("track_descriptor")
         ]
@@ -61,7 +61,7 @@ class TestPerfetto:
         assert len({track.uuid for track in [process, *tracks]}) == len(tracks) + 1
 
     def test_slices(self, packets: Any, path: Path) -> None:
-        """What is read back, as Perfetto reads it, are the slices of the timeline."""
+        """Reading the file as Perfetto does gives the slices of the timeline."""
         found: List[Tuple[str, str, int, int]] = []
         stacks_: Dict[int, List[Any]] = {}
         last: Dict[int, int] = {}
@@ -84,7 +84,7 @@ class TestPerfetto:
         )
 
     def test_attributes(self, packets: Any) -> None:
-        """A slice has the attributes of its span, a sync chain among them."""
+        """A slice has the attributes of its span, with the sync chain."""
         event = next(
             packet.track_event
             for packet in packets
@@ -103,7 +103,7 @@ class TestPerfetto:
         ]
 
     def test_deep(self) -> None:
-        """A trace can have spans that are thousands of times within one another."""
+        """Spans may be nested thousands of times."""
         spans = [
             Span(
                 id=str(number),

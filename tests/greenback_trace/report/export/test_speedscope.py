@@ -19,14 +19,14 @@ pytest.importorskip("opentelemetry.sdk", reason="the report needs greenback[repo
 
 @pytest.fixture(scope="class")
 def schema() -> Any:
-    # That of the npm package speedscope 1.25.0 (MIT licence).
+    # The schema of the npm package speedscope 1.25.0 (MIT licence).
     return json.loads((Path(__file__).parent / "speedscope-file-format-schema.json").read_text())
 
 
 class TestSpeedscope:
     @pytest.mark.parametrize("weight", ["time", "bridges"])
     def test_schema(self, path: Path, schema: Any, weight: str) -> None:
-        """The file is what speedscope's published schema says."""
+        """The file matches speedscope's published schema."""
         jsonschema = pytest.importorskip("jsonschema")
         file = json.loads(exported("--format", "speedscope", "--weight", weight, path))
         jsonschema.validate(file, schema)
@@ -35,7 +35,7 @@ class TestSpeedscope:
             jsonschema.validate(file, schema)
 
     def test_weights(self, path: Path) -> None:
-        """There is a profile for each weight, the one asked for first, of exact numbers."""
+        """Each weight has a profile of exact numbers, beginning with the requested weight."""
         file = json.loads(exported("--format", "speedscope", "--weight", "bridges", path))
         names = [frame["name"] for frame in file["shared"]["frames"]]
         first = file["profiles"][file["activeProfileIndex"]]
@@ -53,7 +53,7 @@ class TestSpeedscope:
         )
 
     def test_files(self, path: Path) -> None:
-        """A frame tells the file that its function is in."""
+        """Each frame has the file of its function."""
         file = json.loads(exported("--format", "speedscope", path))
         assert {frame["file"] for frame in file["shared"]["frames"]} == {
             str(path.parent / "shop.py")

@@ -1,4 +1,4 @@
-"""What each task did when."""
+"""Lanes and slices: what each task did when."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytest.importorskip("opentelemetry.sdk", reason="the report needs greenback[repo
 
 
 def only(found: List[Lane]) -> Slice:
-    """The one slice of the one lane."""
+    """The only slice of the only lane."""
     (lane,) = found
     (portal,) = lane.slices
     return portal
@@ -46,7 +46,7 @@ class TestTimeline:
         return [lane for lane in lanes(spans) if lane.name == name]
 
     def test_everything_is_there_once(self, spans: List[Span]) -> None:
-        """Each span has one slice, and no slice reaches out of the one that it is in."""
+        """Each span has one slice, and each slice is inside the slice around it."""
         found = [each for lane in lanes(spans) for each in lane.slices]
         assert span_ids(found) == sorted(span.id for span in spans)
         for each in all_slices(found):
@@ -56,12 +56,12 @@ class TestTimeline:
                 last = below.end
 
     def test_tasks_of_one_name(self, spans: List[Span]) -> None:
-        """Tasks of one name that run at the same time have a lane each."""
+        """Tasks with the same name that run at the same time have separate lanes."""
         first, second = self.of_task(spans, "order")
         assert first.slices[0].end > second.slices[0].start
 
     def test_tasks_one_after_another(self, spans: List[Span]) -> None:
-        """Portals that are opened one after another in tasks of one name share a lane."""
+        """Portals opened one after another in tasks with the same name share a lane."""
         (lane,) = self.of_task(
             [span for span in spans if span.attributes.get("greenback.task.name") != "order"]
             + self.one_after_another(spans),
@@ -84,7 +84,7 @@ class TestTimeline:
                 length[each.kind] += each.end - each.start
             assert sum(length.values()) == portal.end - portal.start
             assert length[STEP] >= 20_000_000  # the sleep
-            # One to fetch the rate, three for the prices. The two that do not wait are in a step.
+            # One bridge fetches the rate, three fetch prices. Two do not wait, and are in a step.
             assert [each.kind for each in portal.below] == [STEP, BRIDGE] * 4 + [STEP]
             assert [each.kind for each in portal.below[-1].below] == [BRIDGE] * 2
 
@@ -96,17 +96,17 @@ class TestTimeline:
             assert portal.span is not None
             assert len(slow) == portal.span.attributes["greenback.portal.slow_steps"]
             others = [each for each in portal.below if each.kind == STEP and each not in slow]
-            # The one with the sleep.
+            # The step with the sleep.
             assert portal.below[-1] in slow
             assert all(each.end - each.start <= 20_000_000 for each in others)
 
     def test_no_steps_where_it_may_wait_elsewhere(self, spans: List[Span]) -> None:
-        """An async task also waits without a bridge, so that no steps are claimed."""
+        """An async task has no steps in the timeline, since it can also wait without a bridge."""
         portal = only(self.of_task(spans, "long"))
         assert {each.kind for each in portal.below} == {BRIDGE}
 
     def test_no_steps_without_all_bridges(self, spans: List[Span]) -> None:
-        """Where a span is missing, its time is not taken for a step."""
+        """The time of a missing span is not shown as a step."""
         waited = next(span for span in spans if span.name == "await_ Prices.__init__")
         kinds = {
             each.kind
@@ -118,7 +118,7 @@ class TestTimeline:
         assert kinds == {BRIDGE}
 
     def test_bridges_in_bridges(self, spans: List[Span]) -> None:
-        """What an awaited function bridges in turn is below its bridge."""
+        """A bridge inside the awaited function of another bridge is below that bridge."""
         portal = only(self.of_task(spans, "nested"))
         (outer,) = [each for each in all_slices([portal]) if each.name == "await_ outer"]
         assert {each.name for each in outer.below} == {
@@ -128,7 +128,7 @@ class TestTimeline:
         }
 
     def test_portals_without_a_span(self, spans: List[Span]) -> None:
-        """The bridges of a portal whose span is missing, as of one still open, have a lane."""
+        """The bridges of a portal without a span, such as an open one, have a lane."""
         portals = {span.id for span in spans if span.name.startswith("portal ")}
         found = lanes([span for span in spans if span.id not in portals])
         assert {lane.name for lane in found} == {"portals without a span"}
@@ -137,7 +137,7 @@ class TestTimeline:
         )
 
     def test_kinds(self, spans: List[Span]) -> None:
-        """A lane has portals; what fails is marked."""
+        """A lane has portals, and failed spans are marked."""
         found = [each for lane in lanes(spans) for each in lane.slices]
         assert {each.kind for each in found} == {PORTAL}
         failed = [each for each in all_slices(found) if each.span is not None and each.span.failed]

@@ -1,4 +1,4 @@
-"""What each construct that cannot await is called, on the trace of a program that has them all."""
+"""The verdicts on constructs that cannot await, on the trace of a program that has all of them."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ def names(chain: Planned) -> List[str]:
 
 
 def blocked(plan: Plan, name: str) -> List[Planned]:
-    """The chains that go through a function."""
+    """The chains with a function in them."""
     found = [chain for chain in plan.blocked if name in names(chain)]
     assert found
     return found
@@ -325,7 +325,7 @@ class TestConstructs:
         ],
     )
     def test_named(self, plan: Plan, function: str, by: str, instead: str) -> None:
-        """It is named, and so is the async way to write the same."""
+        """The verdict names the construct, and the async way to write the same."""
         found = blocked(plan, function.rpartition(".")[2])
         verdicts = [chain.verdict for chain in found if chain.verdict.by == by]
         assert verdicts, [chain.verdict for chain in found]
@@ -336,15 +336,15 @@ class TestConstructs:
         "function", ["by_partial", "by_alias", "by_call", "by_listcomp", "by_dictcomp"]
     )
     def test_convertible(self, plan: Plan, function: str) -> None:
-        """A partial, another name, __call__ and comprehensions can await: they are converted."""
+        """Chains of partials, aliases, __call__ and comprehensions are convertible."""
         converted = {frame.name for step in plan.steps for frame in step.functions}
         assert function in converted
         assert function not in {name for chain in plan.blocked for name in names(chain)}
 
     def test_nothing_else(self, plan: Plan) -> None:
-        """Every bridge is either removed by a step or said to stay."""
+        """Every bridge is in a step that removes it, or among the bridges that stay."""
         removed = sum(step.removed.bridges for step in plan.steps)
         stays = sum(chain.numbers.bridges for chain in plan.blocked)
         assert removed + stays == plan.total.bridges
-        # Also with their callees async, these are still bridges.
+        # These stay bridges even after their callees are async.
         assert plan.steps[-1].bridges_left == stays

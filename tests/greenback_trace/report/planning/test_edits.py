@@ -1,4 +1,4 @@
-"""The edits of a plan, made one after another to a program that must still work."""
+"""The edits of a plan, applied one after another to a program that must still work."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ Position = Tuple[int, int, int, int]
 
 
 def apply(text: str, edits: Iterable[Edit]) -> str:
-    """The text of a file with edits, each of which says where it is; a later one wins."""
+    """The text of a file after edits. A later edit of the same place wins."""
     lines = text.splitlines(keepends=True)
 
     def offset(line: int, column: int) -> int:
@@ -232,7 +232,7 @@ def apply(text: str, edits: Iterable[Edit]) -> str:
     for edit in edits:
         assert edit.column >= 0, edit
         chosen[edit.line, edit.column, edit.end_line, edit.end_column] = edit
-    # Where, which one first of those at one place, what is put there, how much of it is replaced.
+    # The place, the order within a place, the new text, and the length of the text it replaces.
     changes: List[Tuple[int, int, str, int]] = []
     for (line, column, end_line, end_column), edit in chosen.items():
         start, end = offset(line, column), offset(end_line, end_column)
@@ -265,7 +265,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, Plan]:
 def edits_of(
     directory: Path, text: str, *names: str, others: Sequence[str] = ()
 ) -> List[Tuple[int, str]]:
-    """The edits that make functions async; *names* is a chain of them, with lines."""
+    """The edits that make functions async. *names* is a chain of functions, with lines."""
     file = directory / "program.py"
     file.write_text(textwrap.dedent(text))
 
@@ -289,7 +289,7 @@ def edits_of(
 
 class TestApply:
     def test_each_step(self, before: Tuple[Path, Plan], tmp_path: Path) -> None:
-        """After each step the program does the same with as many bridges as the plan has said."""
+        """After each step the program prints the same, with as many bridges as predicted."""
         directory, plan = before
         assert len(plan.steps) > 5
         for count, step in enumerate(plan.steps, 1):
@@ -307,7 +307,7 @@ class TestApply:
             assert run(edited).total.bridges == step.bridges_left
 
     def test_what_is_left(self, before: Tuple[Path, Plan]) -> None:
-        """The last step leaves what is blocked by a construct, and nothing else."""
+        """After the last step, only chains that a construct blocks have bridges."""
         _, plan = before
         stays = {chain.verdict.by for chain in plan.blocked}
         assert stays == {"C callback (sorted)", "generator expression", "property (@property)"}
@@ -316,7 +316,7 @@ class TestApply:
 
 class TestEdits:
     def test_without_a_call(self, tmp_path: Path) -> None:
-        """A function that is kept in something is named there: what calls it is not known."""
+        """The plan names a place that stores a function, since its callers are unknown."""
         found = edits_of(
             tmp_path,
             """
@@ -330,7 +330,7 @@ class TestEdits:
         assert (6, "the module has low without a call: await where it is called") in found
 
     def test_arguments_are_other_things(self, tmp_path: Path) -> None:
-        """A name that is an argument or a variable there is not the function."""
+        """A name that a local argument or variable hides is not taken for the function."""
         found = edits_of(
             tmp_path,
             """
@@ -348,7 +348,7 @@ class TestEdits:
         assert {line for line, _ in found} == {2, 4}
 
     def test_methods_of_others(self, tmp_path: Path) -> None:
-        """A method of that name of something that is known to be else is left alone."""
+        """A method of the same name on an object of another known class is left alone."""
         found = edits_of(
             tmp_path,
             """
@@ -370,7 +370,7 @@ class TestEdits:
         assert {line for line, _ in found} == {2, 5, 13}
 
     def test_a_wrapper_of_both(self, tmp_path: Path) -> None:
-        """Where a call is of functions of both kinds, the plan says so."""
+        """A call that means both async and sync functions gets an edit that says so."""
         found = edits_of(
             tmp_path,
             """
@@ -390,7 +390,7 @@ class TestEdits:
         assert (8, what) in found
 
     def said(self, plan: Plan, name: str, text: str, start: int = 0) -> List[str]:
-        """What the plan says of the lines of a file that have a text in them."""
+        """The edits for the lines of a file that contain a text."""
         source = {"main.py": MAIN, "prices.py": PRICES, "store.py": STORE}[name].splitlines()
         lines = [number for number, line in enumerate(source, 1) if text in line]
         assert lines
@@ -440,21 +440,21 @@ class TestEdits:
         ],
     )
     def test_said(self, before: Tuple[Path, Plan], name: str, text: str, what: List[str]) -> None:
-        """The plan says what to do about a line: once, or again when a later step allows more."""
+        """A line has one edit, and another one only when a later step allows more."""
         assert sorted(self.said(before[1], name, text)) == sorted(what)
 
     def test_overrides(self, before: Tuple[Path, Plan]) -> None:
-        """A method that is called in the place of one that becomes async has to be that, too."""
+        """A method that overrides a converted method has to become async, too."""
         found = [edit.what for step in before[1].steps for edit in step.edits]
         assert "async def load, since Base.load is called like it" in found
         assert "async def load, since Memory.load is called like it" in found
 
     def test_decorated(self, before: Tuple[Path, Plan]) -> None:
-        """So does a function with a decorator whose wrapper awaits; its callers are listed."""
+        """A function whose decorator awaits now has to become async; its callers are listed."""
         found = [edit.what for step in before[1].steps for edit in (*step.edits, *step.breaks)]
         assert "async def thrice, since wrapper awaits it now" in found
         assert "unlogged calls thrice and stays sync" in found
 
     def test_certain(self, before: Tuple[Path, Plan]) -> None:
-        """Where the sources say what a method is called on, nothing is left to guess."""
+        """An edit is no guess if the sources show the class of the object."""
         assert [edit for step in before[1].steps for edit in step.edits if not edit.certain] == []

@@ -158,13 +158,13 @@ def edits(steps: List[Dict[str, Any]], kind: str, of: str = "edits") -> List[Tup
 
 class TestSteps:
     def test_order(self, traced: Path) -> None:
-        """Plain awaits come first, then what removes the most bridges with the fewest functions."""
+        """Plain awaits come first, then the functions that remove the most bridges per function."""
         steps = planned(traced)["steps"]
         assert [names(step) for step in steps] == [[], ["one", "shared", "low"], ["two"]]
         assert [step["removed"]["bridges"] for step in steps] == [1, 10, 1]
 
     def test_share(self, traced: Path) -> None:
-        """Each step says how much of all the bridges has gone after it."""
+        """Each step has the share of all bridges that is gone after it."""
         found = planned(traced)
         total = found["total"]["bridges"]
         assert total == 20
@@ -174,13 +174,13 @@ class TestSteps:
 
     @pytest.mark.parametrize("weight", ["time", "overhead"])
     def test_weight(self, traced: Path, weight: str) -> None:
-        """Ordered by another weight, the same bridges go away in the end."""
+        """Another weight changes the order, and removes the same bridges in the end."""
         found = planned(traced, "--weight", weight)
         assert found["weight"] == weight
         assert sum(step["removed"]["bridges"] for step in found["steps"]) == 12
 
     def test_bridges_left(self, traced: Path) -> None:
-        """What a step cannot remove is counted where it moves to."""
+        """Bridges that a step cannot remove are counted at the caller they move to."""
         step = planned(traced)["steps"][1]
         moved = {each["caller"]["function"].rpartition(".")[2] for each in step["moved"]}
         assert {"two", "__init__", "content", "key", "through"} <= moved
@@ -189,7 +189,7 @@ class TestSteps:
 
 class TestBlocked:
     def test_constructs(self, traced: Path) -> None:
-        """A chain that goes through something that cannot await names it, and what to do."""
+        """A chain through a construct that cannot await names the construct, and what to do."""
         blocked = planned(traced)["blocked"]
         assert {(each["kind"], each["by"]) for each in blocked} == {
             ("construct", "construction (__init__)"),
@@ -204,7 +204,7 @@ class TestBlocked:
         assert all(each["idiom"] for each in blocked)
 
     def test_root(self, traced: Path) -> None:
-        """With --root, a package that is the user's own can be converted too."""
+        """With --root, an installed package below it can be converted, too."""
         blocked = planned(traced, "--root", traced.parent)["blocked"]
         assert "structured" not in {each["by"] for each in blocked}
 
@@ -258,7 +258,7 @@ class TestCallbacks:
         ],
     )
     def test_of_an_async_function(self, run_main: RunMain, code: str, through: str) -> None:
-        """What an async function passes to C code cannot be converted: that does not await."""
+        """A function that an async one passes to C code is blocked, since C code does not await."""
         found = planned(run_main(calling(code)))
         assert found["steps"] == []
         (blocked,) = found["blocked"]
@@ -267,7 +267,7 @@ class TestCallbacks:
         assert blocked["frame"]["line"] == 15
 
     def test_called_as_well(self, run_main: RunMain) -> None:
-        """Where it also calls it itself, which call it was is not known: the plan names both."""
+        """If an async function both calls and passes on a function, the plan names both places."""
         (step,) = planned(run_main(calling("low(sorted(items, key=low))")))["steps"]
         assert (15, "await low(...)") in edits([step], "await")
         assert edits([step], "breaks", "breaks") == [
@@ -275,7 +275,7 @@ class TestCallbacks:
         ]
 
     def test_async_for_others(self, run_main: RunMain) -> None:
-        """What is async for other callers is not said to stay sync: C code bridges to it."""
+        """A function made async for others does not stay sync, though C code bridges to it."""
         entry = "def once(): return low()"
         trace = run_main(calling("once(), sorted(items, key=low)", entry))
         (step,) = planned(trace)["steps"]
@@ -286,7 +286,7 @@ class TestCallbacks:
         assert "stays sync" not in plan(trace).output
 
     def test_in_an_async_function(self, run_main: RunMain) -> None:
-        """What is async, and passes an async function to C code, is not said to stay sync."""
+        """An async function that passes another one to C code is not said to stay sync."""
         entry = "def both():\n    low()\n    sorted([3, 1, 2], key=low)"
         output = plan(run_main(calling("both()", entry))).output
         assert "async def both" in output
@@ -319,7 +319,7 @@ class TestNames:
         ],
     )
     def test_constructs(self, run_main: RunMain, code: str, entry: str, by: str) -> None:
-        """What is made a construct by its name blocks its chain, as it would with a decorator."""
+        """A function made a construct by an assignment blocks its chain, as with a decorator."""
         found = planned(run_main(calling(code, entry)))
         assert found["steps"] == []
         assert [each["by"] for each in found["blocked"]] == [by]
@@ -328,14 +328,14 @@ class TestNames:
         "statement", ["alias = load", "table = {'load': load}", "alias: object = load"]
     )
     def test_in_a_class(self, run_main: RunMain, statement: str) -> None:
-        """A method that the body of its class puts somewhere is named there."""
+        """The plan names the place where the body of a class stores a method."""
         entry = f"class Box:\n    def load(self): return low()\n    {statement}"
         (step,) = planned(run_main(calling("Box().load()", entry)))["steps"]
         what = "the body of Box has load without a call: await where it is called"
         assert edits([step], "breaks", "breaks") == [(12, what)]
 
     def test_called_in_a_class(self, run_main: RunMain) -> None:
-        """So is one that it calls."""
+        """The plan names the place where the body of a class calls a method."""
         entry = "class Box:\n    def load(self=0): return low()\n    if 0: load()"
         (step,) = planned(run_main(calling("Box().load()", entry)))["steps"]
         assert edits([step], "breaks", "breaks") == [
@@ -344,7 +344,7 @@ class TestNames:
 
 
 def said(steps: List[Dict[str, Any]]) -> List[Tuple[int, str]]:
-    """What the steps say besides which functions become async and which bridges go."""
+    """The edits and breaks of the steps."""
     return sorted(
         (each["line"], each["what"])
         for step in steps
@@ -353,14 +353,14 @@ def said(steps: List[Dict[str, Any]]) -> List[Tuple[int, str]]:
     )
 
 
-#: One in a variable, and one that is called at once.
+#: A partial in a variable, and a partial that is called at once.
 PARTIALS = ["p = functools.partial(low, 1); p(); str(p())", "functools.partial(low, 1)()"]
 
 
 class TestPartials:
     @pytest.mark.parametrize("call", PARTIALS)
     def test_called(self, run_main: RunMain, call: str) -> None:
-        """A partial is awaited where it is called; what it is made of is left as it is."""
+        """The call of a partial gets the await, and its construction stays as it is."""
         name = "p" if "p()" in call else "low"
         times = call.count("()")
         trace = run_main(calling("top()", f"def top(): {call}"))
@@ -371,13 +371,13 @@ class TestPartials:
 
     @pytest.mark.parametrize("call", PARTIALS)
     def test_called_by_an_async_function(self, run_main: RunMain, call: str) -> None:
-        """So it is where an async function calls it, which the trace does not have."""
+        """The call of a partial in an async function that is not in the trace gets the await."""
         name = "p" if "p()" in call else "low"
         trace = run_main(calling(call))
         assert said(planned(trace)["steps"]) == [(15, f"await {name}(...)")] * call.count("()")
 
     def test_in_a_sync_function(self, run_main: RunMain) -> None:
-        """In a function that stays sync, the call of the partial bridges, and nothing else."""
+        """In a function that stays sync, only the call of the partial bridges."""
         entry = "class Box:\n    @property\n    def top(self): p = functools.partial(low); p()"
         trace = run_main(calling("low(); Box().top", entry))
         assert said(planned(trace)["steps"]) == [
@@ -386,7 +386,7 @@ class TestPartials:
         ]
 
     def test_untraced(self, run_main: RunMain) -> None:
-        """A caller that the trace has not been in is named where it calls the partial."""
+        """A caller outside the trace is named at the line where it calls the partial."""
         entry = "def top():\n    p = functools.partial(low, 1)\n    p()\n    return p"
         trace = run_main(calling("low()", entry))
         assert said(planned(trace)["steps"]) == [
@@ -396,7 +396,7 @@ class TestPartials:
         ]
 
     def test_elsewhere(self, run_main: RunMain) -> None:
-        """Of a partial that is kept somewhere else, what is made async has to be awaited."""
+        """A partial that is stored elsewhere is named, since its callers have to await it."""
         entry = "later = functools.partial(low, 1)\ndef top(): return later()"
         trace = run_main(calling("top()", entry))
         assert said(planned(trace)["steps"]) == [
@@ -406,7 +406,7 @@ class TestPartials:
         ]
 
     def test_in_c_code(self, run_main: RunMain) -> None:
-        """C code that an async function passes one to cannot await it, either."""
+        """C code that gets a partial from an async function blocks the chain."""
         trace = run_main(calling("p = functools.partial(low, 1); sorted(items, key=p)"))
         found = planned(trace)
         assert found["steps"] == []
@@ -435,7 +435,7 @@ class TestEdits:
         )
 
     def test_breaks(self, traced: Path) -> None:
-        """A caller that the trace has not seen is named, since it would get a coroutine."""
+        """A caller outside the trace is named, since it would get a coroutine."""
         passing = line_of("    return through(low), outcome.capture(low, 7)")
         assert edits(planned(traced)["steps"], "breaks", "breaks") == [
             (line_of("    return shared(3)"), "unused calls shared and stays sync"),
@@ -454,13 +454,13 @@ class TestText:
         assert "What stays: 8 bridges" in result.output
 
     def test_margin(self, traced: Path) -> None:
-        """What is not indented begins in the first column."""
+        """Lines without indentation begin in the first column."""
         lines = plan(traced).output.splitlines()
         assert lines[0].startswith("20 bridges")
         assert {"Step 1: plain awaits", "What stays: 8 bridges"} <= set(lines)
 
     def test_one(self, run_main: RunMain) -> None:
-        """One of something is not said in the plural."""
+        """Words with the number one are in the singular."""
         trace = run_main(
             {
                 "main.py": """
@@ -487,7 +487,7 @@ class TestText:
 
 class TestChanged:
     def test_changed(self, traced: Path) -> None:
-        """Sources that were written after the trace are named: their lines are other ones now."""
+        """Sources written after the trace are named, since their lines may have moved."""
         program = traced.parent / "program.py"
         assert planned(traced)["changed"] == []
         before = program.stat()
@@ -503,7 +503,7 @@ class TestChanged:
 
 class TestNothing:
     def test_missing(self, tmp_path: Path) -> None:
-        """A file that is not there is named, with what to do."""
+        """A missing trace is an error that names it, with what to do."""
         result = plan(tmp_path / "none.jsonl")
         assert result.exit_code == 2
         assert "none.jsonl cannot be read" in result.output
@@ -517,7 +517,7 @@ class TestNothing:
         assert "empty" in result.output
 
     def test_no_chains(self, traced: Path, tmp_path: Path) -> None:
-        """A trace with metrics per function alone says that a plan is made from chains."""
+        """A trace with metrics per function only is an error that says that a plan needs chains."""
         file = tmp_path / "chainless.jsonl"
         content = traced.read_text().replace("greenback.chain.", "elsewhere.")
         file.write_text(content)
@@ -528,7 +528,7 @@ class TestNothing:
 
 class TestTutorial:
     def test_prediction(self, tutorial: Tuple[Path, List[List[int]]]) -> None:
-        """The steps of docs/migrate.rst leave as many bridges as the plan says, within 5 %."""
+        """The steps of docs/migrate.rst leave as many bridges as the plan predicts, within 5 %."""
         directory, rows = tutorial
         assert [step for step, _, _ in rows] == [0, 1, 2, 3, 4]
         assert rows[-1][2] < rows[0][2] / 10

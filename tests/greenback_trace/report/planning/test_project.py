@@ -1,4 +1,4 @@
-"""Which files a plan looks at for callers, with and without ``--root``."""
+"""Which files a plan searches for callers, with and without ``--root``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def planned(*arguments: Any) -> Dict[str, Any]:
 
 
 def said(*arguments: Any, of: str = "breaks") -> List[Tuple[str, str]]:
-    """What the plan says of which file."""
+    """The texts of the plan's edits, with their files."""
     steps = planned(*arguments)["steps"]
     return [(os.path.basename(each["file"]), each["what"]) for step in steps for each in step[of]]
 
@@ -74,13 +74,13 @@ BROKEN = ("repair.py", "repair calls place and stays sync")
 
 class TestFiles:
     def test_beside(self, run_main: RunMain) -> None:
-        """Files beside the one that the trace names are looked at: its async caller is in one."""
+        """Files beside a file of the trace are searched, so that an async caller there is found."""
         trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
         assert ("main.py", "await place(...)") in said(trace, of="edits")
         assert said(trace) == [BROKEN]
 
     def test_package(self, run_main: RunMain) -> None:
-        """So are those around a package."""
+        """Files around a package of the trace are searched."""
         trace = run_main(
             {
                 "main.py": MAIN.replace("import orders", "from shop import orders"),
@@ -94,7 +94,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("mark", ["pyproject.toml", "setup.py", "setup.cfg", ".git/HEAD"])
     def test_project(self, run_main: RunMain, mark: str) -> None:
-        """All of the project that a file of the trace belongs to is looked at, and no more."""
+        """The whole project of a file of the trace is searched, and no more."""
         trace = run_main(
             {
                 "main.py": MAIN,
@@ -107,7 +107,7 @@ class TestFiles:
         assert {file for file, _ in said(trace, of="edits")} == {"orders.py"}
 
     def test_repository(self, run_main: RunMain) -> None:
-        """A repository of many projects is looked at as a whole."""
+        """A repository of many projects is searched as a whole."""
         trace = run_main(
             {
                 "main.py": MAIN,
@@ -132,7 +132,7 @@ class TestFiles:
         ],
     )
     def test_left_out(self, run_main: RunMain, directory: str) -> None:
-        """What is installed, hidden or built is not the user's, and has no callers."""
+        """Installed, hidden and built files are not searched."""
         trace = run_main(
             {
                 "main.py": MAIN,
@@ -146,7 +146,7 @@ class TestFiles:
         assert planned(trace)["sources"]["files"] == 2
 
     def test_wide(self, run_main: RunMain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of a home directory, and of one like it, only the files beside are looked at."""
+        """In a home directory, or one like it, only the files beside are searched."""
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("USERPROFILE", str(tmp_path))
         files = {".git/HEAD": "", "main.py": MAIN, "orders.py": ORDERS, "letters/repair.py": REPAIR}
@@ -155,7 +155,7 @@ class TestFiles:
         assert ("main.py", "await place(...)") in said(trace, of="edits")
 
     def test_root(self, run_main: RunMain, tmp_path: Path) -> None:
-        """With --root, it is what is below that."""
+        """With --root, the files below it are searched."""
         trace = run_main(
             {
                 "main.py": MAIN,
@@ -171,7 +171,7 @@ class TestFiles:
         }
 
     def test_base_classes(self, run_main: RunMain) -> None:
-        """Classes are related through a file, too, that has nothing else to do with a method."""
+        """Classes are related even through a file that does not have the method."""
         trace = run_main(
             {
                 "main.py": MAIN.replace("orders.place(1)", "orders.Orders().place(1)"),
@@ -219,7 +219,7 @@ class TestModules:
         ],
     )
     def test_of_that_name(self, run_main: RunMain, code: str) -> None:
-        """What is imported from another module of that name is not called by it."""
+        """A function imported from another module of the same name is another function."""
         trace = run_main(
             {
                 "main.py": MAIN,
@@ -246,7 +246,7 @@ class TestModules:
         ],
     )
     def test_of_that_module(self, run_main: RunMain, code: str, certain: bool) -> None:
-        """However a module is imported, a call of its function is found; some are a guess."""
+        """A call is found however its module is imported, and is marked if it is a guess."""
         trace = run_main(
             {
                 "main.py": MAIN.replace("import orders", "from shop import orders"),
@@ -277,7 +277,7 @@ class TestModules:
         ],
     )
     def test_classes(self, run_main: RunMain, other: str, related: bool) -> None:
-        """A class of the same name in another module is another one."""
+        """A class of the same name in another module is another class."""
         trace = run_main(
             {
                 "main.py": MAIN.replace("orders.place(1)", "orders.Orders().place(1)"),
@@ -290,7 +290,7 @@ class TestModules:
         assert files.count("other.py") == related
 
     def test_in_a_package(self, run_main: RunMain) -> None:
-        """A module beside one in a package is not what that imports by the bare name."""
+        """In a package, a bare import does not mean the module beside the importer."""
         trace = run_main(
             {
                 "main.py": MAIN,
@@ -305,7 +305,7 @@ class TestModules:
 
 class TestSaid:
     def test_said(self, run_main: RunMain, tmp_path: Path) -> None:
-        """The plan says which files it has looked at."""
+        """The plan says which files it has searched."""
         trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
         where = os.path.realpath(tmp_path)
         assert f"Callers were looked for in 3 files of {where}.\n" in plan(trace)
@@ -319,7 +319,7 @@ class TestSaid:
         assert planned(trace)["sources"] == sources
 
     def test_too_many(self, run_main: RunMain, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It looks at so many, the nearest ones, and says what to do where there are more."""
+        """The number of files is limited to the nearest; the plan says so, and what to do."""
         monkeypatch.setattr(project, "_MOST_FILES", 3)
         trace = run_main(
             {
@@ -350,12 +350,12 @@ ODD = {
 class TestUnreadable:
     @pytest.mark.parametrize(("text", "why"), ODD.values(), ids=ODD)
     def test_named(self, run_main: RunMain, tmp_path: Path, text: str, why: str) -> None:
-        """A source that cannot be parsed is named, and the rest is looked at."""
+        """A source that cannot be parsed is named, and the others are searched."""
         trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
         odd = tmp_path / "odd.py"
         odd.write_text(text)
         unreadable = planned(trace)["sources"]["unreadable"]
-        # What is too deep for one parser need not be for another, nor for PyPy's the next time.
+        # Parsers differ in how deep is too deep; PyPy's differs even from run to run.
         is_up_to_parser = not why or (IS_PYPY and why == "nested too deeply")
         if unreadable or not is_up_to_parser:
             assert list(unreadable) == [os.path.realpath(odd)]
@@ -367,7 +367,7 @@ class TestUnreadable:
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
     @pytest.mark.parametrize("kind", ["pipe", "device"])
     def test_special(self, run_main: RunMain, tmp_path: Path, kind: str) -> None:
-        """A trace can name a pipe or a device, which is not even opened."""
+        """A pipe or a device that a trace names is never opened."""
         trace = run_main({"main.py": MAIN, "orders.py": ORDERS, "repair.py": REPAIR})
         special = tmp_path / "special.py"
         if kind == "pipe":
@@ -391,20 +391,20 @@ class TestOutside:
         return trace
 
     def test_named(self, trace: Path) -> None:
-        """A trace cannot have files read that are elsewhere than in the current project."""
+        """A trace cannot make the plan read files outside the current project."""
         sources = planned(trace)["sources"]
         assert sources["files"] == 0
         assert os.path.realpath(trace.parent / "orders.py") in sources["unreadable"]
         assert "name its directory as a root" in plan(trace)
 
     def test_root(self, trace: Path) -> None:
-        """They are read if the user names them."""
+        """Files outside the current project are read if the user names them."""
         sources = planned(trace, "--root", trace.parent)["sources"]
         assert sources["unreadable"] == {}
         assert sources["files"] > 3
 
     def test_page(self, trace: Path) -> None:
-        """An exported page has the same plan, with the same option."""
+        """An exported page has the same plan with the same --root."""
 
         def page(*options: Any) -> str:
             arguments = ["export", "--format", "html", *map(str, options), str(trace)]
@@ -416,7 +416,7 @@ class TestOutside:
         assert "name its directory" not in page("--root", trace.parent)
 
     def test_inside(self, trace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Somewhere in the project is enough."""
+        """The current directory may be anywhere in the project."""
         (tmp_path / "pyproject.toml").touch()
         (tmp_path / "elsewhere" / "setup.py").unlink()
         assert planned(trace)["sources"]["unreadable"] == {}
@@ -425,7 +425,7 @@ class TestOutside:
 class TestMissing:
     @pytest.fixture
     def moved(self, run_main: RunMain, tmp_path: Path) -> Tuple[Path, Path]:
-        """A trace of a program that is gone, and where its sources are now."""
+        """A trace of a program that has moved, and where its sources are now."""
         old, new = tmp_path / "old", tmp_path / "new"
         shop = {
             "shop/__init__.py": "",
@@ -440,7 +440,7 @@ class TestMissing:
         return tmp_path / "trace.jsonl", new
 
     def test_said(self, moved: Tuple[Path, Path], tmp_path: Path) -> None:
-        """Sources that are not there are named, with what to do."""
+        """Missing sources are named, with what to do."""
         trace, _ = moved
         orders = str(tmp_path / "old" / "shop" / "orders.py")
         output = plan(trace)
@@ -453,7 +453,7 @@ class TestMissing:
         ("below", "root"), [("", ""), ("", "shop"), ("src", ""), ("src", "src")]
     )
     def test_found_again(self, moved: Tuple[Path, Path], below: str, root: str) -> None:
-        """Below --root they are found by their place in it, wherever they were when traced."""
+        """With --root, missing sources are found by the ends of their paths."""
         trace, new = moved
         if below:
             (new / below).mkdir()
@@ -465,14 +465,14 @@ class TestMissing:
         assert said(trace, "--root", new / root) == [BROKEN]
 
     def test_of_another_package(self, moved: Tuple[Path, Path]) -> None:
-        """A file of that name in another package is not it."""
+        """A file of the same name in another package is not taken for a missing one."""
         trace, new = moved
         output = plan(trace, "--root", new / "other")
         assert "shop/orders.py. What is said of it" in output
         assert planned(trace, "--root", new / "other")["steps"] == []
 
     def test_installed(self, run_main: RunMain, tmp_path: Path) -> None:
-        """What is installed is not missed: it is not the user's."""
+        """A missing installed file is not named, since it is not the user's."""
         packages = "lib/site-packages/through.py"
         files = {
             "main.py": MAIN.replace("import orders", "import orders, lib").replace(

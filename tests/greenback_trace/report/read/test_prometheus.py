@@ -115,7 +115,7 @@ asyncio.run(main(int(sys.argv[1])))
 
 @contextmanager
 def running(program: Path, count: int) -> Iterator[str]:
-    """A process that bridges, and the address at which its metrics are."""
+    """A process that bridges, and the address of its metrics."""
     environ = {
         name: value
         for name, value in os.environ.items()
@@ -139,13 +139,13 @@ def running(program: Path, count: int) -> Iterator[str]:
 
 @contextmanager
 def serving(pages: Dict[str, str]) -> Iterator[str]:
-    """An HTTP server with pages by their paths, and its address."""
+    """An HTTP server of *pages* by path, and its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             page = pages.get(self.path.partition("?")[0])
             self.send_response(404 if page is None else 200)
-            # Prometheus 3 scrapes nothing without it.
+            # Prometheus 3 scrapes nothing without this header.
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()
             self.wfile.write((page or "<html>not here").encode())
@@ -196,7 +196,7 @@ def scraping(directory: Path, jobs: Dict[str, List[str]], *options: str) -> Iter
 
 
 def listening(log: IO[str]) -> str:
-    """The address that a Prometheus says it is at, once it is ready: in either order."""
+    """The address in the log of a Prometheus, once it is also ready; the order may differ."""
     address, is_ready = "", False
     for line in log:
         event = json.loads(line)
@@ -225,7 +225,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def collected(target: str) -> str:
-    """What a Collector that adds no suffixes would have on its page of two processes."""
+    """The metrics page of a Collector that adds no suffixes, for two processes."""
     with urlopen(f"http://{target}/metrics") as response:
         page = response.read().decode().replace("__main__.", "collected.")
     lines = [line for line in page.splitlines() if 'code_function_name="collected.waits"' in line]
@@ -239,7 +239,7 @@ def collected(target: str) -> str:
 
 
 def wait_for_instances(url: str) -> None:
-    """Wait until all are up. On a busy machine, one may be too late for a scrape, and be down."""
+    """Wait until all targets are up. On a busy machine, a target may miss a scrape."""
     wait_until(lambda: is_complete(url), DEADLINE)
 
 
@@ -266,28 +266,28 @@ def functions(url: str) -> Dict[str, Dict[str, Any]]:
 @needs_prometheus
 class TestNumbers:
     def test_all_instances_are_added_up(self, url: str) -> None:
-        """A function has the bridges of all instances, exactly, and the number of instances."""
+        """A function has the exact bridges of all instances, and the number of instances."""
         waits = functions(url)["__main__.waits"]
         assert waits["bridges"] == waits["ok"] == 30
         assert waits["instances"] == 2
         assert waits["time"] >= waits["suspended_time"] >= 30 * 0.001
 
     def test_suspended(self, url: str) -> None:
-        """Bridges that suspended are counted, so that their share can be told."""
+        """Suspended bridges are counted."""
         found = functions(url)
         assert found["__main__.waits"]["suspended"] == 30
         assert found["__main__.half"]["suspended"] == 15
         assert found["__main__.finds"]["suspended"] == 0
 
     def test_outcomes(self, url: str) -> None:
-        """Errors and cancelled bridges are counted apart from the others."""
+        """Errors and cancelled bridges are counted separately."""
         found = functions(url)
         assert found["__main__.fails"]["errors"] == found["__main__.fails"]["bridges"] == 2
         assert found["__main__.is_cancelled"]["cancelled"] == 2
         assert found["__main__.waits"]["errors"] == 0
 
     def test_rate(self, url: str) -> None:
-        """The rate is of the bridges in the window: none of a function that is called no more."""
+        """The rate counts bridges in the window: 0 for a function that is no longer called."""
         found = functions(url)
         assert found["__main__.beats"]["rate"] > 0
         assert found["__main__.waits"]["rate"] == 0
@@ -299,7 +299,7 @@ class TestNumbers:
         assert {each["rate"] for each in json.loads(result.stdout)["functions"]} == {0}
 
     def test_collector(self, url: str) -> None:
-        """Names without suffixes are known, and instances of a Collector's page are told apart."""
+        """Metrics without suffixes count, and instances on a Collector's page are told apart."""
         found = functions(url)["collected.waits"]
         assert found["bridges"] == found["suspended"] == 20
         assert found["time"] > 0
@@ -315,7 +315,7 @@ class TestLayout:
 
     @pytest.mark.parametrize("columns", [80, 200])
     def test_fits(self, url: str, columns: int) -> None:
-        """Whatever the terminal, no line is wider, and names and numbers are whole."""
+        """No line is wider than the terminal, and names and numbers are whole."""
         result = report("--prometheus", url, columns=columns)
         assert result.exit_code == 0
         assert max(map(len, result.stdout.splitlines())) <= columns
@@ -323,19 +323,19 @@ class TestLayout:
         assert "__main__.is_cancelled" in result.stdout
 
     def test_table(self, url: str) -> None:
-        """A row has bridges, share of suspended ones, errors and instances."""
+        """A row has bridges, share of suspended bridges, errors and instances."""
         (row,) = [
             line for line in report("--prometheus", url).stdout.splitlines() if "half" in line
         ]
         assert re.search(r"__main__\.half +30 +0 +50% .* 0 +0 +2 *$", row)
 
     def test_top(self, url: str) -> None:
-        """What --top leaves out is said."""
+        """The output says how many functions --top leaves out."""
         printed = report("--prometheus", url, "--top", 2).stdout
         assert re.search(r"and 5 more functions with \d+ bridges: --top 7 shows all", printed)
 
     def test_sort_and_function(self, url: str) -> None:
-        """Functions can be chosen by a part of their names, and sorted by another number."""
+        """--function chooses by a part of the name, and --sort sorts by another number."""
         result = report(
             "--prometheus", url, "--function", "finds", "--function", "waits", "--sort", "bridges"
         )
@@ -344,7 +344,7 @@ class TestLayout:
         assert "from 3 of 7 functions in 4 instances" in result.stdout
 
     def test_no_such_function(self, url: str) -> None:
-        """A name that no function has is an error that names one that there is."""
+        """A name that no function has is an error that names an existing function."""
         result = report("--prometheus", url, "--function", "nowhere")
         assert result.exit_code == 2
         assert "none of 7 functions has such a name" in result.output
@@ -376,7 +376,7 @@ class TestServer:
         assert "secret" not in let_in.output
 
     def test_path(self, url: str) -> None:
-        """A path that is not Prometheus' own is an error that says what is answered there."""
+        """A wrong path is an error that says what the server answers there."""
         result = report("--prometheus", f"{url}/elsewhere/")
         assert result.exit_code == 2
         assert "not the address of a Prometheus" in result.output
@@ -402,25 +402,25 @@ class TestBadInput:
 
     @pytest.mark.parametrize("url", ["localhost:9090", "http://", "http://[", "file:///etc/passwd"])
     def test_no_url(self, url: str) -> None:
-        """What is no URL is an error that shows one."""
+        """A text that is no URL is an error that shows a URL."""
         result = report("--prometheus", url)
         assert result.exit_code == 2
         assert "not a URL. Write one such as http://localhost:9090" in result.output
 
     def test_no_window(self) -> None:
-        """What is no duration is an error that shows some, before anybody is asked."""
+        """A text that is no duration is an error that shows some, without asking the server."""
         result = report("--prometheus", "http://localhost:1", "--window", "5 minutes")
         assert result.exit_code == 2
         assert "--window 5 minutes: not a duration of Prometheus. Write 5m" in result.output
 
     def test_files_too(self, tmp_path: Path) -> None:
-        """It is files or Prometheus, and one of them."""
+        """Both files and --prometheus, or neither, is an error."""
         assert report(tmp_path / "file", "--prometheus", "http://localhost:1").exit_code == 2
         assert report().exit_code == 2
 
     def test_what_metrics_do_not_have(self) -> None:
-        """Options that need a trace file are an error with Prometheus."""
+        """Options that need a trace file are an error with --prometheus."""
         for options in (["--path", "shop"], ["--since", "30m"], ["--sort", "p95"]):
             result = report("--prometheus", "http://localhost:1", *options)
             assert result.exit_code == 2
-            assert "metrics have no more than that" in result.output
+            assert "metrics have nothing else" in result.output

@@ -161,7 +161,7 @@ def verdicts(found: Dict[str, Any]) -> Dict[str, List[str]]:
 
 class TestSites:
     def test_gone_and_new(self, traces: Tuple[Path, Path]) -> None:
-        """A function that no longer bridges is gone, and one that did not is new."""
+        """A function that no longer bridges is gone; one that did not bridge before is new."""
         found = compared(*traces)
         assert verdicts(found)["removed"] == ["gone"]
         assert verdicts(found)["added"] == ["new"]
@@ -173,7 +173,7 @@ class TestSites:
         assert new["after"]["bridges"] == 25
 
     def test_lines_and_directories_do_not_matter(self, traces: Tuple[Path, Path]) -> None:
-        """A site is the same after its source has moved to other lines and a directory."""
+        """A site is the same after its source has moved to other lines and another directory."""
         (site,) = [
             each for each in compared(*traces)["sites"] if each["function"].endswith("fails")
         ]
@@ -181,14 +181,14 @@ class TestSites:
         assert site["before"]["errors"] == site["after"]["errors"] == 3
 
     def test_files_matter(self, traces: Tuple[Path, Path], tmp_path: Path) -> None:
-        """Functions of one name in files of different names are two sites."""
+        """Functions of the same name in files of different names are two sites."""
         other = tmp_path / "trace.jsonl"
         other.write_text(traces[0].read_text().replace("program.py", "other.py"))
         found = compared(traces[0], other)
         assert {tuple(site["verdicts"]) for site in found["sites"]} == {("gone",), ("new",)}
 
     def test_without_files(self, traces: Tuple[Path, Path], tmp_path: Path) -> None:
-        """Where one trace does not tell files, as that of an SDK, functions alone are matched."""
+        """If one trace has no files, as from an SDK, sites match by functions alone."""
         other = tmp_path / "trace.jsonl"
         other.write_text(
             traces[0].read_text().replace("greenback.chain.", "-").replace("code.file.path", "-")
@@ -199,7 +199,7 @@ class TestSites:
         assert found["notes"][0].startswith("B has no sync chains")
 
     def test_only_spans(self, traces: Tuple[Path, Path], tmp_path: Path) -> None:
-        """If one trace has nothing but spans, it is said that they may be a sample."""
+        """If one trace has only spans, a note says that they may be a sample."""
         other = tmp_path / "trace.jsonl"
         lines = traces[0].read_text().splitlines(keepends=True)
         other.write_text("".join(line for line in lines if "resourceSpans" in line))
@@ -209,13 +209,13 @@ class TestSites:
 
 class TestTime:
     def test_slower_and_faster(self, traces: Tuple[Path, Path]) -> None:
-        """A site is slower or faster if its time per bridge is."""
+        """A site is slower or faster if its time per bridge is longer or shorter."""
         found = verdicts(compared(*traces))
         assert found["becomes_slower"] == ["slower"]
         assert found["becomes_faster"] == ["faster"]
 
     def test_few_bridges_are_not_judged(self, traces: Tuple[Path, Path]) -> None:
-        """Of fewer than 20 bridges, the time is not compared."""
+        """The time is not compared with fewer than 20 bridges."""
         assert verdicts(compared(*traces))["rare"] == []
 
     @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ class TestTime:
         assert self.verdicts_on_low(before, after) == verdict
 
     def test_totals_do_not_matter(self, traces: Tuple[Path, Path]) -> None:
-        """With twice the bridges in twice the time, a site has more and is not slower."""
+        """A site with twice the bridges in twice the time has more bridges, and is not slower."""
         before = load([str(traces[0])])
         after = copy.deepcopy(before)
         for site in after.sites:
@@ -255,7 +255,7 @@ class TestTime:
 
 class TestCounts:
     def test_totals(self, traces: Tuple[Path, Path]) -> None:
-        """Bridges, suspended ones, errors and portals of both are there, and time."""
+        """The totals of both traces have bridges, suspended bridges, errors, portals and time."""
         found = compared(*traces)
         for name in ("before", "after"):
             numbers = found[name]
@@ -266,11 +266,11 @@ class TestCounts:
         assert found["after"]["bridges"] == 4 * 25 + 5 + 3 + 1
 
     def test_fewer(self, traces: Tuple[Path, Path]) -> None:
-        """With as many portals in both, any difference of bridges is one."""
+        """If both traces have as many portals, any difference of bridges is shown."""
         assert "fewer" in verdicts(compared(*traces))["low"]
 
     def test_different_lengths(self, traces: Tuple[Path, Path], longer: Path) -> None:
-        """If one run had more portals, bridges are compared per portal, and both are shown."""
+        """If one trace has more portals, bridges are compared and shown per portal, too."""
         found = compared(traces[0], longer)
         assert found["after"]["portals"] == 3
         for site in found["sites"]:
@@ -282,7 +282,7 @@ class TestCounts:
 
 class TestChains:
     def test_gone_new_and_kept(self, traces: Tuple[Path, Path]) -> None:
-        """A sync chain is told by its functions: the way through one is gone, the other stays."""
+        """Sync chains match by their functions: one chain is gone, and the other stays."""
         chains = {
             tuple(name.replace("__main__.", "") for name in chain["functions"]): chain
             for chain in compared(*traces)["chains"]
@@ -293,7 +293,7 @@ class TestChains:
         assert kept["before"]["bridges"] == kept["after"]["bridges"] == 25
 
     def test_versions(self, traces: Tuple[Path, Path], tmp_path: Path) -> None:
-        """A trace of version 1, which does not tell what its chains are made of, is compared."""
+        """A trace of version 1, without the parts of functions, can be compared."""
         old = tmp_path / "old.jsonl"
         with old.open("w") as file:
             for request in map(json.loads, traces[0].read_text().splitlines()):
@@ -312,7 +312,7 @@ class TestChains:
         assert compared(old, traces[1])["chains"] == compared(*traces)["chains"]
 
     def test_direct(self, traces: Tuple[Path, Path]) -> None:
-        """Bridges of an async function itself have no sync function above them."""
+        """Bridges of an async function itself are a chain without sync functions."""
         (chain,) = [chain for chain in compared(*traces)["chains"] if chain["direct"]]
         assert chain["functions"] == ["__main__.task"]
 
@@ -320,7 +320,7 @@ class TestChains:
 class TestLayout:
     @pytest.mark.parametrize("columns", [80, 200])
     def test_fits(self, traces: Tuple[Path, Path], longer: Path, columns: int) -> None:
-        """Whatever the terminal, no line is wider, and names and numbers are whole."""
+        """No line is wider than the terminal, and names and numbers are whole."""
         for other in (traces[1], longer):
             result = diff(traces[0], other, columns=columns)
             assert result.exit_code == 0
@@ -329,18 +329,18 @@ class TestLayout:
         assert "__main__.becomes_faster" in diff(*traces, columns=columns).stdout
 
     def test_headline(self, traces: Tuple[Path, Path]) -> None:
-        """The first line says how many bridges there are, and were."""
+        """The first line has the numbers of bridges after and before."""
         assert diff(*traces).stdout.startswith("109 bridges after 134: 25 fewer (-18.7%).")
 
     def test_top(self, traces: Tuple[Path, Path]) -> None:
-        """What --top leaves out is said."""
+        """The output says how many changes --top leaves out."""
         printed = diff(*traces, "--top", 1).stdout
         assert "__main__.removed" in printed
         assert "__main__.added" not in printed
         assert "4 more changed: --top 5 shows all." in printed
 
     def test_no_difference(self, traces: Tuple[Path, Path]) -> None:
-        """A trace is as itself."""
+        """A trace compared with itself has no changes."""
         printed = diff(traces[0], traces[0]).stdout
         assert "134 bridges after 134: as many as before." in printed
         assert "\n7 as before." in printed
@@ -358,7 +358,7 @@ class TestLayout:
 
 class TestInput:
     def test_directory_pattern_and_pipe(self, traces: Tuple[Path, Path]) -> None:
-        """Each can be a directory, a pattern or standard input."""
+        """Each trace can be a directory, a pattern or standard input."""
         whole = compared(*traces)
         before, after = traces
         assert compared(before.parent, f"{after.parent}/*.jsonl") == whole
@@ -384,7 +384,7 @@ class TestInput:
         spoil: Callable[[Path], Any],
         says: str,
     ) -> None:
-        """What is wrong with which of the two is said, and the exit code is 2."""
+        """The error says which of the two traces is wrong, and why; the exit status is 2."""
         files = [
             Path(shutil.copy(str(file), str(tmp_path / f"{n}.jsonl")))
             for n, file in enumerate(traces)
@@ -397,14 +397,14 @@ class TestInput:
         assert says in result.output
 
     def test_both_bad(self, tmp_path: Path) -> None:
-        """If both are bad, both are named."""
+        """If both traces are wrong, the error names both."""
         result = diff(tmp_path / "one", tmp_path / "two")
         assert result.exit_code == 2
         assert "A, the trace before: " in result.output
         assert "B, the trace after: " in result.output
 
     def test_standard_input_twice(self) -> None:
-        """Standard input cannot be both."""
+        """Standard input cannot be both traces."""
         result = diff("-", "-")
         assert result.exit_code == 2
         assert "A and B are both standard input" in result.output
@@ -422,12 +422,12 @@ class TestTutorial:
     PAGE = (REPOSITORY / "docs" / "migrate.rst").read_text(encoding="utf-8")
 
     def test_numbers(self, tutorial: Tuple[Path, List[List[int]]]) -> None:
-        """The table in docs/migrate.rst has the bridges that are predicted and counted."""
+        """The table in docs/migrate.rst has the predicted and the counted bridges."""
         rows = re.findall(r"   \* - (\d)\n     -.*\n     - (\d+)\n     - (\d+)\n", self.PAGE)
         assert [list(map(int, row)) for row in rows] == tutorial[1]
 
     def test_output(self, tutorial: Tuple[Path, List[List[int]]]) -> None:
-        """What docs/migrate.rst shows of diff is what it prints, but for times."""
+        """The output of diff in docs/migrate.rst is the actual output, except for times."""
         directory, _ = tutorial
         shown = re.findall(
             r"    \$ greenback-trace diff (\S+) (\S+)\n((?:    .*\n|\n)+)", self.PAGE
@@ -441,9 +441,9 @@ class TestTutorial:
 
 
 def timeless(printed: str) -> str:
-    """The words of what diff prints, without times and by how much they have changed."""
+    """The words in the output of diff, without times and their changes."""
     printed = re.sub(r"^( *(?:time|waiting) .*?)[+-][\d.]+%$", r"\1", printed, flags=re.MULTILINE)
     if sys.version_info >= (3, 14):
-        # asyncio does not wait there for a thread that is done before it is waited for.
+        # asyncio does not wait there for a thread that is already done.
         printed = re.sub(r"^( *suspended ).*", r"\1", printed, flags=re.MULTILINE)
     return " ".join(re.sub(r"[\d.,]+ (?:us|ms|s)\b", "", printed).split())

@@ -35,7 +35,7 @@ class TestSections:
     @pytest.mark.parametrize("columns", [40, 80, 200])
     @pytest.mark.parametrize("name", NAMES)
     def test_every_name_is_explained(self, name: str, columns: int) -> None:
-        """All that a report or an alert can name has a section, printed without its markup."""
+        """Every kind of misuse and every alert has a section, printed without markup."""
         result = explain(name, columns=columns)
         assert result.exit_code == 0, result.output
         assert result.stdout.startswith(f"{name}\n")
@@ -66,12 +66,12 @@ class TestSections:
 
     @pytest.mark.parametrize("name", NAMES)
     def test_text_is_wrapped_and_code_is_not(self, name: str) -> None:
-        """Nothing but code is wider than the terminal, which is there to be copied."""
+        """Only code is wider than the terminal, so that it can be copied."""
         for line in explain(name, columns=60).stdout.splitlines():
             assert len(line) <= 60 or line.startswith("    ")
 
     def test_a_section_ends_where_the_next_begins(self) -> None:
-        """What is printed is the section that was asked for, and all of it."""
+        """The command prints the whole section asked for, and no other."""
         output = explain("signal_handler").stdout
         assert "add_signal_handler" in output
         assert "assert misuses(serve) == []" in output
@@ -79,7 +79,7 @@ class TestSections:
         assert "_gc-callback" not in output
 
     def test_says_what_kind_of_thing_it_is(self) -> None:
-        """A kind of misuse has its severity, and an alert is called one."""
+        """The first lines give the severity of a misuse, or say that it is an alert."""
         assert explain("lock_held").stdout.splitlines()[1].startswith("Misuse (warning): a bridge")
         assert explain("GreenbackLoopHeld").stdout.splitlines()[1] == "Alert"
 
@@ -100,16 +100,27 @@ class TestNames:
         """Case, hyphens, underscores and a missing prefix make no difference."""
         assert explain(asked).stdout.startswith(f"{name}\n")
 
-    def test_unknown(self) -> None:
-        """A name that is none is an error with the closest ones, and a way to see all."""
-        result = explain("lock-hold")
+    @pytest.mark.parametrize(
+        ("asked", "closest"), [("lock-hold", "lock_held"), ("LopStaled", "GreenbackLoopStalled")]
+    )
+    def test_unknown(self, asked: str, closest: str) -> None:
+        """An unknown name is an error with the closest names, and with how to list all names."""
+        result = explain(asked)
         assert result.exit_code == 2
-        assert "'lock-hold' is neither a kind of misuse nor an alert" in result.output
-        assert "The closest: lock_held" in result.output
-        assert "greenback-trace explain\n" in result.output
+        (line,) = result.output.splitlines()
+        found = re.fullmatch(
+            f"greenback-trace: '{asked}' is neither a kind of misuse nor an alert. "
+            r"The closest: (?P<names>.+)\. To list all of them: greenback-trace explain",
+            line,
+        )
+        assert found is not None, line
+        names = found["names"].split(", ")
+        assert names[0] == closest
+        assert 1 <= len(names) <= 3
+        assert set(names) <= set(NAMES)
 
     def test_nothing_like_it(self) -> None:
-        """Where nothing is close, nothing is suggested; what is odd in a name is escaped."""
+        """An error without close names suggests none, and escapes what is not printable."""
         result = explain("\x1b[31mq")
         assert result.exit_code == 2
         assert "closest" not in result.output
@@ -118,7 +129,7 @@ class TestNames:
 
 class TestList:
     def test_has_all(self) -> None:
-        """Without a name, all are listed with what each is about."""
+        """Without a name, the command lists all names, with what each is about."""
         result = explain(columns=120)
         assert result.exit_code == 0
         for name in NAMES:
@@ -134,7 +145,7 @@ class TestPages:
             assert f'"docs/{page}.rst" = "greenback_trace/report/pages/{page}.rst"' in build
 
     def test_without_the_source(self, tmp_path: Path) -> None:
-        """An installed package, with no source beside it, has them."""
+        """An installed package, without a checkout beside it, has the pages."""
         for package in ("greenback", "greenback_trace"):
             shutil.copytree(
                 str(REPOSITORY / package),
@@ -161,7 +172,7 @@ class TestPages:
 
 
 def shown(text: str, columns: int = 60) -> str:
-    """What is printed of a page with that text, without blanks at the ends of lines."""
+    """The output for a page of that text, without blanks at the ends of lines."""
     console = Console(width=columns, highlight=False, file=None, color_system=None)
     with console.capture() as capture:
         show(parse(text.splitlines()), console)
@@ -208,11 +219,11 @@ class TestMarkup:
         ],
     )
     def test_blocks(self, text: str, expected: str) -> None:
-        """Blocks are laid out for a terminal, and what is none of the reader's is left out."""
+        """Blocks are laid out for a terminal, without comments, labels and other directives."""
         assert shown(text) == expected
 
     def test_table(self) -> None:
-        """A table has its header and its cells, each of which is wrapped in its column."""
+        """A table has its header and its cells, each wrapped in its column."""
         output = shown(
             ".. list-table::\n   :header-rows: 1\n   :widths: 20 80\n\n"
             "   * - Item\n     - What to *do*\n   * - ``site``\n     - " + "Raise it " * 12,
@@ -225,11 +236,11 @@ class TestMarkup:
         assert output.count("Raise it") + len(re.findall(r"Raise\n +it", output)) == 12
 
     def test_names_are_no_markup_of_the_terminal_library(self) -> None:
-        """Brackets are printed as they are."""
+        """Brackets are printed literally."""
         assert shown("``a[red]b[/red]`` and [bold]c") == "a[red]b[/red] and [bold]c"
 
     def test_styles(self) -> None:
-        """A terminal shows what is code, and what stands out."""
+        """A terminal shows code and emphasis in styles."""
         console: Any = Console(width=60, force_terminal=True, color_system="standard")
         with console.capture() as capture:
             show(parse(["**bold** and ``code``"]), console)

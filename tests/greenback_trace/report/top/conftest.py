@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def served(tmp_path: Path, path: Path) -> Iterator[Service]:
-    """A program with a socket, which has had its first portal."""
+    """A program with a socket, after its first portal."""
     if not hasattr(socket, "AF_UNIX"):
         pytest.skip("there are no Unix sockets on this system")
     service = Service(tmp_path, GREENBACK_TRACE_SOCKET=str(path))

@@ -1,4 +1,4 @@
-"""A program that runs, and whose numbers grow."""
+"""A running program whose numbers grow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import List
 
-# For each line that it reads, a loop of its own: what is traced is written when one is closed.
+# Each line that it reads gets an event loop of its own, since closing a loop writes the trace.
 # "park" is a loop with a task that waits until the next line comes; until then sync code holds it.
 PROGRAM = """
 import asyncio
@@ -63,7 +63,7 @@ for line in sys.stdin:
 
 
 class Service:
-    """The program, which does its work once for each call."""
+    """The program, which does its work once per call of `answer`."""
 
     def __init__(self, directory: Path, **variables: str) -> None:
         program = directory / "service.py"
@@ -97,7 +97,7 @@ class Service:
 
 
 def times(trace: Path) -> List[float]:
-    """When the metrics in a file were written, in seconds, as good as a float can be: to 0.2 us."""
+    """When the metrics in a file were written, in seconds; a float is exact to 0.2 us."""
     found = []
     for line in trace.read_text().splitlines():
         request = json.loads(line)

@@ -1,4 +1,4 @@
-"""A file that grows, and the socket of a program."""
+"""Following a growing file, and the socket of a program."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def site(now: Now, function: str) -> SiteNow:
 
 class TestLiveFile:
     def test_totals(self, service: Service, live: LiveFile) -> None:
-        """The numbers are those of all the program has done, and grow with it."""
+        """The totals count everything since the program started, and grow with it."""
         for number in (1, 2, 3):
             service.answer()
             assert live.read()
@@ -55,7 +55,7 @@ class TestLiveFile:
             assert (now.processes, now.under_way) == (1, 0)
 
     def test_nothing_new(self, service: Service, live: LiveFile) -> None:
-        """As long as the file does not grow, there is nothing to read."""
+        """If the file does not grow, there is nothing to read."""
         service.answer()
         service.end()
         assert live.read()
@@ -63,7 +63,7 @@ class TestLiveFile:
         assert site(live.now(), "__main__.ask").bridges == 5
 
     def test_rates(self, trace: Path, service: Service) -> None:
-        """Rates are of the last two times that the program has written."""
+        """Rates are taken between the last two times that the program wrote."""
         clock = Clock()
         live = LiveFile(str(trace), clock)
         service.answer()
@@ -74,7 +74,7 @@ class TestLiveFile:
         assert now.bridges_rate == pytest.approx(
             sum(site.bridges_rate for site in now.sites), rel=1e-9
         )
-        # Six bridges in less than a second or so, but never in none; slow steps of 60 ms.
+        # Six bridges in about a second, but never in no time; slow steps of 60 ms.
         assert (
             0
             < site(now, "__main__.ask").bridges_rate
@@ -90,7 +90,7 @@ class TestLiveFile:
         live.close()
 
     def test_stalled(self, service: Service, live: LiveFile) -> None:
-        """So does a step that still runs when the file is written."""
+        """A step that still runs when the file is written counts as holding the loop."""
         service.answer("park")
         wait_until(lambda: live.read() and live.now().stalled)
         assert live.now().stalled > 0.05
@@ -99,7 +99,7 @@ class TestLiveFile:
         wait_until(lambda: live.read() and not live.now().stalled)
 
     def test_a_line_in_parts(self, trace: Path, tmp_path: Path, service: Service) -> None:
-        """A line counts when it is complete."""
+        """A line counts once it is complete."""
         service.answer()
         service.end()
         content = trace.read_bytes()
@@ -117,7 +117,7 @@ class TestLiveFile:
 
     @pytest.mark.parametrize("how", ["truncated", "replaced"])
     def test_another_file(self, trace: Path, service: Service, live: LiveFile, how: str) -> None:
-        """A file that is emptied or replaced is read from its beginning, and only that counts."""
+        """A file that is emptied or replaced is read anew, and only its content counts."""
         service.answer()
         service.answer()
         service.end()
@@ -134,7 +134,7 @@ class TestLiveFile:
         assert site(live.now(), "__main__.ask").bridges == 5
 
     def test_emptied_while_it_grows(self, trace: Path, service: Service, live: LiveFile) -> None:
-        """A file that is rotated by copying it: the program goes on in it, and so do the rates."""
+        """After a rotation by copying, the program goes on in the file, and so do the rates."""
         service.answer()
         live.read()
         before = times(trace)[-1]
@@ -147,7 +147,7 @@ class TestLiveFile:
         assert ask.bridges_rate == pytest.approx(5 / (times(trace)[0] - before), rel=1e-4)
 
     def test_rotated(self, trace: Path, service: Service, live: LiveFile) -> None:
-        """What was added to a file just before it was renamed is taken in."""
+        """Lines added to a file just before it was renamed count."""
         service.answer()
         live.read()
         service.answer()
@@ -160,7 +160,7 @@ class TestLiveFile:
         assert site(live.now(), "__main__.ask").bridges == 15
 
     def test_large(self, trace: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of a large file that is there already, the end is read, from its first whole line on."""
+        """Only the end of a large existing file is read, from the first whole line on."""
         service.answer()
         service.answer()
         service.end()
@@ -180,21 +180,21 @@ class TestLiveFile:
         live.close()
 
     def test_no_tasks(self, service: Service, live: LiveFile) -> None:
-        """A file has nothing of who holds the loop, nor of parked tasks."""
+        """A file does not say which task holds the loop, nor which tasks are parked."""
         service.answer()
         live.read()
         now = live.now()
         assert now.holding is now.parked is None
 
     def test_broken_lines(self, trace: Path, service: Service, live: LiveFile) -> None:
-        """Lines that are no OTLP JSON are left out."""
+        """Lines that are not OTLP JSON are left out."""
         trace.write_text('nonsense\n{"resourceMetrics": [3]}\n')
         service.answer()
         live.read()
         assert site(live.now(), "__main__.ask").bridges == 5
 
     def test_newer(self, trace: Path, service: Service, live: LiveFile) -> None:
-        """A file that a newer greenback writes is an error that says which, and what to do."""
+        """A file of a newer greenback is an error that names the version, and says what to do."""
         service.answer()
         service.end()
         version = '"greenback.trace.version","value":{"intValue":"'
@@ -204,7 +204,7 @@ class TestLiveFile:
                 live.read()
 
     def test_missing(self, live: LiveFile) -> None:
-        """A file that is not there is an error that says what to name instead."""
+        """A missing file is an error that says what to name instead."""
         with pytest.raises(NothingToReportError, match="GREENBACK_TRACE_FILE"):
             live.read()
 
@@ -218,7 +218,7 @@ class TestLiveSocket:
         live.close()
 
     def test_totals(self, served: Service, live: LiveSocket) -> None:
-        """The numbers are those of all the program has done, and it is named."""
+        """The totals count everything since the program started, and the program is named."""
         wait_until(live.read)
         now = live.now()
         assert (site(now, "__main__.ask").bridges, site(now, "__main__.ask").suspended) == (5, 5)
@@ -227,23 +227,23 @@ class TestLiveSocket:
         assert now.slow_steps["__main__.hold"] == (1, 0)
         assert (now.processes, now.under_way, now.is_idle) == (1, 0, False)
         assert now.who == f"service.py ({served.process.pid})"
-        assert now.bridges_rate == now.held == 0  # nothing is known of before
+        assert now.bridges_rate == now.held == 0  # there is no line before the first
 
     def test_rates(self, served: Service, live: LiveSocket) -> None:
-        """Rates are of the time between the last two lines."""
+        """Rates are taken between the last two lines."""
         wait_until(live.read)
         served.answer()
         wait_until(lambda: live.read() and live.now().bridges_rate)
         now = live.now()
         ask = site(now, "__main__.ask")
-        # A second, or more on a busy machine; the answer may be spread over two.
+        # A line a second, or later on a busy machine; the answer may be spread over two lines.
         assert 0 < ask.bridges_rate <= 10
         assert 0 < now.held <= 1
         assert now.bridges_rate == pytest.approx(sum(each.bridges_rate for each in now.sites))
 
     @pytest.mark.usefixtures("others_are_shown")
     def test_tasks(self, served: Service, live: LiveSocket) -> None:
-        """Who holds the loop is known with what it does there, and so is who waits."""
+        """The task that holds the loop is known with its function, and so are parked tasks."""
         served.answer("park")
         line = PROGRAM.splitlines().index("    sys.stdin.readline()") + 1
         where = f"read (service.py:{line})"
@@ -266,7 +266,7 @@ class TestLiveSocket:
 
     @pytest.mark.usefixtures("others_are_shown")
     def test_stalled(self, served: Service, live: LiveSocket) -> None:
-        """A step counts as holding the loop while it does, and once only."""
+        """A step counts as holding the loop while it runs, and only once."""
         served.answer("park")
         wait_until(lambda: live.read() and live.now().held > 0.9)
         assert live.now().stalled > 0.05
@@ -275,7 +275,7 @@ class TestLiveSocket:
         wait_until(lambda: live.read() and live.now().held == 0)
 
     def test_ends(self, served: Service, live: LiveSocket, tmp_path: Path, path: Path) -> None:
-        """When the program ends its numbers stay, and one started after it is found again."""
+        """The numbers stay when the program ends, and a program started later is found."""
         wait_until(live.read)
         served.end()
         wait_until(lambda: live.read() and live.now().is_idle)
@@ -296,12 +296,12 @@ class TestLiveSocket:
         another.end()
 
     def test_somebody_else(self, path: Path) -> None:
-        """What answers something else is an error that says so."""
+        """A socket that answers something else is an error that says so."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             live = follow(str(path))
             with pytest.raises(NothingToReportError, match="GREENBACK_TRACE_SOCKET"):
-                live.read()  # it does not listen yet, as after a program that was killed
+                live.read()  # nobody listens yet, as after a program was killed
             listener.listen(1)
             assert not live.read()
             connection, _ = listener.accept()

@@ -35,7 +35,7 @@ class Terminal:
     def __init__(self, socket: Path, columns: int, lines: int, command: List[str]) -> None:
         self._tmux = ["tmux", "-S", str(socket), "-f", os.devnull]
         size = ["-x", str(columns), "-y", str(lines)]
-        # tmux 3.3 itself forgets the exit status now and then.
+        # tmux 3.3 itself loses the exit status now and then.
         self._status = socket.with_suffix(".status")
         in_shell = ["sh", "-c", '"$@"; echo $? > "$0"', str(self._status), *command]
         self.call("new-session", "-d", *size, *in_shell, ";", "set", "remain-on-exit", "on")
@@ -43,7 +43,7 @@ class Terminal:
     def call(self, *arguments: str) -> str:
         result = subprocess.run(
             [*self._tmux, *arguments],
-            # As if it was started by a program in a terminal of another size.
+            # As from a program in a terminal of another size.
             env={**os.environ, "COLUMNS": "70", "LINES": "40"},
             check=True,
             timeout=30,
@@ -56,7 +56,7 @@ class Terminal:
         return self.call("capture-pane", "-p")
 
     def wait(self, is_right: Callable[[str], bool]) -> str:
-        """The screen as soon as it is right."""
+        """The screen, as soon as *is_right* is true of it."""
         end = time.monotonic() + 60
         while True:
             screen = self.screen()
@@ -66,12 +66,12 @@ class Terminal:
             time.sleep(0.05)
 
     def status(self) -> Optional[str]:
-        """The exit status, once there is one."""
+        """The exit status, once the command has ended."""
         return (self._status.read_text().strip() or None) if self._status.exists() else None
 
 
 def rows(screen: str) -> Dict[str, List[str]]:
-    """By function, from the top: what is in the columns between the rate and the function."""
+    """The columns between the rate and the function, by function, from top to bottom."""
     words = [line.split() for line in screen.splitlines()]
     return {
         line[-1]: line[1:-1] for line in words if len(line) > 5 and line[-1].startswith("__main__.")
@@ -79,7 +79,7 @@ def rows(screen: str) -> Dict[str, List[str]]:
 
 
 def is_whole(screen: str) -> bool:
-    """Whether all parts are there, from the first line to the last."""
+    """Whether all parts of the view are there, from the first line to the last."""
     lines = screen.splitlines()
     parts = ("bridges/s", "portals: ", "", "slow steps: ", "function")
     return (
@@ -91,7 +91,7 @@ def is_whole(screen: str) -> bool:
 
 class TestTable:
     def test_painted_at_once(self, service: Service, live: LiveFile) -> None:
-        """A function is shown whole, however soon the terminal paints what has changed."""
+        """The name of a function is whole, however soon the terminal repaints."""
         pytest.importorskip("textual", reason="the live view needs greenback[report]")
         from textual.events import Resize
         from textual.geometry import Size
@@ -120,7 +120,7 @@ class TestTable:
 class TestTop:
     @pytest.fixture
     def terminal(self, tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
-        """A terminal that shows what is at a path."""
+        """A terminal in which top follows a path."""
         if shutil.which("tmux") is None:
             pytest.skip("tmux is not installed")
         pytest.importorskip("textual", reason="the live view needs greenback[report]")
@@ -136,14 +136,14 @@ class TestTop:
             each.call("kill-server")
 
     def test_file(self, terminal: Callable[..., Terminal], trace: Path, service: Service) -> None:
-        """What a program does appears while it runs, and q ends the view."""
+        """The view shows what the program does while it runs, and q ends the view."""
         trace.touch()
         shown = terminal(trace, 120, 30)
         service.answer()
 
         def is_right(screen: str, times: int) -> bool:
             found = rows(screen)
-            # Under way, bridges, those that suspended, errors.
+            # Under way, bridges, suspended bridges, errors.
             return (
                 is_whole(screen)
                 and "1 process " in screen
@@ -164,13 +164,13 @@ class TestTop:
     def test_stays_whole(
         self, terminal: Callable[..., Terminal], path: Path, served: Service
     ) -> None:
-        """Nothing vanishes when numbers change, tables get rows, or the terminal is resized."""
+        """No part vanishes when numbers change, tables get rows, or the terminal is resized."""
         shown = terminal(path)
         shown.wait(lambda screen: is_whole(screen) and "run_sync 0 open of 1" in screen)
         for columns, lines in ((200, 50), (80, 16), (100, 20)):
             shown.call("resize-window", "-x", str(columns), "-y", str(lines))
             served.answer("park")
-            # With the columns there is room for.
+            # With the columns that fit.
             shown.wait(
                 lambda screen, wide=columns >= 110: (
                     is_whole(screen)
@@ -184,7 +184,7 @@ class TestTop:
 
     @pytest.mark.usefixtures("others_are_shown")
     def test_tasks(self, terminal: Callable[..., Terminal], path: Path, served: Service) -> None:
-        """Who holds the loop is named, and where; Enter shows the stack of one that is parked."""
+        """The view names the task that holds the loop; Enter shows a parked task's stack."""
         shown = terminal(path)
         served.answer("park")
         shown.wait(lambda screen: "holds the loop for " in screen and "read (service.py:" in screen)
@@ -200,7 +200,7 @@ class TestTop:
         shown.wait(lambda screen: "right now no portal holds the loop" in screen)
 
     def test_order(self, terminal: Callable[..., Terminal], path: Path, served: Service) -> None:
-        """Keys say what functions are ordered by; when the program has ended, its numbers stay."""
+        """Keys choose the order of functions; the numbers stay when the program has ended."""
         shown = terminal(path)
         shown.wait(lambda screen: list(rows(screen)) == ["__main__.hold", "__main__.ask"])
         served.answer()
@@ -213,7 +213,7 @@ class TestTop:
         assert rows(screen)["__main__.ask"][0] == "10"
 
     def test_control_characters(self, terminal: Callable[..., Terminal], path: Path) -> None:
-        """Those in names are shown as escapes, and do nothing to the terminal."""
+        """Control characters in names are shown as escapes, and do nothing to the terminal."""
         if not hasattr(socket, "AF_UNIX"):
             pytest.skip("there are no Unix sockets on this system")
         task = {
@@ -276,7 +276,7 @@ class TestBadInput:
         ],
     )
     def test_line_of_the_socket(self, path: Path, name: str, value: Any) -> None:
-        """One that is not what a program sends is refused, whatever it is; nothing is raised."""
+        """A line that no program of this version sends is an error, whatever it contains."""
         line: Dict[str, Any] = {
             "version": 1,
             **dict.fromkeys(("clock", "pid", "parked_count"), 1.0),
@@ -300,7 +300,7 @@ class TestBadInput:
             live.close()
 
     def test_missing(self, trace: Path) -> None:
-        """Without the file there is no view, but an error that says what to name."""
+        """A missing file is an error that says what to name."""
         result: Any = CliRunner().invoke(main, ["top", str(trace)])
         assert result.exit_code == 2
         assert f"{trace} cannot be read: No such file or directory" in result.output
@@ -311,7 +311,7 @@ class TestBadInput:
         ids=["text", "no line", "empty", "other JSON", "compressed", "binary"],
     )
     def test_no_trace(self, trace: Path, content: bytes) -> None:
-        """A file that is no trace is not waited for."""
+        """A file that is no trace is an error at once."""
         trace.write_bytes(content)
         result: Any = CliRunner().invoke(main, ["top", str(trace)])
         assert result.exit_code == 2
@@ -321,7 +321,7 @@ class TestBadInput:
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a file that has no end")
     def test_no_file(self, trace: Path) -> None:
-        """Neither is a pipe, whose other end may never come, nor what has no end."""
+        """A pipe, whose writer may never come, and an endless device are errors at once."""
         os.mkfifo(str(trace))
         for path in (str(trace), "/dev/zero", str(trace.parent)):
             result: Any = CliRunner().invoke(main, ["top", path])
@@ -334,7 +334,7 @@ class TestBadInput:
         pytest.importorskip("textual", reason="the live view needs greenback[report]")
         trace.write_text(content)
         done = subprocess.run(
-            # Nor is a file left open.
+            # No file is left open.
             [
                 sys.executable,
                 "-W",
@@ -356,7 +356,7 @@ class TestBadInput:
         assert "greenback-trace report" in line
 
     def test_nobody_answers(self, path: Path) -> None:
-        """Nor is there one at the socket of a program that was killed."""
+        """The socket of a killed program is an error."""
         if not hasattr(socket, "AF_UNIX"):
             pytest.skip("there are no Unix sockets on this system")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

@@ -11,7 +11,7 @@ from greenback_trace.report.read import otlp
 
 @pytest.fixture(params=["msgspec", "json"], autouse=True)
 def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is read alike by the fast parser and by the one that is always there."""
+    """Run each test with msgspec and with the standard library's parser, which must read alike."""
     if request.param == "json":
         monkeypatch.setattr(otlp, "_fast", None)
     else:

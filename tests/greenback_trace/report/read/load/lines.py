@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 
 from greenback_trace.report.read.trace import Trace
 
-#: What SHOP bridges, in all: three items by two bridges and a refusal in each of 15 orders, and
+#: All bridges of SHOP: three items with two bridges and a refusal in each of 15 orders, and
 #: three bridges on each of two days.
 BRIDGES = 15 * 7 + 2 * 3
 
@@ -45,7 +45,7 @@ def points(request: Dict[str, Any], names: str = "greenback.") -> List[Dict[str,
 
 
 def numbers(trace: Trace) -> Any:
-    """All that is counted, by site."""
+    """All counts and times, by site."""
     return {
         (site.function, site.file, site.line): (
             site.ok,

@@ -1,4 +1,4 @@
-"""Files that are no traces, or not whole ones."""
+"""Files that are no traces, or damaged ones."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def version(value: Any) -> Change:
 
 
 def function(name: str, value: Any) -> Change:
-    """Give an attribute of the functions in chains another value; None for no attribute."""
+    """Give an attribute of the functions in chains another value; None removes the attribute."""
 
     def change(line: Dict[str, Any]) -> None:
         for point in points(line, "greenback.chain.functions"):
@@ -201,7 +201,7 @@ MISFITS: Dict[str, Tuple[Change, str]] = {
 class TestBroken:
     @pytest.mark.parametrize(("line", "why"), BROKEN, ids=range(len(BROKEN)))
     def test_named(self, shop: Path, path: Path, line: str, why: str) -> None:
-        """A broken line is named with its place and what is wrong; the rest is counted."""
+        """A broken line is named with its place and reason, and all other lines count."""
         before, *after = shop.read_bytes().splitlines(keepends=True)
         path.write_bytes(before + line.encode() + b"\n" + b"".join(after))
         trace = load([str(path)])
@@ -212,13 +212,13 @@ class TestBroken:
 
     @pytest.mark.parametrize(("change", "why"), MISFITS.values(), ids=MISFITS)
     def test_misfit(self, shop: Path, path: Path, change: Change, why: str) -> None:
-        """A value that has another type or range than it should breaks its line, and no other."""
+        """A value of a wrong type or out of range breaks its line, and no other line."""
         extra = copy.deepcopy(requests(shop))
         for line in extra:
             change(line)
         changed = [line for line, before in zip(extra, requests(shop)) if line != before]
         assert changed
-        # First, so that none of it can have been counted before.
+        # First in the file, so that no other line has counted before.
         trace = load([str(write(path, [*changed, *requests(shop)]))])
         assert trace.broken_lines == len(changed)
         assert trace.broken[0].startswith(f"{path}:1: ")
@@ -226,7 +226,7 @@ class TestBroken:
         assert numbers(trace) == numbers(load([str(shop)]))
 
     def test_deep_array(self, shop: Path, path: Path) -> None:
-        """Arrays that are nested deeper than anybody needs break a line."""
+        """Arrays nested more than 8 deep break a line."""
         text = json.dumps(requests(shop, "resourceSpans")[-1])
         deep = '{"arrayValue": {"values": [' * 50 + "{}" + "]}}" * 50
         field = '"attributes": ['
@@ -238,7 +238,7 @@ class TestBroken:
         assert numbers(trace) == numbers(load([str(shop)]))
 
     def test_wrong_number(self, shop: Path, path: Path) -> None:
-        """A line with a number that is none is left out as a whole."""
+        """A line with an invalid number is left out as a whole."""
         extra = requests(shop, "resourceMetrics")[-1]
         for point in points(extra):
             point["timeUnixNano"] = str(int(point["timeUnixNano"]) + 1)
@@ -249,14 +249,14 @@ class TestBroken:
         assert numbers(trace) == numbers(load([str(shop)]))
 
     def test_last_line(self, shop: Path, path: Path) -> None:
-        """A last line that is still being written is a broken one."""
+        """A last line that is still being written is a broken line."""
         path.write_bytes(shop.read_bytes() + b'{"resourceMetrics":[{"resource":{"attr')
         trace = load([str(path)])
         assert trace.broken_lines == 1
         assert trace.total.bridges == BRIDGES
 
     def test_too_long(self, shop: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A line without an end does not fill the memory: it is named, and skipped."""
+        """A line longer than any line of a trace is named and skipped, and not kept in memory."""
         monkeypatch.setattr(inputs, "_LONGEST", 1 << 20)
         path.write_bytes(b"[" * (5 << 20) + b"\n" + shop.read_bytes() + b"[" * (3 << 20))
         trace = load([str(path)])
@@ -276,7 +276,7 @@ class TestBroken:
 
     @pytest.mark.parametrize("odd", ['"NaN"', "NaN", "null", "1"])
     def test_odd_numbers(self, shop: Path, path: Path, odd: str) -> None:
-        """A value that JSON has no number for does not break a line."""
+        """A value that JSON has no number for, such as NaN, does not break a line."""
         text = json.dumps(requests(shop, "resourceMetrics")[-1])
         attribute = '{"key": "odd", "value": {"doubleValue": ' + odd + "}}, "
         field = '"attributes": ['
@@ -286,7 +286,7 @@ class TestBroken:
         assert trace.total.bridges == BRIDGES
 
     def test_empty_lines_and_byte_order_mark(self, shop: Path, path: Path) -> None:
-        """Empty lines, and what an editor has put before the first line, are no errors."""
+        """Empty lines, and a byte order mark before the first line, are no errors."""
         path.write_bytes(b"\xef\xbb\xbf" + shop.read_bytes().replace(b"\n", b"\r\n\r\n"))
         trace = load([str(path)])
         assert trace.broken == []
@@ -296,7 +296,7 @@ class TestBroken:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_special_files_in_a_directory(shop: Path, tmp_path: Path, kind: str) -> None:
-    """Of a directory or a pattern, only regular files are opened; the others are named."""
+    """In a directory or a pattern, only regular files are opened; others are named."""
     (tmp_path / "a.jsonl").write_bytes(shop.read_bytes())
     special = tmp_path / "b.jsonl"
     if kind == "pipe":
@@ -331,7 +331,7 @@ class TestNothing:
         assert "GREENBACK_TRACE=1 GREENBACK_TRACE_FILE=trace.jsonl" in str(caught.value)
 
     def test_missing(self, shop: Path, path: Path) -> None:
-        """A file that is not there is an error, even if others are."""
+        """A missing file is an error, even beside files that exist."""
         with pytest.raises(NothingToReportError) as caught:
             load([str(shop), str(path)])
         assert str(caught.value).startswith(f"{path} cannot be read: No such file")
@@ -343,13 +343,13 @@ class TestNothing:
             load([str(tmp_path / "*.jsonl")])
 
     def test_directory(self, tmp_path: Path) -> None:
-        """A directory without a trace is an error that says what a trace is called."""
+        """A directory without a trace is an error that says how names of traces end."""
         (tmp_path / "notes.txt").write_text("not a trace")
         with pytest.raises(NothingToReportError, match=r"\.jsonl"):
             load([str(tmp_path)])
 
     def test_service(self, shop: Path, till: Path) -> None:
-        """A service that is not there is an error that says which ones are."""
+        """A service that the trace does not have is an error that names the services it has."""
         with pytest.raises(NothingToReportError, match="nothing of greenback from web") as caught:
             load([str(shop), str(till)], selection=Selection(service="web"))
         assert "but from shop, till" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Files of OTLP JSON lines -> what was counted."""
+"""Files of OTLP JSON lines -> totals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytest.importorskip("opentelemetry.sdk", reason="a trace needs greenback[report]
 REPOSITORY = Path(__file__).resolve().parents[5]
 
 
-#: The trace of a smaller SHOP, by the greenback that did not tell the version yet.
+#: The trace of a smaller SHOP, from a greenback whose traces did not name their version.
 VERSION_1 = Path(__file__).with_name("traces") / "version1.jsonl"
 
 
@@ -36,7 +36,7 @@ def bridges(*paths: Any, **selection: Any) -> float:
 
 class TestTrace:
     def test_sites(self, shop: Path) -> None:
-        """Each site has its exact numbers, and those of each sync chain."""
+        """Each site has its exact numbers, and the exact numbers of each sync chain."""
         trace = load([str(shop)])
         assert trace.total.bridges == BRIDGES
         assert trace.broken == []
@@ -62,7 +62,7 @@ class TestTrace:
         assert 0 < sites["wait"].suspended_time <= sites["wait"].time
 
     def test_spans(self, shop: Path) -> None:
-        """What is awaited, by which tasks, with which errors: from spans."""
+        """Awaitables, tasks and types of errors come from spans."""
         trace = load([str(shop)])
         sites = {site.function.replace("__main__.", ""): site.observed for site in trace.sites}
         assert sites["Prices.known"].spans == 45
@@ -77,7 +77,7 @@ class TestTrace:
         assert 0.028 < shortest <= longest < 10
 
     def test_portals(self, shop: Path) -> None:
-        """Portals are counted by kind, with their lifetimes and their slow steps."""
+        """Portals are counted by kind, with lifetimes and slow steps."""
         portals = load([str(shop)]).portals
         assert {kind: (each.opened, each.active) for kind, each in portals.items()} == {
             "task": (17, 0),
@@ -88,7 +88,7 @@ class TestTrace:
         assert portals["task"].spans == 17
 
     def test_the_rest(self, shop: Path) -> None:
-        """Steps, slow steps, misuse and the times that the trace is about."""
+        """A trace has steps, slow steps, misuses, and its begin and end."""
         trace = load([str(shop)])
         assert trace.step_durations.count == trace.steps > 0
         assert trace.bridge_durations.count == BRIDGES
@@ -100,14 +100,14 @@ class TestTrace:
         assert not trace.is_sampled
 
     def test_left_out(self, sampled: Path) -> None:
-        """What tracing has left out is said, and numbers are exact nevertheless."""
+        """What tracing left out is counted, and the numbers stay exact."""
         trace = load([str(sampled)])
         assert trace.dropped[("span", "rate_limit")] > 0
         assert trace.spans < BRIDGES
         assert trace.total.bridges == BRIDGES
 
     def test_each_span(self, shop: Path) -> None:
-        """Whoever wants the spans themselves gets them as they are, with their resource."""
+        """`on_span` gets each span, with the attributes of its resource."""
         got: List[Any] = []
         load([str(shop)], on_span=lambda span, about: got.append((span, about)))
         written = [
@@ -129,12 +129,12 @@ class TestTrace:
             assert [span.portal] == [link["spanId"] for link in whole.get("links", ())] or [""]
 
     def test_several(self, shop: Path, till: Path) -> None:
-        """Several files are added up, and one that is named twice is read once."""
+        """Several files are added up, and a file named twice is read once."""
         assert bridges(shop, till) == 2 * BRIDGES
         assert bridges(shop, shop, shop.parent / "." / shop.name) == BRIDGES
 
     def test_patterns(self, shop: Path, till: Path, tmp_path: Path) -> None:
-        """A pattern stands for the files that it matches, in any depth with two stars."""
+        """A pattern stands for the files that it matches; two stars match any depth."""
         below = tmp_path / "a" / "b"
         below.mkdir(parents=True)
         (below / "one.jsonl").write_bytes(shop.read_bytes())
@@ -149,7 +149,7 @@ class TestTrace:
         assert bridges(odd) == BRIDGES
 
     def test_directory(self, shop: Path, till: Path, tmp_path: Path) -> None:
-        """A directory stands for the traces in it and below it; other files are left out."""
+        """A directory stands for the traces in and below it, without other files."""
         below = tmp_path / "below"
         below.mkdir()
         (tmp_path / "one.jsonl").write_bytes(shop.read_bytes())
@@ -161,7 +161,7 @@ class TestTrace:
 
     @pytest.mark.parametrize("name", ["trace.jsonl.gz", "trace"])
     def test_gzip(self, shop: Path, tmp_path: Path, name: str) -> None:
-        """A compressed file is read, also of several parts, and whatever it is called."""
+        """A compressed file is read whatever its name, even if it has several parts."""
         half = len(shop.read_bytes()) // 2
         file = tmp_path / name
         content = shop.read_bytes()
@@ -169,10 +169,10 @@ class TestTrace:
         assert bridges(file) == BRIDGES
 
     def test_truncated_gzip(self, shop: Path, till: Path, tmp_path: Path) -> None:
-        """Of a compressed file that ends too early, what is there is read."""
+        """A compressed file that ends too early is read up to its end."""
         file = tmp_path / "trace.jsonl.gz"
         whole = gzip.compress(shop.read_bytes())
-        # A flushed block, as whoever writes all the time leaves it.
+        # A flushed block, as a writer that is still running leaves it.
         file.write_bytes(whole + gzip.compress(till.read_bytes())[:-200])
         trace = load([str(file)])
         assert trace.total.bridges >= BRIDGES
@@ -198,7 +198,7 @@ class TestTrace:
         assert float(done.stdout) == BRIDGES
 
     def test_progress(self, shop: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whoever shows progress is told how much of the whole is read."""
+        """`progress` is called with how many of all bytes are read."""
         monkeypatch.setattr(inputs, "_TELL_EVERY", 10_000)
         source = inputs.Input([str(shop)])
         told: List[int] = []
@@ -220,7 +220,7 @@ class TestFleet:
         assert numbers(of_till) == numbers(load([str(till)]))
 
     def test_collector(self, shop: Path, till: Path, path: Path) -> None:
-        """A Collector joins what several processes sent in one line, and adds to resources."""
+        """Processes are told apart if a Collector joins their lines and adds to their resources."""
         content: List[Dict[str, Any]] = []
         for signal in ("resourceSpans", "resourceMetrics"):
             resources = [
@@ -240,7 +240,7 @@ class TestFleet:
         assert numbers(trace) == numbers(load([str(shop), str(till)]))
 
     def test_numbers_as_strings_or_not(self, shop: Path, path: Path) -> None:
-        """Numbers of 64 bits may be written as numbers, and zeros not at all."""
+        """Numbers of 64 bits may be JSON numbers, and zeros may be missing."""
 
         def plainly(value: Any) -> Any:
             if isinstance(value, list):
@@ -258,19 +258,19 @@ class TestFleet:
         assert numbers(trace) == numbers(load([str(shop)]))
 
     def test_any_order(self, shop: Path, till: Path, path: Path) -> None:
-        """The last point counts, wherever it is in the files."""
+        """The latest point counts, wherever it is in the files."""
         content = requests(till) + requests(shop)
         assert numbers(load([str(write(path, content[::-1]))])) == numbers(
             load([str(shop), str(till)])
         )
 
     def test_twice(self, shop: Path, path: Path) -> None:
-        """Metrics that were delivered twice are counted once."""
+        """Metrics delivered twice are counted once."""
         content = requests(shop, "resourceMetrics")
         assert bridges(write(path, content + content)) == BRIDGES
 
     def test_restart(self, shop: Path, path: Path) -> None:
-        """A process that began to count again under the same name is counted as two."""
+        """The counts of a process that started again under the same name are added up."""
         again = requests(shop, "resourceMetrics")
         for request in again:
             for point in points(request):
@@ -281,7 +281,7 @@ class TestFleet:
         assert bridges(write(path, content[::-1])) == 2 * BRIDGES
 
     def test_deltas(self, shop: Path, path: Path) -> None:
-        """Points that say what was added since the last one are added up, also of histograms."""
+        """Delta points are added up, also those of histograms."""
         [first, *_] = requests(shop, "resourceMetrics")
         once = load([str(write(path, [first]))])
         for metric in metrics(first):
@@ -293,7 +293,7 @@ class TestFleet:
         assert twice.bridge_durations.count == 2 * once.bridge_durations.count
 
     def test_functions_only(self, shop: Path, path: Path) -> None:
-        """Metrics of an application's own SDK count per function; spans tell where that is."""
+        """Metrics of an application's own SDK count per function; spans add the file and line."""
         content = requests(shop)
         for request in content:
             for resource in request.get("resourceMetrics", ()):
@@ -310,7 +310,7 @@ class TestFleet:
             assert site.observed == exact[site.function].observed or site.observed.spans
 
     def test_spans_only(self, shop: Path, till: Path, path: Path) -> None:
-        """Of a process without metrics, spans are counted, and it is said."""
+        """The spans of a process without metrics are counted, and the trace is called sampled."""
         write(path, requests(shop, "resourceSpans"))
         trace = load([str(path), str(till)])
         assert trace.is_sampled
@@ -326,7 +326,7 @@ class TestFleet:
             }
 
     def test_no_bridge_yet(self, shop: Path, path: Path) -> None:
-        """Portals that metrics and spans tell of are counted once, also without any bridge."""
+        """A portal in both metrics and spans is counted once, also without any bridge."""
         content = requests(shop)
         for request in content:
             for resource in request.get("resourceMetrics", []) + request.get("resourceSpans", []):
@@ -342,7 +342,7 @@ class TestFleet:
         assert trace.portals["task"].opened == trace.portals["task"].lifetimes.count == 17
 
     def test_other_scopes(self, shop: Path, path: Path) -> None:
-        """What the application itself has measured is left out."""
+        """The application's own spans and metrics are left out."""
         content = requests(shop)
         for request in requests(shop):
             for resource in request.get("resourceMetrics", []) + request.get("resourceSpans", []):
@@ -355,12 +355,12 @@ class TestFleet:
 class TestWindow:
     @pytest.fixture
     def days(self, shop: Path, path: Path) -> Path:
-        """The metrics of SHOP, and what had been counted of each when it had run for one ns."""
+        """The metrics of SHOP, and points of one ns after its start with a part of each count."""
         content = requests(shop, "resourceMetrics")[-1:]
         early = json.loads(json.dumps(content[0]))
         for point in points(early):
             point["timeUnixNano"] = str(int(point["startTimeUnixNano"]) + 1)
-            # Of what is there 15 times, 5; of what is there twice, none.
+            # A third of the orders: 5 of 15, and none of 2.
             if "asInt" in point:
                 point["asInt"] = str(int(point["asInt"]) // 3)
             if "bucketCounts" in point:
@@ -373,7 +373,7 @@ class TestWindow:
         return int(points(requests(days)[1])[0]["timeUnixNano"])
 
     def test_counters(self, days: Path) -> None:
-        """Of a counter, what it has grown by in the window counts."""
+        """A counter counts by how much it has grown in the window."""
         between = self.between(days)
         assert bridges(days) == BRIDGES
         assert bridges(days, until=between) == 15 + 15 + 15
@@ -384,7 +384,7 @@ class TestWindow:
         assert 0 < trace.bridge_durations.count < BRIDGES
 
     def test_sites(self, days: Path) -> None:
-        """A site without a bridge in the window is not there; a trace says what it covers."""
+        """A site without bridges in the window is left out; begin and end are the window's."""
         between = self.between(days)
         trace = load([str(days)], selection=Selection(since=between))
         assert {site.function for site in trace.sites} == {
@@ -394,7 +394,7 @@ class TestWindow:
         assert trace.end == load([str(days)]).end
 
     def test_spans(self, shop: Path, path: Path) -> None:
-        """Of spans, those that ended in the window count."""
+        """Spans count if they end in the window."""
         write(path, requests(shop, "resourceSpans"))
         ends = sorted(
             int(span["endTimeUnixNano"])
@@ -411,13 +411,13 @@ class TestWindow:
 
     @pytest.mark.parametrize("window", [Selection(until=1), Selection(since=10**19)])
     def test_nothing(self, shop: Path, window: Selection) -> None:
-        """A window without anything in it is an error that names the options."""
+        """An empty window is an error that says what to change."""
         with pytest.raises(NothingToReportError, match="Change since or until"):
             load([str(shop)], selection=window)
 
 
 def as_version_1(request: Dict[str, Any]) -> Dict[str, Any]:
-    """A line as it was before the version was told, and before functions were."""
+    """A line as in version 1: without the version, and without the parts of functions."""
     for part in (*request.get("resourceMetrics", ()), *request.get("resourceSpans", ())):
         resource = part["resource"]
         resource["attributes"] = [
@@ -434,7 +434,7 @@ def as_version_1(request: Dict[str, Any]) -> Dict[str, Any]:
 
 class TestVersions:
     def test_1(self) -> None:
-        """A file of version 1 has all its numbers, and its chains without the modules."""
+        """A file of version 1 has all numbers, and chains without the modules."""
         trace = load([str(VERSION_1)])
         assert trace.broken == []
         found = {
@@ -454,7 +454,7 @@ class TestVersions:
         }
 
     def test_2_has_no_text_taken_apart(self, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A file of version 2 tells the parts of each function in a chain."""
+        """A file of version 2 has the parts of each function in a chain."""
         monkeypatch.delattr(_load, "caller_of")
         trace = load([str(shop)])
         callers = {caller for site in trace.sites for chain in site.chains for caller in chain}
@@ -468,7 +468,7 @@ class TestVersions:
     def test_killed_before_its_first_metrics(
         self, run_main: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The spans of a process that was killed have no text taken apart, either."""
+        """The chains in the spans of a killed process have the parts of each function, too."""
         program = """
             import asyncio
             import os
@@ -493,7 +493,7 @@ class TestVersions:
         assert (caller.module, caller.qualname) == ("__main__", "work")
 
     def test_text_that_misleads(self, shop: Path, path: Path) -> None:
-        """A file whose name looks like the end of a text is told apart from the function."""
+        """A file whose name looks like the end of a chain's text is not mistaken for that end."""
         name = "shop (1:2).py"
         text = shop.read_text().replace(str(shop.with_name("shop.py")), name)
         assert name in text
@@ -506,14 +506,14 @@ class TestVersions:
 
     @pytest.mark.parametrize("is_first", [False, True])
     def test_both(self, shop: Path, till: Path, path: Path, is_first: bool) -> None:
-        """The same chain in files of both versions is one."""
+        """The same chain in files of both versions is one chain."""
         write(path, [as_version_1(request) for request in requests(till)])
         files = [path, shop] if is_first else [shop, path]
         assert numbers(load(list(map(str, files)))) == numbers(load([str(shop), str(till)]))
 
     @pytest.mark.parametrize("signal", ["resourceMetrics", "resourceSpans"])
     def test_newer(self, shop: Path, path: Path, signal: str) -> None:
-        """A newer version than is known is an error that names the file, and says what to do."""
+        """A trace of a newer version is an error that names the file, and says what to do."""
         newer = requests(shop, signal)
         for request in newer:
             for each in request[signal][0]["resource"]["attributes"]:
@@ -530,7 +530,7 @@ class TestVersions:
 
 class TestMemory:
     def test_does_not_grow(self, shop: Path, path: Path) -> None:
-        """More lines of the same process are read in the same memory."""
+        """Loading more lines of the same process takes no more memory."""
 
         tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
 
@@ -545,5 +545,5 @@ class TestMemory:
             finally:
                 tracemalloc.stop()
 
-        load([str(shop)])  # what is imported and cached now is not counted
+        load([str(shop)])  # imports and caches, which the measurement leaves out
         assert peak(32) < 1.1 * peak(8)
