@@ -19,8 +19,8 @@ pytest_collect_file = (_readme + _pages).pytest()
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
-    # Sybil's filter assumes that the failure was raised in the example. A failure that pytest itself
-    # raises, for an unraisable exception say, would end the whole run (Sybil 10.1).
+    # Sybil's filter assumes that the failure was raised in the example. A failure that pytest
+    # itself raises, for an unraisable exception say, would end the whole run (Sybil 10.1).
     for item in items:
         if isinstance(item, SybilItem):
             item._traceback_filter = _Filter(item._traceback_filter)  # type: ignore[method-assign]

@@ -59,9 +59,9 @@ class Config:
     #: Count at most this many sites apart. Further sites count under the function name ``_OTHER``.
     #: (``GREENBACK_TRACE_SITES``)
     sites: int = 500
-    #: The action of debug mode on a misuse: ``"warn"``, ``"raise"`` or ``"off"``. Kinds can have an
-    #: action of their own, as in ``"raise,import=warn"``. Advice is only logged, unless its kind is
-    #: named. (``GREENBACK_TRACE_MISUSE``)
+    #: On a misuse, debug mode does this. It is ``"warn"``, ``"raise"`` or ``"off"``. Kinds can have
+    #: an action of their own, as in ``"raise,import=warn"``. Advice is only logged, unless its kind
+    #: is named. (``GREENBACK_TRACE_MISUSE``)
     misuse: str = "warn"
     #: Begin the links in reports with this address of a copy of the documentation, for example
     #: ``"https://docs.example.org/greenback"``. Without it, a report names the command

@@ -32,7 +32,7 @@ class Numbers:
 
     @property
     def holding_time(self) -> float:
-        """Seconds in bridges without waiting: for so long they held the event loop."""
+        """Seconds in bridges without waiting. For so long they held the event loop."""
         return max(self.time - self.suspended_time, 0)
 
     def add(self, other: Numbers) -> None:
