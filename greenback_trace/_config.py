@@ -42,7 +42,7 @@ class Config:
     #: Open a Unix socket at this path, for ``greenback-trace top``. ``{pid}`` in the path becomes
     #: the process number. (``GREENBACK_TRACE_SOCKET``)
     socket: Optional[str] = None
-    #: Make spans of these: ``"all"``, ``"suspended"`` (bridges), ``"portals"`` or ``"none"``.
+    #: Spans are made of ``"all"``, ``"suspended"`` (bridges), ``"portals"`` or ``"none"``.
     #: (``GREENBACK_TRACE_SPANS``)
     spans: str = "all"
     #: Make at most this many spans per second; 0 is no limit. ``None`` is no limit for a file, and

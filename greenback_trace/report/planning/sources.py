@@ -39,9 +39,9 @@ PARTIALS = ("partial", "partialmethod")
 class Frame:
     """A function that may become async, and the line of its call.
 
-    ``frames_of`` makes the frames of a sync chain. ``file`` is empty and ``line`` 0 if the trace does
-    not have them. A ``Caller`` of a trace of version 1 has no module apart from its name, so frames
-    have the whole name: the same function of both versions is one frame.
+    ``frames_of`` makes the frames of a sync chain. ``file`` is empty and ``line`` 0 if the trace
+    does not have them. A ``Caller`` of a trace of version 1 has no module apart from its name, so
+    frames have the whole name: the same function of both versions is one frame.
     """
 
     function: str
