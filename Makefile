@@ -14,8 +14,9 @@ demo: python ## Run a program written for threads on asyncio and Trio, and repor
 	@$(ENVIRONMENT) .venvs/demo --groups demo
 	.venvs/demo/bin/python demo/run.py
 
+# By class or document: the examples of a document build on one another.
 test: .venv ## Run the tests, and every example of the documentation
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
 
 check: python ## Lint, types, documentation, packages, and the tests on every Python there is
 	@$(ENVIRONMENT) .venvs/check --groups check --no-project

@@ -21,7 +21,8 @@ nox.options.default_venv_backend = "none"
 
 OLDEST, NEWEST = "3.8", "3.15"
 
-PYTEST = ("-m", "pytest", "-n", "auto", "--dist", "loadgroup")
+# By class or document: the examples of a document build on one another.
+PYTEST = ("-m", "pytest", "-n", "auto", "--dist", "loadscope")
 
 RUNTIME = ("tests/greenback",)
 DEBUG_MODE = ("tests/greenback_trace/misuse",)

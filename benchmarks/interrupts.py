@@ -20,7 +20,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, Tuple
 
-from greenback_trace.misuse.detectors import lock_held
+from greenback_trace.misuse.evidence.locks import replacements
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -133,7 +133,7 @@ def main() -> None:
     if sys.implementation.name == "cpython":
         interrupts += (by_thread,)
         threading.Thread(target=_raise_in, args=(threading.get_ident(),), daemon=True).start()
-    lock_held.install()
+    replacements.install()
     makers: Dict[str, Any] = {
         "Lock": threading.Lock,
         "RLock": threading.RLock,
@@ -147,9 +147,9 @@ def main() -> None:
     for work in (by_with, by_acquire):
         for interrupt in interrupts:
             for name, make in makers.items():
-                lock_held.install()
+                replacements.install()
                 if make is None:
-                    lock_held.uninstall()
+                    replacements.uninstall()
                     make = threading.Condition
                 left_held = count_left_held(make, work, interrupt, rounds)
                 print(f"{work.__name__} {interrupt.__name__}, {name}: {left_held}", flush=True)

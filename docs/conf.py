@@ -34,7 +34,7 @@ nitpick_ignore_regex = [
     # In the docstring of a class that is documented in another module than it is written in.
     ("py:obj", "await_"),
     # Types of fields, by the modules that they are written in.
-    ("py:.*", r"greenback_trace\.report\._\w+\.\w+"),
+    ("py:.*", r"greenback_trace\.report\.[\w.]+"),
     # Described in settings.rst.
     ("py:.*", r"greenback_trace\.count\.snapshot\.\w+Totals|Config\.\w+"),
 ]

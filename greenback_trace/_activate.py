@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from greenback._listener.listener import set_primary
 
-from . import _session
+from . import _providers, _session
 from ._config import Config, ConfigError
 from ._session import Gate, Session, warn
 from .count.snapshot import Snapshot, take
@@ -204,6 +204,7 @@ def _tell_of_end() -> None:
 def _after_fork() -> None:
     """In a forked child, where nobody holds our locks. Those of an SDK are left alone."""
     _session.after_fork()
+    _providers.after_fork()
     _start_log_over()
     if _current is not None:
         _current.after_fork()

@@ -1,4 +1,4 @@
-"""Where telemetry goes: to the providers of an application, to its SDK if it has one, to a file."""
+"""A session of tracing: what it consists of, from when it is enabled until it is disabled."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 import os
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Callable, Dict, MutableMapping, Optional, Tuple
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 from greenback._listener.failures import raise_if_from_signal_handler, tell_failure
 from greenback._listener.listener import is_primary, primary_failed, set_primary
 
+from . import _providers
 from ._config import Config
 from .count.counts import Ticks
 from .count.totals import Observer, Totals
@@ -29,19 +29,13 @@ if TYPE_CHECKING:
     from .live.socket import Server
     from .live.stalls import Stall
     from .misuse.listener import Debug
-    from .misuse.policy import Misuse
     from .misuse.watchdog import Held
+    from .misuse.wording import Misuse
 
-_SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 _DEFAULT_SPAN_RATE = 100.0
 
 #: Held by whoever switches tracing on or off, and at the first portal.
 lock = threading.RLock()
-# Written under the lock, by any thread.
-# The instruments of a meter cannot be taken away, so they are used again.
-_sources: MutableMapping[Any, Source] = WeakKeyDictionary()
-# Nor can what was added to a tracer provider.
-_watches: MutableMapping[Any, Watch] = WeakKeyDictionary()
 #: Seconds that the end of an event loop waits for the file to be written, at most.
 _FLUSH_PATIENCE = 1.0
 #: Seconds that no step takes, and that can still be waited for.
@@ -49,17 +43,9 @@ _NEVER = 1e9
 
 
 def after_fork() -> None:
-    """In a forked child: another thread of its parent may have had the lock.
-
-    What its parent has counted is none of what an SDK of its own gets.
-    """
+    """Replace the lock in a forked child: another thread of the parent may have held it."""
     global lock
     lock = threading.RLock()
-    if _sources:
-        proxy, provider = _global_meter_providers()
-        source = None if proxy is None or provider is not None else _sources.get(proxy)
-        if source is not None:
-            source.forget()
 
 
 class Session(Observer):
@@ -200,8 +186,9 @@ class Session(Observer):
         from .file.pipeline import Pipeline
 
         assert self._config.file is not None
-        scope = "greenback", _version(), _SCHEMA_URL
-        self._pipeline = Pipeline(self._config.file, self._config.file_limit, self.totals, scope)
+        self._pipeline = Pipeline(
+            self._config.file, self._config.file_limit, self.totals, _providers.scope()
+        )
         self.connect(self._pipeline.tracer_provider, None)
 
     def _watch_loops(self) -> None:
@@ -261,7 +248,7 @@ class Session(Observer):
                 self._spans.stop()
             self._watch_loops()
             self._at_first_portal = self._reopen
-        elif self._is_given or _sdk_is_set():
+        elif self._is_given or _providers.sdk_is_set():
             if self._spans is not None:
                 self._spans.stop()
             if source is not None:
@@ -305,14 +292,15 @@ class Session(Observer):
         """
         if source.histograms is None:
             return
-        if self._is_given or _sdk_is_set():
+        if self._is_given or _providers.sdk_is_set():
             self._measure(source.histograms)
             return
         # Several threads can look at once, and those that collect have the locks of an SDK.
         found = Ticks()
 
         def look() -> None:
-            if self._source is source and (source.was_read or _sdk_is_set()) and not found.add():
+            has_reader = source.was_read or _providers.sdk_is_set()
+            if self._source is source and has_reader and not found.add():
                 self._measure(source.histograms)
                 self._look_for_sdk = None
                 if source.on_read is look:
@@ -321,24 +309,16 @@ class Session(Observer):
         source.on_read = self._look_for_sdk = look
 
     def _watch_provider(self, provider: Any) -> None:
-        if self._pipeline is not None or not hasattr(provider, "add_span_processor"):
-            return  # it is ours, or not that of an SDK
-        watch = _watches.get(provider)
-        if watch is None:
-            from .emit.shutdown import Watch
-
-            watch = _watches[provider] = Watch()
-            provider.add_span_processor(watch)
-        watch.at_shutdown = self._on_shutdown
-        self._watch = watch
+        if self._pipeline is None:  # a pipeline of our own is closed by us
+            watch = _providers.watch_shutdown(provider, self._on_shutdown)
+            if watch is not None:
+                self._watch = watch
 
     def _watch_global_provider(self) -> None:
         """The application has set one at last."""
-        from opentelemetry import trace
-
         with lock:
             if not self._is_stopped:
-                self._watch_provider(trace.get_tracer_provider())
+                self._watch_provider(None)
 
     def _unwatch_provider(self) -> None:
         watch, self._watch = self._watch, None
@@ -365,26 +345,19 @@ class Session(Observer):
         )
 
     def _measure(self, histograms: Any) -> None:
-        from .emit.metrics import Measurements
+        from .emit.measurements import Measurements
 
         self.totals.pass_on(Measurements(histograms, self._config.measurement_rate))
 
     def connect(self, tracer_provider: Any, meter_provider: Any) -> None:
         """Send everything to these providers, or to the global ones where they are None."""
-        from opentelemetry import metrics, trace
-
         if self._spans is not None:
-            self._watch_provider(tracer_provider or trace.get_tracer_provider())
-            self._spans.start(
-                trace.get_tracer("greenback", _version(), tracer_provider, schema_url=_SCHEMA_URL),
-                self._watch_global_provider,
-            )
+            self._watch_provider(tracer_provider)
+            self._spans.start(_providers.tracer_of(tracer_provider), self._watch_global_provider)
         if self._pipeline is not None:
             source = self._pipeline.source
-        elif meter_provider is not None:
-            source = _source_of(meter_provider)
         else:
-            source = _source_of(metrics.get_meter_provider())
+            source = _providers.source_of(meter_provider)
         self._source = source
         source.was_read = False
         source.totals = self.totals
@@ -429,7 +402,7 @@ class Session(Observer):
     def _is_heard(self) -> bool:
         """Whether an SDK has asked, or will do so when it is closed."""
         assert self._source is not None
-        return self._source.was_read or self._is_given or _sdk_is_set()
+        return self._source.was_read or self._is_given or _providers.sdk_is_set()
 
     def flush(self) -> None:
         if self._pipeline is not None:
@@ -509,47 +482,6 @@ def _tell_stall(function: str, is_first: bool, describe: Callable[[], Stall]) ->
     from .emit.log import stalled
 
     stalled(function, is_first, describe)
-
-
-def _source_of(meter_provider: Any) -> Source:
-    """What is behind the instruments of a meter provider: there are some already, or they are made.
-
-    Those that were made of the global proxy are the instruments of what takes its place.
-    """
-    from .emit.metrics import Source, register
-
-    source = _sources.get(meter_provider)
-    proxy, provider = _global_meter_providers()
-    if source is None and proxy is not None and meter_provider is provider:
-        source = _sources.get(proxy)
-    if source is None:
-        source = Source()
-        meter = meter_provider.get_meter("greenback", _version(), _SCHEMA_URL)
-        register(meter, source)
-    _sources[meter_provider] = source
-    return source
-
-
-def _sdk_is_set() -> bool:
-    """Whether the application has set a global provider."""
-    from opentelemetry import trace
-
-    tracer_provider = getattr(trace, "_TRACER_PROVIDER", None)
-    return tracer_provider is not None or _global_meter_providers()[1] is not None
-
-
-def _global_meter_providers() -> Tuple[Any, Any]:
-    """The proxy, and what the application has set. Asking for the latter could create one."""
-    from opentelemetry.metrics import _internal as metrics
-
-    proxy = getattr(metrics, "_PROXY_METER_PROVIDER", None)
-    return proxy, getattr(metrics, "_METER_PROVIDER", None)
-
-
-def _version() -> str:
-    import greenback
-
-    return greenback.__version__
 
 
 def warn(message: str, *args: Any) -> None:

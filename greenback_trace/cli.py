@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import io
-import json
 import os
 import sys
-from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Optional, Tuple
 
 try:
     import click
-    from rich.console import Console
+    import rich  # noqa: F401  (the modules below need it)
 except ImportError as error:
     sys.exit(
         f"greenback-trace needs {error.name}, which is not installed; "
@@ -24,7 +20,7 @@ import greenback
 
 from ._run import NoSuchProgramError
 from ._run import run as run_program
-from .report import NothingToReportError, hot_spots, load
+from .report import hot_spots, load
 from .report import plan as make_plan
 from .report.export.export import FORMATS, WEIGHTS
 from .report.export.export import export as export_trace
@@ -34,58 +30,13 @@ from .report.show.choice import SORTS, to_nanoseconds
 from .report.show.diff import diff as compare_traces
 from .report.show.diff_table import show_diff
 from .report.show.explain import NoSuchSectionError, find, show_section, show_sections
-from .report.show.fleet import show_fleet
-from .report.show.hotspots import show
+from .report.show.fleet import choose_functions, show_fleet
 from .report.show.json import as_dict
+from .report.show.output import print_json, printing, reporting_errors, writing
 from .report.show.plan import show_plan
+from .report.show.report import show_report
 from .report.show.wording import visible
 from .report.top.live import follow
-
-
-@contextmanager
-def _telling() -> Iterator[None]:
-    """Where there is nothing to report, say why, and end with the status 2."""
-    try:
-        yield
-    except NothingToReportError as error:
-        for message in error.args:
-            click.echo(f"greenback-trace: {visible(message)}", err=True)
-        sys.exit(2)
-
-
-@contextmanager
-def _printing() -> Iterator[Console]:
-    """What prints tables to standard output."""
-    # Names of a trace have letters that the encoding may not have.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    with _writing():
-        yield Console(highlight=False)
-
-
-def _print_json(content: Dict[str, Any]) -> None:
-    with _writing():
-        click.echo(json.dumps(content, indent=2))
-
-
-@contextmanager
-def _writing(output: str = "-") -> Iterator[None]:
-    """Where *output* cannot be written, say why, and end with the status 2.
-
-    Nobody reads a pipe to its end who wants the first lines only: click ends quietly then.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise
-        name, advice = visible(output) or "''", ". Name another file with --output"
-        if output == "-":
-            name, advice = "standard output", ""
-            # What is left in the buffer would fail again, with a traceback, at the very end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        click.echo(f"greenback-trace: {name} cannot be written: {error.strerror}{advice}", err=True)
-        sys.exit(2)
 
 
 def _print_version(context: click.Context, option: click.Parameter, value: bool) -> None:
@@ -203,14 +154,14 @@ def report(
         )
     if not files:
         raise click.UsageError("Missing FILE: name a trace, or a server with --prometheus URL.")
-    with _telling():
+    with reporting_errors():
         trace = load(*files, service=service, since=since, until=until, show_progress=True)
         sites = hot_spots(trace, sort=sort, functions=functions, paths=paths)
     if as_json:
-        _print_json(as_dict(trace, sites[:top]))
+        print_json(as_dict(trace, sites[:top]))
     else:
-        with _printing() as console:
-            show(trace, sites, top or 20, sort, console)
+        with printing() as console:
+            show_report(trace, sites, top or 20, sort, console)
 
 
 def _report_fleet(
@@ -221,13 +172,13 @@ def _report_fleet(
     top: Optional[int],
     as_json: bool,
 ) -> None:
-    with _telling():
+    with reporting_errors():
         fleet = ask_prometheus(url, window)
-        functions = fleet.choose(names, sort)
+        functions = choose_functions(fleet, names, sort)
     if as_json:
-        _print_json(fleet.as_dict(functions[:top]))
+        print_json(fleet.as_dict(functions[:top]))
     else:
-        with _printing() as console:
+        with printing() as console:
             show_fleet(fleet, functions, top or 20, sort, console)
 
 
@@ -275,9 +226,9 @@ def export(
 
     A flame graph shows exact totals. A timeline shows the spans of the trace.
     """
-    with _telling():
+    with reporting_errors():
         content = export_trace(list(files), kind, weight, roots)
-    with _writing(output), click.open_file(output, "wb") as file:
+    with writing(output), click.open_file(output, "wb") as file:
         file.write(content)
         file.flush()
 
@@ -310,12 +261,12 @@ def plan(files: Tuple[str, ...], weight: str, roots: Tuple[str, ...], as_json: b
     function in it, with what it removes. The numbers are exact counts of sync chains, not of spans.
     Where the sources are at hand, each step has its edits.
     """
-    with _telling():
+    with reporting_errors():
         planned = make_plan(load(*files), weight=weight, roots=roots)
     if as_json:
-        _print_json(planned.as_dict())
+        print_json(planned.as_dict())
     else:
-        with _printing() as console:
+        with printing() as console:
             show_plan(planned, console)
 
 
@@ -347,12 +298,12 @@ def diff(before: str, after: str, top: int, as_json: bool) -> None:
     faster, slower  another time per bridge, by a factor of 1.2 and by 0.1 ms
                     or more, with 20 bridges in A and in B. Less is noise
     """
-    with _telling():
+    with reporting_errors():
         made = compare_traces(before, after)
     if as_json:
-        _print_json(made.as_dict())
+        print_json(made.as_dict())
     else:
-        with _printing() as console:
+        with printing() as console:
             show_diff(made, top, console)
 
 
@@ -372,7 +323,7 @@ def top(path: str) -> None:
             f"greenback-trace top needs {error.name}, which is not installed; "
             "run: pip install 'greenback[report]'"
         )
-    with _telling():
+    with reporting_errors():
         live = follow(path)
         click.get_current_context().call_on_close(live.close)
         live.read()
@@ -401,7 +352,7 @@ def explain(kind: Optional[str]) -> None:
     KIND, the command lists all of them.
     """
     if kind is None:
-        with _printing() as console:
+        with printing() as console:
             show_sections(console)
         return
     try:
@@ -409,7 +360,7 @@ def explain(kind: Optional[str]) -> None:
     except NoSuchSectionError as error:
         click.echo(f"greenback-trace: {visible(str(error))}", err=True)
         sys.exit(2)
-    with _printing() as console:
+    with printing() as console:
         show_section(section, console)
 
 

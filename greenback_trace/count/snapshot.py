@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from ..misuse.policy import Misuse
+from ..misuse.wording import Misuse
 from .counts import BOUNDS, PORTAL_BOUNDS, Histogram, count_of
 
 if TYPE_CHECKING:

@@ -13,16 +13,13 @@ it costs is measured by ``benchmarks/``.
 
 from __future__ import annotations
 
-import builtins
-import sys
 import threading
 import weakref
 from bisect import bisect_left
 from time import perf_counter_ns
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, cast
+from typing import TYPE_CHECKING, Any, Callable, Optional, cast
 
-from greenback._listener.failures import raise_if_from_signal_handler
 from greenback.instruments import Portal
 
 from .counts import (
@@ -30,15 +27,11 @@ from .counts import (
     NO_NODE,
     PORTAL_EDGES,
     Counts,
-    Ending,
-    Histogram,
-    KindTally,
-    LibraryTally,
     Node,
     PortalTally,
     Running,
-    Tally,
 )
+from .outcomes import ending_of
 from .sites import (
     ASYNC,
     CALLERS_PER_SITE,
@@ -51,11 +44,11 @@ from .sites import (
     key_of,
     outside_adapters,
 )
+from .sums import Sums
 
 if TYPE_CHECKING:
-    from ..emit.metrics import Measurements
+    from ..emit.measurements import Measurements
     from ..misuse.watchdog import Held
-    from .counts import Chain
 
 #: In place of the key of what is too much.
 _OVERFLOW = 0
@@ -97,7 +90,7 @@ class Observer:
         raise error
 
 
-class Totals:
+class Totals(Sums):
     """Counts everything that the runtime tells of: a `greenback._listener.listener.Listener`.
 
     Args:
@@ -109,20 +102,11 @@ class Totals:
 
     __slots__ = (
         "__weakref__",
-        "_all",
-        "_closed",
-        "_ended",
-        "_ended_chains",
         "_gives_outermost",
         "_local",
-        "_lock",
         "_measurements",
-        "_node_limit",
         "_observer",
         "_site_limit",
-        "_unmeasured",
-        "late",
-        "portals",
         "sites",
         "slow_ns",
     )
@@ -135,39 +119,19 @@ class Totals:
         gives_outermost: bool = False,
     ) -> None:
         self._site_limit = site_limit
-        #: Nodes that a thread learns at most, each of which takes 250 bytes; and chains that are
-        #: kept of threads that have ended.
-        self._node_limit = site_limit * CALLERS_PER_SITE
         self.slow_ns = slow_ns
         self._observer = Observer() if observer is None else observer
         self._gives_outermost = gives_outermost
         #: Written by `pass_on`, from any thread.
         self._measurements: Optional[Measurements] = None
         self.sites = Sites(site_limit)
-        self.after_fork()
+        # A thread learns at most this many nodes. Each takes 250 bytes.
+        super().__init__(node_limit=site_limit * CALLERS_PER_SITE)
 
     def after_fork(self) -> None:
-        """Start at zero, in a child that was forked. Takes no lock: somebody may have held it."""
-        # What was open stays its parent's: nobody adds it up here.
-        for tally in list(getattr(self, "portals", {}).values()):
-            tally.totals = None
-        #: The open portals. One is added and removed by the thread that it runs in; single
-        #: operations of a dictionary are atomic, also on free-threaded builds.
-        self.portals: Dict[Portal, PortalTally] = {}
-        #: Closed ones that bridges are still under way in, by their id.
-        self.late: Dict[int, PortalTally] = {}
+        super().after_fork()
         self.sites.after_fork()
         self._local = _Local()
-        # Reentrant: a finalizer that runs in here may be the first in its thread to bridge.
-        self._lock = threading.RLock()
-        # These are written under the lock, by any thread.
-        self._all: List[Counts] = []
-        #: The closed portals that somebody was told of, by kind.
-        self._closed: Dict[str, int] = {}
-        #: What was told of those that no histogram was told of.
-        self._unmeasured = 0
-        self._ended = Counts(bool)
-        self._ended_chains: Dict[Chain, Tally] = {}
 
     def pass_on(self, measurements: Optional[Measurements]) -> None:
         """Give *measurements* their samples for an SDK's histograms from now on; None ends that."""
@@ -431,9 +395,7 @@ class Totals:
         measurements = self._measurements
         if measurements is not None:
             measurements.skip_some(counts)  # a thread's first event is no better than its others
-        with self._lock:
-            self._take_over_from_ended_threads()
-            self._all.append(counts)
+        self._add_thread(counts)
         self._local.counts = counts
         return counts
 
@@ -510,200 +472,3 @@ class Totals:
             self._observer.slow_step(function, spent / 1e9, held)
         except Exception as error:
             self._observer.failed(error)
-
-    # For those who read
-
-    def holder(self, portal: Portal) -> str:
-        """The function whose bridge was the last one in the portal's step; else its work."""
-        node = portal.note.last
-        return _work_of(portal) if node is None else node.root().site.function
-
-    def by_chain(self) -> Dict[Chain, Tally]:
-        """The bridges of every chain, site last. An async site is a chain of its own."""
-        with self._lock:
-            totals: Dict[Chain, Tally] = {}
-            for chain, tally in self._ended_chains.copy().items():
-                _add(totals, chain, tally)
-            for counts in list(self._all):
-                _add_nodes(totals, counts)
-            return totals
-
-    def by_site(self) -> Dict[Site, Tally]:
-        totals: Dict[Site, Tally] = {}
-        for chain, tally in self.by_chain().items():
-            _add(totals, chain[-1], tally)
-        return totals
-
-    def by_function(self) -> Dict[str, Tally]:
-        with self._lock:
-            totals: Dict[str, Tally] = {}
-            for chain, tally in self._ended_chains.copy().items():
-                _add(totals, chain[-1].function, tally)
-            for counts in list(self._all):
-                for node in list(counts.nodes):
-                    if node.bridges:
-                        _add(totals, node.root().site.function, node)
-            return totals
-
-    def by_kind(self) -> Dict[str, KindTally]:
-        with self._lock:  # lest one close between the two
-            totals = self._sum().kinds
-            for portals, is_open in ((self.portals, 1), (self.late, 0)):
-                for portal in list(portals.values()):
-                    found = totals.get(portal.kind)
-                    if found is not None:
-                        found.add(portal)
-                        found.open += is_open
-            for name, kind in totals.items():
-                # One that was opened since its kind was added up is no portal that is closed less.
-                closed = max(self._closed.get(name, 0), kind.opened - kind.open)
-                self._closed[name] = closed
-                kind.open = kind.opened - closed
-            return totals
-
-    def by_library(self) -> Dict[str, LibraryTally]:
-        return self._sum().libraries
-
-    def active(self) -> Dict[str, int]:
-        """The bridges that are under way, by the name of their library; 0 where there were some."""
-        totals = dict.fromkeys(self.by_library(), 0)
-        for portal in [*list(self.portals.values()), *list(self.late.values())]:
-            name = portal.library_name
-            totals[name] = totals.get(name, 0) + portal.active()
-        return totals
-
-    def switches(self) -> Dict[str, Histogram]:
-        """How long they took, by direction."""
-        everything = self._sum()
-        return {"to_loop": everything.to_loop, "to_task": everything.to_task}
-
-    def slow_steps(self) -> Dict[str, int]:
-        return self._sum().slow
-
-    def unmeasured(self) -> int:
-        """The bridges, switches, steps and closed portals that no histogram of an SDK was told of.
-
-        What was told once is never more than what is told later.
-        """
-        with self._lock:
-            self._unmeasured = max(self._unmeasured, self._sum().unmeasured)
-            return self._unmeasured
-
-    def _sum(self) -> Counts:
-        """What all threads have counted, but for the nodes."""
-        with self._lock:
-            self._take_over_from_ended_threads()
-            totals = Counts(bool)
-            for counts in [self._ended, *self._all]:
-                totals.add(counts)
-            return totals
-
-    def _take_over_from_ended_threads(self) -> None:
-        """Add up what ended threads have counted, so that many short-lived ones take no memory."""
-        for counts in [counts for counts in self._all if counts.is_alive() is None]:
-            try:
-                self._all.remove(counts)
-            except ValueError:
-                continue  # a finalizer that ran in here was the first in its thread to bridge
-            self._add_ended(counts)
-
-    def _add_ended(self, counts: Counts) -> None:
-        for node in counts.nodes:
-            if node.bridges:
-                chain = node.chain()
-                is_full = len(self._ended_chains) >= self._node_limit
-                if is_full and len(chain) > 1 and chain not in self._ended_chains:
-                    chain = (OTHER, chain[-1])
-                _add(self._ended_chains, chain, node)
-        self._ended.add(counts)
-
-
-def ending_of(error: Optional[BaseException], suspended: bool) -> Ending:
-    if error is None:
-        return "ok", suspended, None
-    if is_cancellation(error):
-        return "cancelled", suspended, None
-    return "error", suspended, full_name(type(error))
-
-
-def is_cancellation(error: BaseException) -> bool:
-    """Whether *error* is a cancellation of asyncio or Trio, or a group of nothing else."""
-    asyncio = sys.modules.get("asyncio")
-    # Not isinstance(), which asks what it is given for its class; nor is the error asked below.
-    kind = type(error)
-    if asyncio is not None and issubclass(kind, asyncio.CancelledError):
-        return True
-    trio = sys.modules.get("trio")
-    if trio is None:
-        return False
-    if issubclass(kind, trio.Cancelled):
-        return True
-    group: Any = _group_type()
-    if group is None or not issubclass(kind, group):
-        return False
-    members = vars(group)["exceptions"].__get__(error)  # Trio's nurseries put even one into a group
-    return all(map(is_cancellation, members))
-
-
-def _group_type() -> Any:
-    module = builtins if sys.version_info >= (3, 11) else sys.modules.get("exceptiongroup")
-    return getattr(module, "BaseExceptionGroup", None)
-
-
-#: What a metaclass, or the class itself, may shadow.
-_MODULE: Any = type.__dict__["__module__"]
-_QUALNAME: Any = type.__dict__["__qualname__"]
-
-
-def full_name(kind: type) -> str:
-    name: str = _QUALNAME.__get__(kind)
-    module = _MODULE.__get__(kind)
-    if module == "builtins":
-        return name
-    return f"{module if type(module) is str else '?'}.{name}"
-
-
-def task_name(task: Any) -> Optional[str]:
-    try:
-        get_name = getattr(task, "get_name", None)  # asyncio has this, Trio an attribute
-        name = getattr(task, "name", None) if get_name is None else get_name()
-    except Exception as error:  # a class of the program's, which cannot say it now
-        raise_if_from_signal_handler(error)
-        return None
-    return name if issubclass(type(name), str) else None
-
-
-def _work_of(portal: Portal) -> str:
-    """The async function that a portal's task waits in, or the function that it was made of.
-
-    Those of the async libraries themselves only say that it waits.
-    """
-    coroutine = portal.coroutine
-    name = None
-    while coroutine is not None:
-        frame = getattr(coroutine, "cr_frame", None)
-        if frame is None:
-            break
-        module = frame.f_globals.get("__name__", "?")
-        if name is None or module.partition(".")[0] not in ("asyncio", "trio", "anyio"):
-            name = f"{module}.{coroutine.__qualname__}"
-        coroutine = coroutine.cr_await
-    if name is not None:
-        return name
-    # It has ended.
-    work = getattr(portal, "function", None) or portal.coroutine
-    name = getattr(work, "__qualname__", None) or type(work).__qualname__
-    return f"{getattr(work, '__module__', None) or '?'}.{name}"
-
-
-def _add_nodes(totals: Dict[Chain, Tally], counts: Counts) -> None:
-    for node in list(counts.nodes):
-        if node.bridges:
-            _add(totals, node.chain(), node)
-
-
-def _add(totals: Dict[Any, Tally], key: Any, tally: Tally) -> None:
-    found = totals.get(key)
-    if found is None:
-        found = totals[key] = Tally()
-    found.add(tally)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import GetSetDescriptorType
 from typing import TYPE_CHECKING, Any, Dict
 
-from ..count.totals import full_name
+from ..count.names import full_name
 
 if TYPE_CHECKING:
     from ..count.counts import PortalTally, Running

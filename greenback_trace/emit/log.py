@@ -14,17 +14,17 @@ from opentelemetry import trace
 from greenback._listener.failures import raise_if_from_signal_handler
 
 from ..count.counts import Ticks
+from ..count.names import task_name
 from ..count.snapshot import Snapshot
-from ..count.totals import task_name
-from .spans import own_span
+from .context import own_span
 
 if TYPE_CHECKING:
     from greenback.instruments import Portal
 
     from ..count.counts import PortalTally
     from ..live.stalls import Stall
-    from ..misuse.policy import Misuse
     from ..misuse.watchdog import Held
+    from ..misuse.wording import Misuse
 
 _SITES_IN_SUMMARY = 5
 #: Seconds for which the same event of the same site is not told again.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from contextvars import ContextVar
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, cast
 
@@ -20,9 +19,12 @@ from opentelemetry.trace import Span, Tracer
 from greenback._listener.failures import raise_if_from_signal_handler, tell_failure
 
 from ..count.counts import PortalTally, Running, Ticks
-from ..count.totals import Totals, full_name, is_cancellation, task_name
+from ..count.names import full_name, task_name
+from ..count.outcomes import is_cancellation
+from ..count.totals import Totals
 from .attributes import first_attributes, portal_attributes
 from .budget import Budget
+from .context import OWN_SPAN, current_context, has_span, is_unsampled, take_out
 from .sdk import (
     Call,
     inside,
@@ -37,9 +39,6 @@ from .sdk import (
 if TYPE_CHECKING:
     from greenback.instruments import Portal
 
-_OWN_SPAN = otel_context.create_key("greenback-span")
-#: With this, an SDK asks for what it does to export not to be traced.
-_SUPPRESSED = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
 #: The kinds of portals whose spans are parents of the bridges in them: they end with one call.
 _ROOTS = ("run", "run_sync")
 
@@ -69,12 +68,6 @@ class _Open:
         owner = getattr(self, "owner", None)
         if owner is not None:  # a signal handler has cut its bridge off
             owner.abandon(self)
-
-
-def own_span() -> Span:
-    """The current span of a pipeline of our own; `opentelemetry.trace.INVALID_SPAN` if none is."""
-    span = otel_context.get_value(_OWN_SPAN)
-    return span if isinstance(span, Span) else trace.INVALID_SPAN
 
 
 class Spans:
@@ -212,7 +205,7 @@ class Spans:
             bridge.portal = portal
             bridge.awaitable = awaitable
             if self._all_bridges and not (self._waits_for_sdk and self._is_idle()):
-                current = _current_context()
+                current = current_context()
                 if current is not self._unsampled:
                     self._start(bridge, frame, current)
             return bridge
@@ -274,7 +267,7 @@ class Spans:
         if type(opened) is _Open and opened.process is self._process:
             span: Span = opened.span
             return span
-        span = trace.get_current_span(self._own_view(_current_context()))
+        span = trace.get_current_span(self._own_view(current_context()))
         return span if span.is_recording() else self._portals.get(portal)
 
     # What has failed
@@ -323,8 +316,8 @@ class Spans:
 
     def _start_portal(self, portal: Portal) -> None:
         assert self._tracer is not None
-        current = self._own_view(_current_context())
-        if _is_unsampled(current):
+        current = self._own_view(current_context())
+        if is_unsampled(current):
             return
         if not self._may_call(sys._getframe(1)):
             self._dropped_inside.add()
@@ -366,10 +359,10 @@ class Spans:
 
     def _start(self, bridge: Running, frame: Any, current: Context) -> None:
         view = self._own_view(current)
-        if _is_unsampled(view):
+        if is_unsampled(view):
             self._unsampled = current
             return
-        if bridge.tally.is_unsampled and not _has_span(view):
+        if bridge.tally.is_unsampled and not has_span(view):
             return
         now = bridge.started
         budget = self._budget
@@ -390,28 +383,28 @@ class Spans:
             return
         self.was_recorded = True
         if self._is_private:
-            within = otel_context.set_value(_OWN_SPAN, span, current)
+            within = otel_context.set_value(OWN_SPAN, span, current)
         else:
             within = trace.set_span_in_context(span, current)
         # First, so that whatever happens next, the span is taken out again.
         opened = bridge.opened = _Open(self, span, current, within, self._process)
         otel_context.attach(within)
-        opened.context = _current_context()  # the same, unless a context of its own copies it
+        opened.context = current_context()  # the same, unless a context of its own copies it
         bridge.started = perf_counter_ns()
 
     def _leave(self, opened: _Open) -> None:
         """Make current what was so before, unless somebody else has changed it in between."""
-        current = _current_context()
+        current = current_context()
         if current is opened.context:
             # Not detach(): its token is good only in the contextvars context in which it was made,
             # and a task's can be replaced while it waits.
             otel_context.attach(opened.before)
             return
-        _take_out(opened)
+        take_out(opened.context, opened.span, opened.before)
         if self._is_private:
-            if current.get(_OWN_SPAN) is opened.span:
-                outer = opened.before.get(_OWN_SPAN)
-                otel_context.attach(otel_context.set_value(_OWN_SPAN, outer, current))
+            if current.get(OWN_SPAN) is opened.span:
+                outer = opened.before.get(OWN_SPAN)
+                otel_context.attach(otel_context.set_value(OWN_SPAN, outer, current))
         elif trace.get_current_span(current) is opened.span:
             outer = trace.get_current_span(opened.before)
             otel_context.attach(trace.set_span_in_context(outer, current))
@@ -467,8 +460,8 @@ class Spans:
             budget = self._second_budget
         else:
             return left_out
-        view = self._own_view(_current_context())
-        if _is_unsampled(view) or (bridge.tally.is_unsampled and not _has_span(view)):
+        view = self._own_view(current_context())
+        if is_unsampled(view) or (bridge.tally.is_unsampled and not has_span(view)):
             return left_out
         if not self._may_call(sys._getframe(3)):
             return left_out or self._dropped_inside
@@ -552,53 +545,16 @@ class Spans:
         if not self._is_private:
             return current
         # The rest of the context is the application's, and would make its span the parent.
-        own: Any = current.get(_OWN_SPAN)
+        own: Any = current.get(OWN_SPAN)
         return Context() if own is None else trace.set_span_in_context(own, Context())
 
     def _parent(self, bridge: Running, view: Context) -> Context:
         """The context whose span becomes the parent."""
         if bridge.tally.kind in _ROOTS:
             span = self._portals.get(bridge.portal)
-            if span is not None and not _has_span(view):
+            if span is not None and not has_span(view):
                 return trace.set_span_in_context(span, view)
         return view
-
-
-def _reader_of_context() -> Callable[[], Context]:
-    """What `opentelemetry.context.get_current` asks, two calls of Python functions further down."""
-    runtime = getattr(otel_context, "_RUNTIME_CONTEXT", None)
-    variable: Any = getattr(runtime, "_current_context", None)
-    if isinstance(variable, ContextVar) and isinstance(variable.get(None), Context):
-        return variable.get
-    return otel_context.get_current
-
-
-_current_context = _reader_of_context()
-
-
-def _take_out(opened: _Open) -> None:
-    """Take the span out of the context that it was made current by.
-
-    What the bridge has attached is detached some day, and makes that one current again: a coroutine
-    that enters a context manager is over long before another one leaves it.
-    """
-    context = opened.context
-    for key, value in context.copy().items():
-        if value is opened.span:
-            # To everybody else, a context does not change.
-            dict.__setitem__(context, key, opened.before.get(key))
-
-
-def _is_unsampled(view: Context) -> bool:
-    """Whether nothing is to be traced within a context: also what an SDK does to export."""
-    if view.get(_SUPPRESSED):
-        return True
-    context = trace.get_current_span(view).get_span_context()
-    return context.is_valid and not context.trace_flags.sampled
-
-
-def _has_span(view: Context) -> bool:
-    return trace.get_current_span(view).get_span_context().is_valid
 
 
 def _no_sdk() -> bool:

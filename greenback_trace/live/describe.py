@@ -12,15 +12,15 @@ from time import monotonic, perf_counter_ns, time
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 from ..count.frames import can_look_at
+from ..count.names import task_name
 from ..count.snapshot import take
-from ..count.totals import task_name
 from .stacks import format_task, is_running
 
 if TYPE_CHECKING:
     from greenback.instruments import Portal
 
     from ..count.totals import Totals
-    from ..misuse.policy import Misuse
+    from ..misuse.wording import Misuse
 
 #: Raised when a field is taken away or changes its meaning.
 VERSION = 1

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, Tuple
 from greenback._frames import is_bridge, is_own, stepping_portals
 
 from ..count.frames import can_look_at_others
+from ..count.names import task_name
 from ..count.sites import site_of
-from ..count.totals import Totals, task_name
+from ..count.totals import Totals
 from .stacks import is_running, line_of, running_stack
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Iterator, List, NamedTuple, Optional, Tup
 from greenback._frames import is_own, outwards, suspended_frames
 
 from ..count.frames import current_frames
+from ..count.names import task_name
 from ..count.sites import site_of
-from ..count.totals import task_name
-from ..misuse.detectors import lock_held
 from ..misuse.evidence.blocks import call_around, inside
+from ..misuse.evidence.locks import lookup
+from ..misuse.evidence.locks.claims import NAMES
 
 if TYPE_CHECKING:
     from ..count.totals import Totals
@@ -49,24 +50,24 @@ def find(innermost: FrameType, task: Any, totals: Totals) -> Optional[Waits]:
     """
     outer = (each for each in outwards(innermost) if each.f_code.co_filename != threading.__file__)
     frame = next(outer, None)
-    call = None if frame is None else call_around(frame, lock_held.NAMES)
+    call = None if frame is None else call_around(frame, NAMES)
     if frame is None or call is None:
         return None
-    found = lock_held.lock_of(frame, call.expression)
+    found = lookup.lock_of(frame, call.expression)
     if found is None:
         return None
     holders = list(dict.fromkeys(_holders(found, task, totals)))
     return Waits(f"{found.name} {call.expression!r}", tuple(holders))
 
 
-def _holders(lock: lock_held.Found, task: Any, totals: Totals) -> Iterator[str]:
+def _holders(lock: lookup.Found, task: Any, totals: Totals) -> Iterator[str]:
     for who, frames in _stacks(task, totals):
         for frame in frames:
             for block in inside(frame):
-                if lock_held.is_inside(frame, block, lock):
+                if lookup.is_inside(frame, block, lock):
                     yield f"{who}, in {site_of(frame).function} ({_place(frame, block.line)})"
-    yield from lock_held.claimants(lock)
-    owner = lock_held.owner_of(lock)
+    yield from lookup.claimants(lock)
+    owner = lookup.owner_of(lock)
     if owner:
         yield f"thread {_thread_name(owner)!r}"
 

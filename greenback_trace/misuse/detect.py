@@ -26,8 +26,10 @@ from .detectors import (
     trace_function,
     weakref_callback,
 )
-from .evidence.calls import how_called, is_plainly_called, takes_arguments
+from .evidence.calls import how_called
+from .evidence.instructions import is_plainly_called
 from .evidence.prompt import inside_prompt
+from .evidence.values import takes_arguments
 from .finding import Finding, Suspicion
 
 #: The kinds that can be told on this interpreter. The detectors of the others are off.

@@ -1,11 +1,11 @@
-"""Where a kind of misuse is explained: on a page of the documentation, or by a command."""
+"""The place that explains a kind of misuse: a page of the documentation, or a command."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, Optional
 
-#: What a base of links must be.
+#: The valid bases of links, in words.
 ALLOWED_BASES = (
     "a URL that begins with http, https or file, or the path of a directory, with no ? and no #"
 )
@@ -29,12 +29,12 @@ def page_of(base: str) -> str:
 
 
 def anchor_of(name: str) -> str:
-    """What a link says after the ``#`` to lead to a kind of misuse, or to a heading."""
+    """The part of a link after the ``#``, for a kind of misuse or a heading."""
     return name.lower().replace("_", "-").replace(" ", "-")
 
 
 def is_base(value: Any) -> bool:
-    """Whether links can begin with it."""
+    """Whether a value is a valid base of links: see `ALLOWED_BASES`."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         return False
     if "?" in value or "#" in value:

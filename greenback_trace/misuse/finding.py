@@ -1,11 +1,11 @@
-"""What a detector has found."""
+"""The result of a detector, and the kinds of misuse that there are."""
 
 from __future__ import annotations
 
 from types import FrameType
 from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
-#: How bad a kind of misuse is.
+#: The severity of each kind of misuse.
 SEVERITY: Dict[str, str] = {
     "finalizer": "error",
     "weakref_callback": "error",
@@ -19,17 +19,17 @@ SEVERITY: Dict[str, str] = {
 
 
 class Suspicion(NamedTuple):
-    """What a frame is, if its caller's code did not call it."""
+    """The kind of misuse that a frame is part of, unless its caller's code has called it."""
 
     kind: str
     #: As in `Finding`.
     subject: str
     evidence: Tuple[str, ...]
-    #: The attributes through which it is called, where it is called by an attribute.
+    #: The attributes by which an explicit call would call it.
     names: Tuple[str, ...] = ()
-    #: What an explicit call would have to pass last.
+    #: The last argument that an explicit call would have to pass.
     handed: Any = None
-    #: A slow look for what makes us sure, where the caller's code leaves it open.
+    #: A slow search for certain evidence, for where the caller's code leaves it open.
     confirm: Optional[Callable[[], Optional[str]]] = None
 
 
@@ -39,8 +39,8 @@ class Finding:
     Attributes:
         kind: A key of `SEVERITY`.
         frame: The offending frame.
-        subject: One phrase that names what offends.
-        evidence: Sentences that say what makes us sure.
+        subject: One phrase that names the offender.
+        evidence: Sentences that say how it was recognised.
         inconclusive: The evidence cannot tell an explicit call from an implicit one.
     """
 

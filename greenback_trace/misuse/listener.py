@@ -16,10 +16,12 @@ from ..emit.sdk import unwatch_collections, watch_collections
 from .detect import are_known, at_start
 from .detectors import lock_held
 from .evidence.blocks import are_without, with_blocks
+from .evidence.locks import claims, replacements
 from .finding import Finding
-from .policy import OFF, Misuse, MisuseError
+from .policy import OFF, MisuseError
 from .record import Misuses
 from .watchdog import Watchdog
+from .wording import Misuse
 
 if TYPE_CHECKING:
     from greenback._listener.listener import Listener
@@ -129,7 +131,7 @@ class Debug:
         self.suspend_bridge = None
         if actions[_LOCK_HELD] != OFF:
             self.suspend_bridge = self._before_suspension
-            lock_held.install()
+            replacements.install()
 
     def after_fork(self) -> None:
         """Start at zero, in a forked child."""
@@ -142,7 +144,7 @@ class Debug:
         self._watchdog.stop()
         unwatch_collections(self)
         if self.suspend_bridge is not None:
-            lock_held.uninstall()
+            replacements.uninstall()
 
     # What the runtime calls, besides what goes through unseen
 
@@ -238,7 +240,7 @@ class Debug:
     def _before_suspension(self, bridge: Running) -> None:
         if bridge.switches:
             return  # nothing of the task's sync code has run since the first one
-        if bridge.is_clear and not lock_held.are_noted():
+        if bridge.is_clear and not claims.are_noted():
             return
         frame = caller_of_bridge(sys._getframe(1))
         if frame is None:

@@ -19,7 +19,8 @@ from ..count.counts import Ticks
 from ..count.sites import OTHER, Site
 from ..emit import log
 from .finding import SEVERITY, Finding
-from .policy import OFF, RAISE, WARN, Misuse, MisuseWarning, describe, is_allowed
+from .policy import OFF, RAISE, WARN, MisuseWarning, is_allowed
+from .wording import Misuse, describe
 
 if TYPE_CHECKING:
     from greenback.instruments import Portal

@@ -14,7 +14,7 @@ from ..count.counts import Ticks
 
 if TYPE_CHECKING:
     from .._config import Config
-    from .policy import Misuse
+    from .wording import Misuse
 
     _Summary = Dict[str, Any]
 

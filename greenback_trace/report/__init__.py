@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._face import hot_spots, load, plan
@@ -34,15 +35,17 @@ __all__ = [
     "plan",
 ]
 
+#: Imported when first asked for: importing these modules takes longer than importing all others.
+_OF_PLANS = {
+    "Edit": ".planning.edits",
+    "Frame": ".planning.sources",
+    "Move": ".planning.plan",
+    "Plan": ".planning.plan",
+    "Step": ".planning.plan",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # What a plan is made of: to import it takes longer than all the rest.
-    if name == "Edit":
-        from .planning import edits as module
-    elif name == "Frame":
-        from .planning import sources as module  # type: ignore[no-redef]
-    elif name in {"Move", "Plan", "Step"}:
-        from .planning import plan as module  # type: ignore[no-redef]
-    else:
+    if name not in _OF_PLANS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(module, name)
+    return getattr(import_module(_OF_PLANS[name], __name__), name)

@@ -427,9 +427,9 @@ class TestFile:
             warning, dropped = self.run(
                 python,
                 str(path),
-                "from greenback_trace.file import pipeline as _file\n"
+                "from greenback_trace.file import pipeline\n"
                 "from greenback_trace import _session\n"
-                "_file._PATIENCE = _session._FLUSH_PATIENCE = 0.1\n"
+                "pipeline._PATIENCE = _session._FLUSH_PATIENCE = 0.1\n"
                 "page(1_000)\n",  # more than a pipe holds
                 counted=1_100,
             )

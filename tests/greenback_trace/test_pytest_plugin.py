@@ -101,7 +101,7 @@ def test_after(): use()
                 "*Connection.__del__*",
                 "*Stack, outermost first*",
                 "*in leave_to_the_finalizer",
-                "*greenback_trace.misuse.policy.MisuseError: lock_held*",
+                "*greenback_trace.MisuseError: lock_held*",
                 "*greenback misuse (warning lock_held)*",
                 "*= greenback misuse =*",
                 "finalizer (error) at test_suite.Connection.__del__ (*test_suite.py:*): 2",

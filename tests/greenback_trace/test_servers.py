@@ -78,7 +78,7 @@ def post_fork(server, worker):
     program.set_up()
 """
 # What holds after 5 s also holds after less, which a test need not wait for.
-SOON = "from greenback_trace.file import pipeline as _file; _file.FLUSH_INTERVAL = 0.05\n"
+SOON = "from greenback_trace.file import pipeline; pipeline.FLUSH_INTERVAL = 0.05\n"
 
 
 class Server:

@@ -19,18 +19,16 @@ import greenback_trace
 from greenback._engine import bridge
 from greenback._engine.state import NOWHERE
 from greenback.instruments import Portal
-from greenback_trace import Config, _session, format_task
-from greenback_trace.count import counts as _counts
-from greenback_trace.count import totals as _totals
+from greenback_trace import Config, _providers, _session, emit, format_task
+from greenback_trace import count as counting
+from greenback_trace.count import sums
 from greenback_trace.count.counts import Counts, Ticks
 from greenback_trace.count.totals import Observer, Totals
-from greenback_trace.emit import budget as _budget
-from greenback_trace.emit import log, metrics
+from greenback_trace.emit import log, metrics, table
 from greenback_trace.emit.budget import Budget
-from greenback_trace.emit.metrics import Measurements
-from greenback_trace.live import describe as now
-from greenback_trace.misuse import detect
-from greenback_trace.misuse import watchdog as _watchdog
+from greenback_trace.emit.measurements import Measurements
+from greenback_trace.live.describe import describe
+from greenback_trace.misuse import detect, watchdog
 from greenback_trace.misuse.detectors import finalizer
 from greenback_trace.misuse.evidence import blocks
 from greenback_trace.misuse.watchdog import Watchdog
@@ -91,11 +89,11 @@ class TestMeasurements:
             totals.pass_on(Telling({}, rate=1))
             return portals, portals, lambda: check(told == [3, 3])
 
-        at_each_instruction(prepare, _totals)
+        at_each_instruction(prepare, counting.totals, sums)
 
     def test_those_left_out_never_become_fewer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whenever another thread asks for their number, it was told no more before."""
-        monkeypatch.setattr(metrics, "random", lambda: 0.5)
+        monkeypatch.setattr("greenback_trace.emit.measurements.random", lambda: 0.5)
 
         def prepare(turns: Turns) -> Meeting:
             def ask() -> None:
@@ -122,7 +120,7 @@ class TestMeasurements:
             totals.pass_on(measurements)
             return portals, ask, look
 
-        at_each_instruction(prepare, metrics)
+        at_each_instruction(prepare, emit.measurements)
 
     def test_those_left_out_are_never_too_many(self) -> None:
         """Whoever asks for their number while a thread draws how many it leaves out next."""
@@ -138,7 +136,7 @@ class TestMeasurements:
                 lambda: check(told[0] <= 3 == counts.left_out()),
             )
 
-        at_each_instruction(prepare, _counts)
+        at_each_instruction(prepare, counting.counts)
 
     def test_they_end_at_any_moment(self) -> None:
         """Tracing that is disabled while a portal is opened and closed is no failure of it."""
@@ -159,7 +157,7 @@ class TestMeasurements:
             totals.pass_on(Measurements({"portal": Histogram()}, rate=0))
             return open_and_close, lambda: totals.pass_on(None), lambda: check(not failures)
 
-        at_each_instruction(prepare, _totals)
+        at_each_instruction(prepare, counting.totals, sums)
 
 
 def check(holds: bool) -> None:
@@ -190,7 +188,7 @@ class TestTicks:
 
             return read, add_and_read, look
 
-        at_each_instruction(prepare, _counts)
+        at_each_instruction(prepare, counting.counts)
 
 
 @stopping
@@ -212,7 +210,7 @@ class TestBudget:
                 budget.take()
             return take, take, lambda: check(sorted(taken) == [False, True, True, True])
 
-        at_each_instruction(prepare, _budget)
+        at_each_instruction(prepare, emit.budget)
 
 
 @stopping
@@ -243,7 +241,7 @@ class TestLog:
 
             return events, events, look
 
-        at_each_instruction(prepare, log, _counts)
+        at_each_instruction(prepare, log, counting.counts)
         log.start_over()
 
 
@@ -270,8 +268,8 @@ class TestSession:
             return session._look_for_sdk, source.on_read, look
 
         made: List[Measurements] = []
-        monkeypatch.setattr(metrics, "Measurements", measure)
-        at_each_instruction(prepare, _session)
+        monkeypatch.setattr(emit.measurements, "Measurements", measure)
+        at_each_instruction(prepare, _session, _providers)
 
     def test_it_ends_at_any_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Tracing that is disabled while it hears of a portal is no failure of it."""
@@ -284,7 +282,7 @@ class TestSession:
             portal = a_portal()
             return lambda: session.portal_opened(portal), greenback_trace.disable, nothing
 
-        at_each_instruction(prepare, _session)
+        at_each_instruction(prepare, _session, _providers)
 
     def test_a_shutdown_does_not_enable(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Tracing that is disabled while the SDK is shut down stays so."""
@@ -307,12 +305,15 @@ class TestSession:
         sdk = pytest.importorskip("opentelemetry.sdk.metrics")
         export = pytest.importorskip("opentelemetry.sdk.metrics.export")
         failures: List[BaseException] = []
+        names = "greenback.switches", "greenback.misuses"
+        read = [metric for metric in table.METRICS if metric.name in names]
+        assert len(read) == len(names)
 
         def prepare(turns: Turns) -> Meeting:
             def collect() -> None:
-                for name in ("greenback.switches", "greenback.misuses"):
+                for metric in read:
                     try:
-                        source.read(name, source.counters[name])
+                        source.read(metric)
                     except BaseException as failure:
                         failures.append(failure)
 
@@ -327,7 +328,7 @@ class TestSession:
             session.totals._lock = turns.lock()
             return collect, greenback_trace.disable, provider.shutdown
 
-        at_each_instruction(prepare, metrics)
+        at_each_instruction(prepare, metrics, table)
         assert failures == []
 
 
@@ -408,7 +409,7 @@ class TestDebugMode:
             # The second has seen that nobody watches, and goes on when the first has seen it, too.
             return lambda: watchdog.start_step(a_portal()), watchdog._rouse, look
 
-        at_each_instruction(prepare, _watchdog)
+        at_each_instruction(prepare, watchdog)
 
 
 def watchdogs() -> Set[threading.Thread]:
@@ -603,9 +604,7 @@ class TestWithoutTheGIL:
 
         def look() -> None:
             session: Any = greenback_trace._activate._current
-            thread = threading.Thread(
-                target=lambda: told.append(now.describe(session.totals, {}, ()))
-            )
+            thread = threading.Thread(target=lambda: told.append(describe(session.totals, {}, ())))
             thread.start()
             thread.join()
 

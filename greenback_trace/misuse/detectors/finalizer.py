@@ -16,21 +16,18 @@ from typing import Any, Iterator, List, Optional, Tuple
 from greenback._frames import context_of, traceback_of
 
 from ...count.frames import can_look_at_others, locals_of
-from ..evidence.calls import (
+from ..evidence.calls import Origin, how_called
+from ..evidence.instructions import instruction, is_call, is_inert
+from ..evidence.names import name_of_code, name_of_type
+from ..evidence.values import (
     GENERATORS,
     IN_C,
-    Origin,
     arguments_of,
     attributes_with,
     class_attribute,
     code_of,
-    how_called,
-    instruction,
-    is_call,
-    is_inert,
     takes_arguments,
 )
-from ..evidence.names import name_of_code, name_of_type
 from ..finding import Finding, Suspicion
 
 KIND = "finalizer"

@@ -6,8 +6,8 @@ import gc
 from types import FrameType
 from typing import Optional
 
-from ..evidence.calls import arguments_of, leads_to
 from ..evidence.names import name_of_code
+from ..evidence.values import arguments_of, leads_to
 from ..finding import Suspicion
 
 KIND = "gc_callback"

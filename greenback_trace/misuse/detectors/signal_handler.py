@@ -7,8 +7,8 @@ import threading
 from types import FrameType
 from typing import Any, Optional
 
-from ..evidence.calls import arguments_of, leads_to
 from ..evidence.names import name_of_code
+from ..evidence.values import arguments_of, leads_to
 from ..finding import Suspicion
 
 KIND = "signal_handler"

@@ -6,8 +6,8 @@ import sys
 from types import CodeType, FrameType
 from typing import Any, List, Optional
 
-from ..evidence.calls import arguments_of, leads_to
 from ..evidence.names import name_of_code
+from ..evidence.values import arguments_of, leads_to
 from ..finding import Suspicion
 
 KIND = "trace_function"

@@ -6,8 +6,8 @@ import weakref
 from types import FrameType
 from typing import Any, Optional
 
-from ..evidence.calls import arguments_of, takes_arguments
 from ..evidence.names import name_of_code
+from ..evidence.values import arguments_of, takes_arguments
 from ..finding import Suspicion
 
 KIND = "weakref_callback"

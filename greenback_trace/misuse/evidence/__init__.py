@@ -1,1 +1,1 @@
-"""What frames, bytecode and sources say of how a function was called."""
+"""What frames, bytecode and source tell about how a function was called, and about its locks."""

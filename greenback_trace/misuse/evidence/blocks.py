@@ -1,7 +1,7 @@
-"""What a function is in the middle of, read from its bytecode: ``with`` blocks, calls of methods.
+"""The ``with`` blocks and method calls that a function is executing, read from its bytecode.
 
-Source is not needed, nor is anything that `executing` finds in it. Bytecode is looked at once per
-code object, and only if a ``with`` statement or the method in question is in it.
+Neither the source nor `executing` is needed. The bytecode of a code object is read once, and only
+if it has a ``with`` statement or calls the method in question.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from greenlet import getcurrent
 from greenback._frames import is_worker
 
 from ...count.sites import ASYNC, RUNTIME
-from .calls import instruction as current_instruction
-from .calls import instructions_of
+from .instructions import instruction as current_instruction
+from .instructions import instructions_of
 
-#: What begins a ``with`` block: it looks up `__enter__` and calls it. From CPython 3.14 on it only
-#: looks up a special method, which may be another one, and a CALL follows.
+#: The instruction that begins a ``with`` block. It looks up `__enter__` and calls it. From CPython
+#: 3.14 on, it only looks up a special method, `__enter__` or another one, and a CALL follows.
 _WITH = {
     dis.opmap[name] for name in ("SETUP_WITH", "BEFORE_WITH", "LOAD_SPECIAL") if name in dis.opmap
 }
-#: How many instructions there are from the end of its expression on.
+#: The number of instructions from the end of the expression to this one, included.
 _ENTERED_AFTER = 5 if "LOAD_SPECIAL" in dis.opmap else 1
 _LOADS_METHOD = ("LOAD_METHOD", "LOOKUP_METHOD", "LOAD_SUPER_METHOD")
 _LOADS_METHOD_IF_FLAGGED = ("LOAD_ATTR", "LOAD_SUPER_ATTR") if sys.version_info >= (3, 12) else ()
@@ -54,17 +54,18 @@ _CODES_KEPT = 4_096
 class With(NamedTuple):
     """A ``with`` statement, or one item of it."""
 
-    #: That of the instruction which looks up `__enter__`.
+    #: The offset of the instruction that looks up `__enter__`.
     offset: int
-    #: The first instruction of the block, which stores or drops what `__enter__` has returned.
+    #: The offset of the first instruction of the block, which stores or drops the result of
+    #: `__enter__`.
     start: int
     line: int
-    #: Its expression, where that is a name with attributes and constant subscripts; else empty.
+    #: Its expression, if that is a name with attributes and constant subscripts; else empty.
     expression: str
 
 
 class Call(NamedTuple):
-    """Where a method is looked up, to be called a moment later."""
+    """A place that looks up a method in order to call it a moment later."""
 
     code: CodeType
     offset: int
@@ -72,12 +73,11 @@ class Call(NamedTuple):
     end: int
     line: int
     is_with: bool
-    #: It is called without an argument.
+    #: Whether the method is called without an argument.
     is_plain: bool
-    #: The same function releases what it acquires: it has a call of `release` on the same
-    #: expression.
+    #: Whether the same function also calls `release` on the same expression.
     is_paired: bool
-    #: What the method is looked up on: a name with attributes and constant subscripts, or empty.
+    #: The object of the method: a name with attributes and constant subscripts; else empty.
     expression: str = ""
 
 
@@ -85,31 +85,30 @@ class _Looked:
     __slots__ = ("calls", "code", "inside", "is_outside", "withs")
 
     def __init__(self, code: CodeType) -> None:
-        self.code = code  # such that no other code gets its id
-        #: Whether it is neither an async function nor one of greenback.
+        self.code = code  # kept, so that no other code gets its id
+        #: Whether the function is neither async nor greenback's.
         self.is_outside = not (code.co_flags & ASYNC or code.co_filename.startswith(RUNTIME))
         self.withs: Dict[int, With] = {}
         self.calls: Optional[Dict[int, Call]] = None
         self.inside: Dict[int, Tuple[With, ...]] = {}
 
 
-#: By the id of the code object. Written by whichever thread comes first; what two write at once
-#: is equal.
+#: By the id of the code object. Any thread writes it; what two threads write at once is equal.
 _looked: Dict[int, _Looked] = {}
 
 
 def with_blocks(frame: Optional[FrameType], is_bare: bool = False) -> List[FrameType]:
-    """Those of *frame* and its callers in the task that have a ``with`` block, innermost first.
+    """Those of *frame* and its callers whose code has a ``with`` block, innermost first.
 
-    These are all frames of the portal and, around it, the task's async functions.
+    The callers are all frames of the portal and, around it, the task's async functions.
 
     Args:
-        frame: A frame of the greenlet that is running now; None for those of the others alone.
-        is_bare: Nothing around the portal has such a block, so that it need not be looked at: what
-            is there waits for the portal, and stays the same for as long as that lives. Looking at
-            the frames of another greenlet takes as long as all the rest.
+        frame: A frame of the greenlet that is running now; None for frames of other greenlets only.
+        is_bare: No frame around the portal has such a block, so that these are not looked at. They
+            wait for the portal, and stay the same while it lives. Looking at the frames of another
+            greenlet takes as long as everything else.
     """
-    # Asked at every suspension in debug mode, hence one loop and not one for each thing.
+    # Called at every suspension in debug mode, hence one loop for everything.
     found: List[FrameType] = []
     here: Any = getcurrent()
     outer = frame
@@ -119,7 +118,7 @@ def with_blocks(frame: Optional[FrameType], is_bare: bool = False) -> List[Frame
             code = outer.f_code
             looked = _looked.get(id(code)) or _look(code)
             if is_around and looked.is_outside:
-                return found  # the first one is the event loop's
+                return found  # it belongs to the event loop
             if looked.withs:
                 found.append(outer)
             outer = outer.f_back
@@ -133,7 +132,7 @@ def with_blocks(frame: Optional[FrameType], is_bare: bool = False) -> List[Frame
 
 
 def are_without(frame: FrameType, count: int) -> bool:
-    """Whether *count* functions, from that of *frame* outwards, have no ``with`` block at all."""
+    """Whether *count* functions, from that of *frame* outwards, have no ``with`` block."""
     outer: Optional[FrameType] = frame
     for _ in range(count):
         if outer is None:
@@ -160,10 +159,10 @@ def inside(frame: FrameType) -> Sequence[With]:
 
 
 def call_at(frame: FrameType, names: FrozenSet[str]) -> Optional[Call]:
-    """What *frame* is about to call, if its instruction looks up one of *names* for a call.
+    """The call that *frame* is about to make, if its instruction looks up one of *names* for it.
 
-    That is an expression like ``lock.acquire(...)``, or a ``with`` that looks up `__enter__`. None
-    for all else, like ``getattr(lock, "acquire")`` or ``callback = lock.acquire``.
+    Such a call is an expression like ``lock.acquire(...)``, or a ``with``, which looks up
+    `__enter__`. None for others, like ``getattr(lock, "acquire")`` or ``callback = lock.acquire``.
     """
     code = frame.f_code
     looked = _looked.get(id(code)) or _look(code)
@@ -174,9 +173,9 @@ def call_at(frame: FrameType, names: FrozenSet[str]) -> Optional[Call]:
 
 
 def call_around(frame: FrameType, names: FrozenSet[str]) -> Optional[Call]:
-    """What *frame* is in the middle of calling, if that is something `call_at` finds.
+    """The call that *frame* is executing, if it is one that `call_at` finds.
 
-    Its arguments included: if these are being made, it is not called yet.
+    A call whose arguments are still being evaluated counts.
     """
     call_at(frame, names)
     offset = current_instruction(frame)[1]
@@ -217,19 +216,22 @@ def _enters(instruction: dis.Instruction) -> bool:
 
 
 def _call_of(instructions: List[Tuple[dis.Instruction, int]], index: int) -> dis.Instruction:
-    """What calls the `__enter__` that an instruction looks up."""
+    """The instruction that calls the `__enter__` which another one looks up."""
     return instructions[index + (instructions[index][0].opname == "LOAD_SPECIAL")][0]
 
 
 def _end_of(instruction: dis.Instruction) -> int:
-    """The offset behind an instruction and its cache."""
+    """The offset after an instruction and its cache."""
     if sys.version_info >= (3, 13):
         return instruction.end_offset
     return instruction.offset + 2  # SETUP_WITH and BEFORE_WITH have no cache
 
 
 def _expression_before(instructions: List[Tuple[dis.Instruction, int]], index: int) -> str:
-    """Empty if it is not a name with attributes and constant subscripts."""
+    """The expression that ends before an instruction.
+
+    Empty if it is not a name with attributes and constant subscripts.
+    """
     tail = ""
     while index:
         index -= 1
@@ -256,7 +258,7 @@ def _expression_before(instructions: List[Tuple[dis.Instruction, int]], index: i
 
 
 def _loads_method(instruction: dis.Instruction) -> bool:
-    """Whether an instruction looks up an attribute to call it."""
+    """Whether an instruction looks up an attribute in order to call it."""
     return instruction.opname in _LOADS_METHOD or (
         instruction.opname in _LOADS_METHOD_IF_FLAGGED and bool((instruction.arg or 0) & 1)
     )
@@ -288,8 +290,8 @@ def _calls(code: CodeType, names: FrozenSet[str]) -> Dict[int, Call]:
             continue
         start, end = instruction.offset, call.offset
         found = Call(code, start, end, line, is_with, is_plain, is_paired, expression)
-        # An offset in the cache after the instruction stands for it, from 3.11 on, and before that
-        # one of an EXTENDED_ARG in front of it.
+        # A frame at the instruction may be at an offset in the cache after it (from 3.11 on), or at
+        # an EXTENDED_ARG before it (up to 3.10).
         while start and code.co_code[start - 2] == dis.EXTENDED_ARG:
             start -= 2
         following = instructions[index + 1][0].offset if index + 1 < len(instructions) else 0
@@ -298,7 +300,7 @@ def _calls(code: CodeType, names: FrozenSet[str]) -> Dict[int, Call]:
     return calls
 
 
-# From 3.11 on: a table says which handler covers which instructions.
+# From 3.11 on, a table says which handler covers which instructions
 
 
 def _inside_table(looked: _Looked, offset: int) -> Tuple[With, ...]:
@@ -307,7 +309,7 @@ def _inside_table(looked: _Looked, offset: int) -> Tuple[With, ...]:
     target = _handler(table, offset)
     while target >= 0 and target not in handlers:
         handlers.add(target)
-        # What a handler is covered by covers the block that leads to it as well.
+        # A handler that covers this one also covers the block that leads to this one.
         target = _handler(table, target)
     found = (block for block in looked.withs.values() if _handler(table, block.start) in handlers)
     return tuple(sorted(found, reverse=True))
@@ -344,13 +346,13 @@ def _exception_table(code: Any) -> List[Tuple[int, int, int]]:
         return entries
 
 
-# Before: instructions push and pop blocks, which are followed along every path.
+# Up to 3.10, instructions push and pop blocks, which are followed along every path
 
 
 def _inside_blocks(looked: _Looked, offset: int) -> Tuple[With, ...]:
     instructions = [instruction for instruction, _ in _instructions(looked.code)]
-    # An instruction that is left out stands for the one after it: jumps lead to EXTENDED_ARG, and
-    # a frame is at that.
+    # The offset of an instruction that is left out leads to the one after it: jumps lead to an
+    # EXTENDED_ARG, and a frame can be at one.
     index_of: Dict[int, int] = {}
     for index, instruction in enumerate(instructions):
         before = instruction.offset

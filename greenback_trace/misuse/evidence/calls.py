@@ -1,26 +1,33 @@
 """Whether a function was called by the code of its caller, or by the interpreter.
 
-Finalizers, callbacks of weak references and signal handlers have the frame that happened to run as
-their ``f_back``. What tells them from functions which that frame has called is the instruction that
-it is at: one that calls nothing says it all; for one that calls, it is the expression of the call,
-found in the source by `executing`, a part of it at a time, and evaluated, without running anything,
-by `pure_eval`.
+Finalizers, callbacks of weak references and signal handlers have as ``f_back`` the frame that
+happened to run. The instruction of that frame tells them from functions that it has called. An
+instruction that calls nothing decides at once. For a call, `executing` finds its expression in the
+source, a part of the file at a time, and `pure_eval` evaluates that without running anything.
 """
 
 from __future__ import annotations
 
 import ast
-import dis
-import functools
 import itertools
 import sys
 import types
 from collections import ChainMap, deque
-from types import CodeType, FrameType
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from types import FrameType
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ...count.frames import locals_of
+from .instructions import IS_PYPY_11, instruction, is_call, is_inert, loaded_before
 from .source import Part
+from .values import (
+    GENERATORS,
+    IN_C,
+    arguments_of,
+    attributes_with,
+    class_attribute,
+    code_of,
+    leads_to,
+)
 
 try:
     from executing import Source
@@ -29,73 +36,7 @@ except ImportError:  # without greenback[debug]
     Source = None  # type: ignore[assignment,misc]
 
 _IS_CPYTHON = sys.implementation.name == "cpython"
-#: Its bytecode is not that of CPython 3.11, which both `dis` and `executing` take it for.
-_IS_PYPY_11 = sys.implementation.name == "pypy" and sys.version_info >= (3, 11)
-#: Entries of the inline cache, which `f_lasti` can point at (CPython 3.11 and later).
-_CACHE = dis.opmap.get("CACHE", -1)
-#: How the names of instructions begin that may run code of the program, other than calls.
-_RUNS_CODE = (
-    "BEFORE_",
-    "BINARY_",
-    "BUILD_CONST_KEY_MAP",
-    "BUILD_LIST_FROM_ARG",
-    "BUILD_LIST_UNPACK",
-    "BUILD_MAP",
-    "BUILD_SET",
-    "BUILD_TUPLE_UNPACK",
-    "CALL_INTRINSIC",
-    "CHECK_",
-    "CLEANUP_THROW",
-    "COMPARE_",
-    "CONTAINS_",
-    "CONVERT_",
-    "COPY_DICT",
-    "DELETE_ATTR",
-    "DELETE_NAME",
-    "DELETE_SUBSCR",
-    "DICT_",
-    "END_ASYNC",
-    "FORMAT_",
-    "FOR_ITER",
-    "GET_",
-    "IMPORT_",
-    "INPLACE_",
-    "JUMP_IF",
-    "LIST_EXTEND",
-    "LOAD_ATTR",
-    "LOAD_BUILD",
-    "LOAD_CLASSDEREF",
-    "LOAD_FROM_DICT",
-    "LOAD_METHOD",
-    "LOAD_NAME",
-    "LOAD_SPECIAL",
-    "LOAD_SUPER",
-    "LOOKUP_METHOD",
-    "MAP_ADD",
-    "MATCH_",
-    "POP_JUMP",
-    "PREP_",
-    "PRINT_",
-    "RAISE_",
-    "SEND",
-    "SETUP_ANNOTATIONS",
-    "SETUP_ASYNC_WITH",
-    "SETUP_WITH",
-    "SET_ADD",
-    "SET_UPDATE",
-    "STORE_ATTR",
-    "STORE_NAME",
-    "STORE_SLICE",
-    "STORE_SUBSCR",
-    "TO_BOOL",
-    "UNARY_",
-    "UNPACK_",
-    "WITH_",
-    "YIELD_",
-)
-if sys.version_info >= (3, 15):
-    _RUNS_CODE = (*_RUNS_CODE, "LOAD_GLOBAL")  # which may be an import that is lazy (PEP 810)
-#: Of these, those that take items from an iterator, which may be one that calls a function.
+#: Instructions whose names begin like this take items from an iterator, which may call a function.
 _ITERATES = (
     "BUILD_LIST_UNPACK",
     "BUILD_SET_UNPACK",
@@ -111,13 +52,11 @@ _ITERATES = (
     "UNPACK_",
     "YIELD_FROM",
 )
-#: The operators of BINARY_OP that change their left side.
+#: The operators of BINARY_OP that change their left operand.
 _IN_PLACE = range(13, 26)
 _WITH = ("__enter__", "__exit__", "__aenter__", "__aexit__")
 _WITH_INSTRUCTIONS = ("BEFORE_", "LOAD_SPECIAL", "SETUP_", "WITH_")
-#: What is no call, by its name: a jump (3.8), and operators.
-_NO_CALLS = ("CALL_FINALLY", "CALL_INTRINSIC_1", "CALL_INTRINSIC_2")
-#: Modules in C none of whose functions and methods calls what it is given or already has.
+#: Modules in C whose functions and methods call neither their arguments nor callables kept earlier.
 _CALLS_NO_ARGUMENT = frozenset(
     (
         "_io", "_queue", "_signal", "_socket", "_thread", "_weakref", "errno", "gc", "greenlet",
@@ -128,218 +67,22 @@ _CONTAINERS: Tuple[type, ...] = (
     bytearray, bytes, complex, deque, dict, float, frozenset, int, list, range, set, str, tuple,
     type({}.items()), type({}.keys()), type({}.values()), types.ModuleType, type(None),
 )  # fmt: skip
-GENERATORS = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
-#: Iterators that do nothing but hand out what is in a container.
-#: Functions and methods in C. On PyPy they are of the type of those in Python, or of methods.
-IN_C: Tuple[type, ...] = (
-    type(len),
-    type([].append),
-    type([].__len__),
-    type(str.join),
-    type("".join),
-)
 _STATEMENTS: Dict[str, Any] = {"FOR_ITE": ast.For, "INPLACE": ast.AugAssign}
 _EMPTY: Tuple[Any, ...] = ((), [], "", b"", {}, set(), range(0), {}.values(), {}.items())
+#: Iterators that only hand out the items of a container.
 _ITERATORS = tuple(type(iter(each)) for each in _EMPTY)
-
-
 _HAND_OUT = _CONTAINERS + GENERATORS + _ITERATORS
-#: Iterators whose items come from those that they are given.
+#: Iterators whose items come from the iterators that they are given.
 _COMBINES = (enumerate, reversed, zip, range, list, tuple, sorted, set, iter)
 
 
 class Origin(NamedTuple):
     """How a function came to be called."""
 
-    #: Whether its caller's code called it; None if that cannot be told.
+    #: Whether its caller's code called it; None if the evidence leaves that open.
     explicit: Optional[bool]
     #: The sentence that says why.
     evidence: str
-
-
-#: Up to CPython 3.10, a frame that is suspended in a `yield from` or `await` is not at this
-#: instruction, but at the one before it.
-_YIELD_FROM: Optional[bytes] = None
-if sys.implementation.name == "cpython" and sys.version_info < (3, 11):
-    _YIELD_FROM = bytes([dis.opmap["YIELD_FROM"]])
-
-
-def instruction(frame: FrameType) -> Tuple[str, int]:
-    """The name and the offset of the instruction that *frame* is at."""
-    offset = frame.f_lasti
-    if offset < 0:
-        return "", offset
-    instructions = frame.f_code.co_code
-    while instructions[offset] == _CACHE and offset:
-        offset -= 2
-    while instructions[offset] == dis.EXTENDED_ARG:  # where the frame is, before 3.11
-        offset += 2
-    if instructions[offset + 2 : offset + 3] == _YIELD_FROM:
-        # The frame stays there while an exception is thrown through it, into the inner frame.
-        offset += 2
-    return dis.opname[instructions[offset]], offset
-
-
-def instructions_of(code: CodeType) -> Iterator[dis.Instruction]:
-    """Those of `dis`, with the names that they are about."""
-    for each in dis.get_instructions(code):
-        if _IS_PYPY_11 and each.opcode in dis.hasfree and each.arg is not None:
-            # Such a variable's number is one among its like there, and not among all variables.
-            name = (*code.co_cellvars, *code.co_freevars)[each.arg]
-            yield each._replace(argval=name, argrepr=name)
-        else:
-            yield each
-
-
-def is_call(name: str) -> bool:
-    return name.startswith(("CALL", "PRECALL")) and name not in _NO_CALLS
-
-
-def is_inert(name: str) -> bool:
-    """Whether the instruction calls nothing of the program's, except by what it drops."""
-    return not is_call(name) and not name.startswith(_RUNS_CODE)
-
-
-def is_plainly_called(frame: FrameType, caller: FrameType) -> bool:
-    """Whether the caller's instruction calls something of this frame's name.
-
-    Nothing is looked at but bytecode, so that this can be asked of every frame.
-    """
-    name, offset = instruction(caller)
-    mine = frame.f_code.co_name
-    is_special = (
-        mine.startswith("__") and mine.endswith("__") and mine not in ("__del__", "__call__")
-    )
-    if not is_call(name):
-        if is_inert(name):
-            return False
-        return is_special or _argument_at(caller.f_code, offset) == mine
-    # Of `__init__` and its like, the class is what is called.
-    return is_special or _name_in(_loaded_before(caller.f_code, offset)) == mine
-
-
-def _argument_at(code: CodeType, offset: int) -> Any:
-    for each in instructions_of(code):
-        if each.offset == offset:
-            return each.argval
-    return None
-
-
-def _loaded_before(code: CodeType, offset: int) -> Optional[dis.Instruction]:
-    """The last instruction before the arguments of the call at *offset*: what loads the function.
-
-    None where branches in the arguments hide it.
-    """
-    before: List[dis.Instruction] = []
-    for each in instructions_of(code):
-        if each.offset == offset:
-            break
-        if each.opname not in ("CACHE", "EXTENDED_ARG", "KW_NAMES"):
-            before.append(each)
-    else:
-        return None
-    if before and before[-1].opname == "PRECALL":
-        before.pop()  # the first half of this call (3.11)
-    items = each.arg or 0
-    if each.opname.endswith("_KW"):
-        items += 1
-    elif each.opname.endswith("_EX"):
-        # From 3.14 on, there always are keyword arguments: a dictionary, or NULL.
-        items = 2 if each.arg is None else 1 + (items & 1)
-    while items > 0 and before:
-        last = before.pop()
-        try:
-            items -= dis.stack_effect(last.opcode, last.arg, jump=False)
-        except ValueError:
-            return None
-    if before and before[-1].opname == "PUSH_NULL":
-        before.pop()  # which follows the function from 3.13 on
-    return None if items or not before else before[-1]
-
-
-def _name_in(loads: Optional[dis.Instruction]) -> Any:
-    if loads is None:
-        return None
-    value = loads.argval
-    return value[-1] if isinstance(value, tuple) and value else value
-
-
-def takes_arguments(code: CodeType) -> bool:
-    """Whether it has positional parameters."""
-    return bool(code.co_argcount or code.co_flags & 0x04)  # CO_VARARGS
-
-
-def arguments_of(frame: FrameType) -> List[Any]:
-    """The values of the positional parameters of a frame, as far as they are still bound."""
-    code = frame.f_code
-    values = locals_of(frame)
-    found = [values[name] for name in code.co_varnames[: code.co_argcount] if name in values]
-    if code.co_flags & 0x04:  # CO_VARARGS
-        rest = values.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
-        if type(rest) is tuple:
-            found += rest
-    return found
-
-
-def code_of(value: Any, depth: int = 5) -> Iterator[CodeType]:
-    """The code of all Python functions that a call of *value* would certainly lead to.
-
-    Of functions, methods, partials, callable objects, descriptors, and what decorators that keep
-    to `functools.wraps` have wrapped.
-    """
-    while depth:
-        depth -= 1
-        code = getattr_static(value, "__code__")
-        if type(code) is CodeType:
-            yield code
-        if not _IS_CPYTHON and type(value) is functools.partial:
-            yield PARTIAL_CALL
-        for kind, inside in _WRAPPERS:
-            if issubclass(type(value), kind):  # isinstance() may ask the value
-                value = inside(value)
-                break
-        else:
-            wrapped = getattr_static(value, "__wrapped__")
-            if wrapped is None:
-                wrapped = class_attribute(type(value), "__call__")
-                if type(wrapped) is not types.FunctionType or wrapped is value:
-                    return
-            value = wrapped
-
-
-# On PyPy, partials are written in Python.
-PARTIAL_CALL: Any = getattr(functools.partial.__call__, "__code__", None)
-_WRAPPERS: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
-    (types.MethodType, lambda value: value.__func__),
-    (functools.partial, lambda value: value.func),
-    (functools.partialmethod, lambda value: value.func),
-    ((staticmethod, classmethod), lambda value: value.__func__),
-    (property, lambda value: value.fget),
-)
-
-
-def getattr_static(value: Any, name: str) -> Any:
-    """An attribute of functions or one in an instance's dictionary, without running any code."""
-    # Not isinstance() here and below, which asks objects for their class: a dead proxy raises.
-    if type(value) is types.FunctionType:
-        return value.__code__ if name == "__code__" else value.__dict__.get(name)
-    try:
-        found = object.__getattribute__(value, "__dict__")
-    except (AttributeError, TypeError):
-        return None
-    return found.get(name) if type(found) is dict else None
-
-
-def class_attribute(kind: type, name: str) -> Any:
-    for each in type.__dict__["__mro__"].__get__(kind):
-        if name in vars(each):
-            return vars(each)[name]
-    return None
-
-
-def leads_to(code: CodeType) -> Callable[[Any], bool]:
-    """Tells of a value whether calling it runs *code*."""
-    return lambda value: any(each is code for each in code_of(value))
 
 
 def how_called(
@@ -354,9 +97,11 @@ def how_called(
     Args:
         frame: A frame.
         caller: Its ``f_back``.
-        is_it: Whether a value is what an explicit call would have called.
-        names: Attributes through which it is called, whatever it is that has them.
-        handed: What an explicit call would have passed as the last of several arguments.
+        is_it: Says whether a value is the callable that an explicit call would have called.
+            Without it: whether calling the value runs the code of *frame*.
+        names: Where what is called cannot be evaluated, a call of an attribute with one of these
+            names counts as explicit.
+        handed: The last of several arguments that an explicit call would have passed.
     """
     if is_it is None:
         is_it = leads_to(frame.f_code)
@@ -378,11 +123,11 @@ def how_called(
 
 
 def _is_operator(frame: FrameType, which: Tuple[str, ...] = ()) -> bool:
-    """Whether operators or attributes of its first argument lead to the frame's code.
+    """Whether the first argument has a special method or a descriptor with the frame's code.
 
     Args:
         frame: A frame.
-        which: The special methods to look at; all that operators call if there are none here.
+        which: The special methods to look at; if empty, all that operators call.
     """
     arguments = arguments_of(frame)
     if not arguments:
@@ -398,14 +143,6 @@ def _is_operator(frame: FrameType, which: Tuple[str, ...] = ()) -> bool:
     return False
 
 
-def attributes_with(kind: type, code: CodeType) -> Iterator[Tuple[str, Any]]:
-    """The attributes of a class and its bases that lead to *code*."""
-    for each in type.__dict__["__mro__"].__get__(kind):
-        for name, value in vars(each).copy().items():
-            if any(found is code for found in code_of(value)):
-                yield name, value
-
-
 def _by_iteration(caller: FrameType, where: str, name: str) -> Origin:
     unknown = Origin(None, f"{where} was at {name}, and what it iterates over could call it")
     iterated = _iterated(_node(caller))
@@ -415,7 +152,7 @@ def _by_iteration(caller: FrameType, where: str, name: str) -> Origin:
 
 
 def _iterated(node: Any) -> Optional[ast.expr]:
-    """The expression whose value a part of the source takes items from, if it is clear."""
+    """The expression from whose value a part of the source takes items, if that is clear."""
     if isinstance(getattr(node, "ctx", None), ast.Store):
         node = node.parent
     if isinstance(node, (ast.For, ast.comprehension)):
@@ -443,7 +180,7 @@ def _only_iterates(node: ast.expr, evaluator: Any) -> bool:
     if any(function is each for each in _COMBINES):
         return all(_only_iterates(each, evaluator) for each in node.args)
     if type(getattr(function, "__self__", None)) in _CONTAINERS:
-        return True  # what it is given it does not iterate over
+        return True  # it does not iterate over its arguments
     code = next(code_of(function), None)
     return code is not None and bool(code.co_flags & 0x20)
 
@@ -457,7 +194,7 @@ def _by_call(
     names: Tuple[str, ...],
     handed: Any,
 ) -> Origin:
-    loads = _loaded_before(caller.f_code, offset)
+    loads = loaded_before(caller.f_code, offset)
     if loads is not None and loads.opname == "LOAD_SPECIAL":  # from 3.14 on
         return Origin(_is_operator(frame, _WITH), f"{where} was entering a with block")
     if Source is None:
@@ -467,7 +204,7 @@ def _by_call(
     node = _node(caller)
     if not isinstance(node, ast.Call):
         if isinstance(node, (ast.With, ast.AsyncWith)) or (
-            # Which is how a block ends before 3.11.
+            # Before 3.11, a block ends with this instruction.
             loads is not None and loads.opname == "POP_BLOCK"
         ):
             return Origin(
@@ -492,7 +229,7 @@ def _by_call(
         return Origin(True, f"{where} was calling {text}, which is it")
     if any(True for _ in code_of(function)) or _is_python_class(function):
         return Origin(False, f"{where} was calling {text}, which is something else")
-    # Something in C, which may call what it is given, or what it has been given before.
+    # A function in C may call its arguments, or callables that it was given before.
     if _is_harmless(function):
         return Origin(False, f"{where} was calling {text}, which calls none of its arguments")
     passed: List[ast.expr] = [
@@ -528,19 +265,19 @@ def _passes_only_scalars(node: ast.Call, evaluator: Any) -> bool:
 
 
 def _is_python_class(value: Any) -> bool:
-    """Whether calling it runs a constructor in Python, which would be the caller."""
+    """Whether calling a value runs a constructor in Python, which would then be the caller."""
     return issubclass(type(value), type) and any(
         True for name in ("__init__", "__new__") for _ in code_of(class_attribute(value, name))
     )
 
 
 def _is_of_program(value: Any) -> bool:
-    """Whether it is an instance of a class written in Python."""
+    """Whether a value is an instance of a class written in Python."""
     return bool(type(value).__flags__ & (1 << 9)) if _IS_CPYTHON else False
 
 
 def _is_harmless(function: Any) -> bool:
-    """Whether a function in C calls neither its arguments nor anything in its object."""
+    """Whether a function in C calls neither its arguments nor callables in its object."""
     if type(function) not in IN_C:
         return False
     owner = getattr(function, "__self__", None)
@@ -555,7 +292,7 @@ def _is_harmless(function: Any) -> bool:
 
 
 def _holds_nothing(function: Any) -> bool:
-    """Whether something in C can call nothing but what it is given."""
+    """Whether a callable in C can call nothing but its arguments."""
     if issubclass(type(function), type):
         return True
     if type(function) not in IN_C:
@@ -565,24 +302,24 @@ def _holds_nothing(function: Any) -> bool:
 
 
 def _node(frame: FrameType) -> Any:
-    """The part of the source that *frame* is in the middle of, if that can be told."""
+    """The node of the source that *frame* is executing; None if it cannot be found."""
     if Source is None:
         return None
     name, offset = instruction(frame)
     place: Any = frame
     if name == "PRECALL":
-        # What is in C can be called by that already; the source has only the CALL (3.11).
+        # In 3.11 this may already call a function in C. `executing` knows only the CALL after it.
         offset += 4
         place = types.TracebackType(None, frame, offset, frame.f_lineno)
     try:
-        if _IS_PYPY_11:
+        if IS_PYPY_11:
             return _node_by_position(frame, name, offset)
         found: Any = Part.executing(place)
-    except Exception:  # whatever is wrong with the source
+    except Exception:  # the source may be wrong in any way
         return None
     node = found.decorator or found.node
     if node is None and len(found.statements or ()) == 1:  # None where there is no source
-        # Before 3.11, nothing is known of these instructions, but the statement is.
+        # Before 3.11, `executing` finds no node for these instructions, but their statement.
         (statement,) = found.statements
         if isinstance(statement, _STATEMENTS.get(name[:7], ())):
             node = statement
@@ -590,11 +327,11 @@ def _node(frame: FrameType) -> Any:
 
 
 def _node_by_position(frame: FrameType, name: str, offset: int) -> Any:
-    """The same, by what an instruction says of its place in the source."""
+    """The same, by the place in the source that an instruction has."""
     code: Any = frame.f_code
     place = next(itertools.islice(code.co_positions(), offset // 2, None))
     tree: Any = Part.for_frame(frame).tree
-    if name.startswith("CALL_METHOD"):  # whose place is that of the method's name
+    if name.startswith("CALL_METHOD"):  # its place is that of the method's name
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         found: List[Any] = [node for node in calls if _place(node.func)[1::2] == place[1::2]]
     else:
@@ -618,7 +355,7 @@ def _builtins_of(frame: FrameType) -> Dict[str, Any]:
 
 
 def _text(node: ast.expr) -> str:
-    """What is called, as far as it is names."""
+    """The expression of a callable, with its names only."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):

@@ -1,13 +1,13 @@
-"""How code and classes are called in reports."""
+"""The names of code and of classes in reports."""
 
 from __future__ import annotations
 
 from types import FrameType
 
 from ...count.frames import locals_of
+from ...count.names import full_name
 from ...count.sites import _guess_qualname
-from ...count.totals import full_name
-from .calls import PARTIAL_CALL
+from .values import PARTIAL_CALL
 
 
 def name_of_code(frame: FrameType) -> str:
@@ -19,9 +19,9 @@ def name_of_code(frame: FrameType) -> str:
     if name is None:
         try:
             name = _guess_qualname(frame)
-        except ReferenceError:  # its first argument is a weak proxy, and dead
+        except ReferenceError:  # its first argument is a dead weak proxy
             name = frame.f_code.co_name
-        locals_of(frame)  # which has the frame let go of what was looked at
+        locals_of(frame)  # makes the frame let go of the variables that were looked at
     return name
 
 

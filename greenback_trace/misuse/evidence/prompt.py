@@ -1,11 +1,11 @@
-"""Bridges that somebody asks for at the prompt of a debugger. They are no misuse of the program's.
+"""Bridges that a user asks for at the prompt of a debugger. They are no misuse of the program.
 
-A debugger holds the program up inside its trace function, or its callback of `sys.monitoring`, and
-runs there what its user types. What is on the stack tells that from a trace function that bridges
-by itself: between the bridge and the program is the method in which `pdb`, and all that is derived
-from it, runs a command, or in which pydevd (of debugpy and PyCharm) waits for its user. For other
-debuggers, and for the conditions of breakpoints, it is code that was compiled from a text which no
-file has, inside a trace function.
+A debugger stops the program inside its trace function, or its callback of `sys.monitoring`, and
+there runs what its user types. The stack tells that from a trace function that bridges by itself.
+Between the bridge and the program is the method in which `pdb`, or a debugger derived from it, runs
+a command, or the method in which pydevd (of debugpy and PyCharm) waits for its user. With other
+debuggers, and with conditions of breakpoints, it is code compiled from a text that is in no file,
+inside a trace function.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import List, Optional
 from greenback._frames import frames_from
 
 from ..detectors import trace_function
-from .calls import arguments_of, class_attribute, leads_to
+from .values import arguments_of, class_attribute, leads_to
 
-#: Where debuggers run what their users ask for: module, class, method. Subclasses may have their
-#: own method.
+#: Where debuggers run the input of their users: module, class, method. A subclass may override the
+#: method.
 _PROMPTS = (("bdb", "Bdb", "onecmd"), ("pydevd", "PyDB", "do_wait_suspend"))
 _FUNCTION = inspect.CO_OPTIMIZED | inspect.CO_NEWLOCALS
 
 
 def inside_prompt(frame: FrameType) -> Optional[List[FrameType]]:
-    """The frames from *frame* out to a debugger that was asked for it; None if there is none.
+    """The frames from *frame* out to the debugger whose user asked for it; None without one.
 
     Args:
         frame: A frame of the greenlet that is running now.
@@ -59,6 +59,6 @@ def _is_prompt(frame: FrameType) -> bool:
 
 
 def _is_text(frame: FrameType) -> bool:
-    """Whether it is the code of a text, as ``exec()`` and ``eval()`` run it."""
+    """Whether a frame runs the code of a text, as ``exec()`` and ``eval()`` do."""
     code = frame.f_code
     return code.co_filename[:1] == code.co_name[:1] == "<" and not code.co_flags & _FUNCTION

@@ -1,7 +1,7 @@
 """The smallest part of a source file that tells which call a frame is executing.
 
 `executing` parses whole files. A megabyte takes seconds, on the event loop and mostly with the GIL.
-The answer lies in one function, so `Part` hands it less, with the original line numbers:
+One function is enough for the answer, so `Part` hands it less, with the original line numbers:
 
 1. a file of at most `LIMIT` characters as a whole;
 2. else the top-level statement around the function;
@@ -33,7 +33,7 @@ _HEADER = re.compile(r"\s*(async\s+def|def|class)\b")
 
 
 class Part(Source):
-    """What `executing.Source` is of a file, of a part of it."""
+    """Like `executing.Source`, of a part of a file."""
 
     @classmethod
     def for_frame(cls, frame: FrameType, use_cache: bool = True) -> Source:
@@ -61,7 +61,7 @@ class Part(Source):
 
 
 def _lines_of(code: CodeType) -> Iterator[int]:
-    """The first line of each function in a code object, and its last one."""
+    """The line numbers of a code object, those of the functions in it included."""
     yield from (line for _, line in dis.findlinestarts(code) if line)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -69,12 +69,14 @@ def _lines_of(code: CodeType) -> Iterator[int]:
 
 
 def _parts(lines: Sequence[str], first: int, last: int) -> Iterator[Tuple[int, int, List[int]]]:
-    """The parts to try, as start and end, and what is needed of what is before: indices of lines.
+    """The parts to try: the first line, the line after the last, and the headers before them.
+
+    Lines are given as indices, from 0 on.
 
     Args:
-        lines: Those of the file.
-        first: The number of the line that the code begins in.
-        last: That of the last one that is known to be its.
+        lines: The lines of the file.
+        first: The number of the line in which the code begins.
+        last: The number of the last line that certainly belongs to the code.
     """
     here = min(first, len(lines)) - 1
     start = here
@@ -93,7 +95,7 @@ def _parts(lines: Sequence[str], first: int, last: int) -> Iterator[Tuple[int, i
 
 
 def _end(lines: Sequence[str], last: int, indent: int) -> int:
-    """Where the next statement begins that is not further in than *indent*."""
+    """The index of the next line that begins a statement at *indent* or further out."""
     end = last
     while end < len(lines) and not _begins(lines[end], indent):
         end += 1

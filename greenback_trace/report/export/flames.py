@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Dict, List, NamedTuple, Tuple
 
-from ..read.load import NothingToReportError, Numbers, Trace
+from ..read.inputs import NothingToReportError
+from ..read.trace import Numbers, Trace
 
 #: What a stack can be weighted by, in the order in which they are offered.
 WEIGHTS = ("time", "bridges")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..read.load import Trace
+from ..read.trace import Trace
 from ..show.wording import visible
 from .flames import stacks, weight
 

@@ -18,8 +18,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from ..planning.edits import Edit
 from ..planning.plan import Plan, Planned, Step
-from ..planning.sources import Frame as Caller
-from ..read.load import Numbers, SiteReport, Trace
+from ..planning.sources import Frame as PlanFrame
+from ..read.trace import Numbers, SiteReport, Trace
 from ..show.plan import changed, kinds, looked_at, missing, moves, unreadable
 from ..show.wording import plural
 from .flames import Frame, stacks
@@ -231,7 +231,7 @@ def _edits(edits: List[Edit], base: str) -> Dict[str, Any]:
     }
 
 
-def _place(at: Union[Caller, Edit], base: str) -> str:
+def _place(at: Union[PlanFrame, Edit], base: str) -> str:
     if not at.file:
         return ""
     inside = base and at.file.startswith(base + os.sep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, List
 
-from ..read.load import Trace
+from ..read.trace import Trace
 from .flames import Frame, stacks
 
 #: By the weight: name, unit, attribute of `Numbers`. The first one is shown at first.

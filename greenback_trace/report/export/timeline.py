@@ -12,7 +12,9 @@ from itertools import count
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..read.checked import Span as CheckedSpan
-from ..read.load import NothingToReportError, Trace, load
+from ..read.inputs import NothingToReportError
+from ..read.load import load
+from ..read.trace import Trace
 
 #: The kinds of slices.
 PORTAL, BRIDGE, STEP = "portal", "bridge", "step"

@@ -12,8 +12,9 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from .classify import Classifier
 from .project import Project
+from .source_file import Place
 from .sources import RUN_SYNC, Frame, Function, Sources, name_of, own_nodes, real
-from .uses import Place, Use, Uses, is_partial
+from .uses import Use, Uses, is_partial
 
 DEF = "def"
 AWAIT = "await"

@@ -11,7 +11,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, FrozenSet, List, Sequence, Set, Tuple
 
-from ..read.load import NothingToReportError, Numbers, Trace
+from ..read.inputs import NothingToReportError
+from ..read.trace import Numbers, Trace
 from .classify import AWAIT, CONVERTIBLE, Classifier, Verdict
 from .edits import Edit, Editor
 from .project import Project

@@ -31,7 +31,7 @@ CALLS_BACK = ("reduce", "sort", "accumulate", "groupby", "starmap", "takewhile",
 CALLBACKS = (*CALLS_BACK, "sorted", "map", "filter", "max", "min", "iter", "defaultdict")
 #: What calls a sync function in a portal.
 RUN_SYNC = "with_portal_run_sync"
-_OUTSIDE = "outside of the current project: name its directory with --root"
+_OUTSIDE = "outside of the current project: name its directory as a root"
 PARTIALS = ("partial", "partialmethod")
 
 

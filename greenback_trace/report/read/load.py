@@ -9,23 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from ...count.caller import Caller
-from .checked import SITE_METRICS, Attributes, NewerTraceError, Part, Point, Span, check
+from .checked import SITE_METRICS, NewerTraceError, Part, Point, Span, check
 from .inputs import Input, NothingToReportError
 from .observed import Calls, Place, SampledChain, Spans
 from .otlp import NotOTLPError, decode
 from .series import Name, SeriesStore, Value
 from .trace import Chain, Numbers, PortalReport, SiteReport, Trace
+from .values import Attributes
 from .version1 import caller_of
-
-__all__ = [
-    "NothingToReportError",
-    "Numbers",
-    "PortalReport",
-    "Selection",
-    "SiteReport",
-    "Trace",
-    "load",
-]
 
 #: Broken lines that are kept; all are counted.
 _BROKEN = 1000
@@ -370,10 +361,10 @@ def _why_nothing(source: Input, loader: _Loader) -> str:
         return f"{names}: no line is OTLP JSON ({trace.broken[0]}). To get a trace, {advice}"
     lines = f"{loader.lines} {'line' if loader.lines == 1 else 'lines'}"
     if loader.has_other_times:
-        return f"{names}: nothing of greenback at that time in {lines}. Change --since or --until"
+        return f"{names}: nothing of greenback at that time in {lines}. Change since or until"
     if loader.other_services:
         return (
             f"{names}: nothing of greenback from {loader.selection.service} in {lines}, but from "
-            f"{', '.join(sorted(loader.other_services))}. Pass one of these as --service"
+            f"{', '.join(sorted(loader.other_services))}. Choose one of these services"
         )
     return f"{names}: no metrics and no spans of greenback in {lines}. To get some, {advice}"

@@ -11,14 +11,13 @@ import re
 from base64 import b64encode
 from dataclasses import dataclass, field
 from http.client import HTTPException
-from typing import Any, Dict, List, Optional, Sequence, Tuple, cast
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
-from ..show.choice import choose
 from .inputs import NothingToReportError
-from .trace import SiteReport, Trace
+from .trace import SiteReport
 
 _TIMEOUT = 30
 _WINDOW = re.compile(r"(?:[0-9]+(?:ms|[smhdwy]))+")
@@ -73,22 +72,6 @@ class Fleet:
     instances: int = 0
     functions: List[FunctionReport] = field(default_factory=list)
 
-    def choose(self, names: Sequence[str], sort: str) -> List[FunctionReport]:
-        """The functions whose name matches one of *names*, if there are any, in that order.
-
-        Raises:
-            NothingToReportError: None is left.
-        """
-        trace = Trace(sites=list(self.functions))
-        try:
-            # It returns some of what it is given.
-            return cast(List[FunctionReport], choose(trace, functions=names, paths=(), sort=sort))
-        except NothingToReportError:
-            raise NothingToReportError(
-                f"{self.url}: none of {len(self.functions)} functions has such a name. Change "
-                f"--function; the one with the longest total time is {self.functions[0].function}"
-            ) from None
-
     def as_dict(self, functions: Sequence[FunctionReport]) -> Dict[str, Any]:
         """For JSON, with these functions."""
         return {
@@ -103,7 +86,8 @@ def ask_prometheus(url: str, window: str) -> Fleet:
     """Ask the server at *url* what the instances have counted that are up.
 
     Raises:
-        NothingToReportError: It cannot be asked, is not a Prometheus, or has nothing of greenback.
+        NothingToReportError: *window* is not a duration of Prometheus (``5m``, ``1h30m``); or the
+            server does not answer, is not a Prometheus, or has no metrics of greenback.
     """
     if not _WINDOW.fullmatch(window):
         raise NothingToReportError(

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from glob import has_magic
 from typing import Callable, Dict, List, Sequence
 
-from ..read.load import NothingToReportError
+from ..read.inputs import NothingToReportError
 from ..read.trace import SiteReport, Trace
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?) ?([smhd])")
@@ -52,8 +52,9 @@ def choose(
     ]
     if not chosen and trace.sites and (functions or paths):
         raise NothingToReportError(
-            f"none of {len(trace.sites)} sites is in such a function and file. Change --function "
-            f"or --path; the site with the longest total time is {trace.sites[0].function} in "
+            f"none of {len(trace.sites)} sites is in such a function and file. Choose another "
+            "function or path; the site with the longest total time is "
+            f"{trace.sites[0].function} in "
             f"{trace.sites[0].file or 'a file that the trace does not tell'}"
         )
     key = _KEYS[sort]

@@ -17,7 +17,7 @@ import greenback_trace
 
 from ...misuse.explained import anchor_of
 from ...misuse.finding import SEVERITY
-from ...misuse.policy import WHERE
+from ...misuse.wording import WHERE
 from .markup import Block, Heading, Paragraph, is_heading, parse, plain, show
 
 #: The wheel has the two pages here; a checkout has them in docs/.

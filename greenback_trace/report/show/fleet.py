@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import List, Sequence, cast
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..read.inputs import NothingToReportError
 from ..read.prometheus import Fleet, FunctionReport
-from ..read.trace import Numbers
+from ..read.trace import Numbers, Trace
+from .choice import choose
 from .wording import digits, duration, plural, visible
 
 _WIDE = 120
+
+
+def choose_functions(fleet: Fleet, names: Sequence[str], sort: str) -> List[FunctionReport]:
+    """The functions whose name matches one of *names*, if there are any, in the order of *sort*.
+
+    Raises:
+        NothingToReportError: No function matches.
+    """
+    trace = Trace(sites=list(fleet.functions))
+    try:
+        # `choose` returns some of the objects that it is given.
+        return cast("List[FunctionReport]", choose(trace, functions=names, paths=(), sort=sort))
+    except NothingToReportError:
+        raise NothingToReportError(
+            f"{fleet.url}: none of {len(fleet.functions)} functions has such a name. Change "
+            f"--function; the one with the longest total time is {fleet.functions[0].function}"
+        ) from None
 
 
 def show_fleet(

@@ -17,7 +17,8 @@ from textual.widgets import DataTable, Footer, Static
 
 from ..read.inputs import NothingToReportError
 from ..show.wording import visible
-from .live import Live, Now, SiteNow, TaskNow
+from .live import Live
+from .now import Now, SiteNow, TaskNow
 
 #: Seconds between two looks.
 _INTERVAL = 0.5

@@ -23,7 +23,8 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMet
 
 from greenback_trace.count.counts import Counts
 from greenback_trace.count.totals import Totals
-from greenback_trace.emit.metrics import Measurements
+from greenback_trace.emit import metrics, table
+from greenback_trace.emit.measurements import Measurements
 
 Points = Dict[Tuple[Tuple[str, Any], ...], float]
 
@@ -305,7 +306,7 @@ def _enabled_again_at(moment: int, reading: Reading) -> Iterator[Callable[[], bo
 
     def look(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
-        if frame.f_globals.get("__name__") != Measurements.__module__:
+        if frame.f_globals.get("__name__") not in (metrics.__name__, table.__name__):
             return None
         if event == "line":
             left -= 1

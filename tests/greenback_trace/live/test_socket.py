@@ -19,8 +19,6 @@ import pytest
 import greenback
 import greenback_trace
 from greenback_trace import Config
-from greenback_trace.live import describe as _now
-from greenback_trace.live import socket as _socket
 from greenback_trace.live.socket import Server
 from tests.waiting import wait_until
 
@@ -486,8 +484,8 @@ class TestClients:
         self, serve: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is dropped when it has had its time."""
-        monkeypatch.setattr(_socket, "INTERVAL", 0.02)
-        monkeypatch.setattr(_socket, "_PATIENCE", 0.1)
+        monkeypatch.setattr("greenback_trace.live.socket.INTERVAL", 0.02)
+        monkeypatch.setattr("greenback_trace.live.socket._PATIENCE", 0.1)
         serve(lambda: {"much": "x" * 5_000_000})
         with Client(path) as lazy:
 
@@ -504,7 +502,7 @@ class TestClients:
         self, serve: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Others get their lines meanwhile, which are whole however large they are."""
-        monkeypatch.setattr(_socket, "INTERVAL", 0.02)
+        monkeypatch.setattr("greenback_trace.live.socket.INTERVAL", 0.02)
         serve(lambda: {"much": "x" * 5_000_000})
         with Client(path), Client(path) as good:
             for _ in range(3):
@@ -553,7 +551,7 @@ class TestClients:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A line that cannot be made is left out, and said once; those that can are sent."""
-        monkeypatch.setattr(_socket, "INTERVAL", 0.01)
+        monkeypatch.setattr("greenback_trace.live.socket.INTERVAL", 0.01)
         failures = [error("changed"), error("changed")]
 
         def describe() -> Dict[str, Any]:
@@ -587,7 +585,7 @@ class TestBusy:
         thread = threading.Thread(target=asyncio.run, args=(main(),))
         thread.start()
         wait_until(lambda: path.exists() and bool(look(path)["parked"]))
-        monkeypatch.setattr(_now, "format_task", let_it_end_first)
+        monkeypatch.setattr("greenback_trace.live.describe.format_task", let_it_end_first)
         assert look(path)["parked"] == []
         assert not thread.is_alive()
 

@@ -15,7 +15,6 @@ import greenback_trace
 from greenback import await_
 from greenback_trace import Config, _activate
 from greenback_trace.count.frames import can_look_at_others
-from greenback_trace.live import stalls as _stalls
 from greenback_trace.live.stalls import Stalls
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="these tests need greenback[report]")
@@ -252,8 +251,8 @@ class TestToldOf:
         self, backend: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A step whose visible frames are all greenback's is told of without its stack."""
-        monkeypatch.setattr(_stalls, "is_own", lambda frame: True)
-        monkeypatch.setattr(_stalls, "is_bridge", lambda frame: False)
+        monkeypatch.setattr("greenback_trace.live.stalls.is_own", lambda frame: True)
+        monkeypatch.setattr("greenback_trace.live.stalls.is_bridge", lambda frame: False)
         greenback_trace.enable(config=Config(slow=60))
         totals = _activate._current.totals  # type: ignore[union-attr]
         totals.slow_ns = 1

@@ -201,7 +201,7 @@ class TestSelection:
         result = report(shop, "--path", "till.py")
         assert result.exit_code == 2
         assert "none of 6 sites" in result.output
-        assert "Change --function or --path" in result.output
+        assert "Choose another function or path" in result.output
 
     def test_only_sites(self, shop: Path) -> None:
         """With some of the sites, only these are shown."""
@@ -225,7 +225,7 @@ class TestSelection:
         assert report(shop, "--since", "1d").exit_code == 0
         nothing = report(shop, "--until", "1 d")
         assert nothing.exit_code == 2
-        assert "Change --since or --until" in nothing.output
+        assert "Change since or until" in nothing.output
         wrong = report(shop, "--since", "yesterday")
         assert wrong.exit_code == 2
         assert "30m, for 30 minutes ago" in " ".join(wrong.output.split())

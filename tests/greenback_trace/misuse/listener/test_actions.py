@@ -332,7 +332,7 @@ class TestFromEnvironment:
         done = python("-c", _HOLDING + loaded, GREENBACK_TRACE="1")
         assert done.returncode == 0, done.stderr
         assert "greenback_trace.misuse.policy" in done.stdout
-        for name in ("listener", "detect", "detectors.lock_held", "watchdog"):
+        for name in ("listener", "detect", "detectors.lock_held", "evidence.locks", "watchdog"):
             assert name not in done.stdout
 
 

@@ -39,6 +39,7 @@ class TestSlowSteps:
         assert "block" in slow[0]["held_by"]
         assert any("work" in line for line in slow[0]["stack"])
 
+    @pytest.mark.timeout(600)  # it goes from instruction to instruction
     def test_excused_between_two_instructions(
         self, backend: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from greenback_trace.count.caller import Caller
 from greenback_trace.report.export.flames import stacks
-from greenback_trace.report.read.load import Numbers, SiteReport, Trace, load
+from greenback_trace.report.read.load import load
+from greenback_trace.report.read.trace import Numbers, SiteReport, Trace
 
 from .exporting import BRIDGES, exported
 

@@ -22,7 +22,8 @@ from greenback_trace.report.export.timeline import (
     read,
 )
 from greenback_trace.report.planning.plan import make_plan
-from greenback_trace.report.read.load import Numbers, SiteReport, Trace, load
+from greenback_trace.report.read.load import load
+from greenback_trace.report.read.trace import Numbers, SiteReport, Trace
 
 from .exporting import GENEXPR, exported
 

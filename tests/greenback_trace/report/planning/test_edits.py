@@ -20,7 +20,8 @@ pytest.importorskip("opentelemetry.sdk", reason="the report needs greenback[repo
 from greenback_trace.count.caller import Caller
 from greenback_trace.report.planning.edits import AWAIT, PORTAL, UNWRAP, Edit
 from greenback_trace.report.planning.plan import Plan, make_plan
-from greenback_trace.report.read.load import Numbers, SiteReport, Trace, load
+from greenback_trace.report.read.load import load
+from greenback_trace.report.read.trace import Numbers, SiteReport, Trace
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 

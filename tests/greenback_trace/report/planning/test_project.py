@@ -395,7 +395,7 @@ class TestOutside:
         sources = planned(trace)["sources"]
         assert sources["files"] == 0
         assert os.path.realpath(trace.parent / "orders.py") in sources["unreadable"]
-        assert "name its directory with --root" in plan(trace)
+        assert "name its directory as a root" in plan(trace)
 
     def test_root(self, trace: Path) -> None:
         """They are read if the user names them."""

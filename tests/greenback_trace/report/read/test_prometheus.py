@@ -24,7 +24,7 @@ pytest.importorskip("opentelemetry.exporter.prometheus", reason="what the proces
 from click.testing import CliRunner, Result
 
 from greenback_trace.cli import main
-from greenback_trace.report.read.load import NothingToReportError
+from greenback_trace.report.read.inputs import NothingToReportError
 from greenback_trace.report.read.prometheus import ask_prometheus
 from tests.waiting import wait_until
 

@@ -8,7 +8,7 @@ from typing import Iterator
 
 import pytest
 
-from greenback_trace.report.top.live import LiveFile
+from greenback_trace.report.top.live_file import LiveFile
 from tests.waiting import wait_until
 
 from .service import Service

@@ -12,8 +12,11 @@ import pytest
 from greenback_trace.report.read.checked import Part, check
 from greenback_trace.report.read.inputs import NothingToReportError
 from greenback_trace.report.read.otlp import decode
-from greenback_trace.report.top import live as _live
-from greenback_trace.report.top.live import LiveFile, LiveSocket, Now, SiteNow, follow
+from greenback_trace.report.top import live_file as _live_file
+from greenback_trace.report.top.live import follow
+from greenback_trace.report.top.live_file import LiveFile
+from greenback_trace.report.top.live_socket import LiveSocket
+from greenback_trace.report.top.now import Now, SiteNow
 from tests.waiting import wait_until
 
 from .service import PROGRAM, Service, times
@@ -164,15 +167,15 @@ class TestLiveFile:
         lines = trace.read_bytes().splitlines(keepends=True)
         last = next(line for line in reversed(lines) if b'"resourceMetrics"' in line)
         trace.write_bytes(b"".join(lines) + last)
-        monkeypatch.setattr(_live, "_TAIL", len(last) + 10)
-        monkeypatch.setattr(_live, "_PART", 100)
+        monkeypatch.setattr(_live_file, "_TAIL", len(last) + 10)
+        monkeypatch.setattr(_live_file, "_PART", 100)
         live = LiveFile(str(trace))
         taken: List[List[Part]] = []
         monkeypatch.setattr(live, "_take", taken.append)
         assert live.read()
         request = decode(last)
         assert request is not None
-        assert taken == [check(request, _live._WANTED)]
+        assert taken == [check(request, _live_file._WANTED)]
         assert taken[0][0].points
         live.close()
 

@@ -18,7 +18,8 @@ from click.testing import CliRunner
 
 from greenback_trace.cli import main
 from greenback_trace.report.read.inputs import NothingToReportError
-from greenback_trace.report.top.live import LiveFile, LiveSocket
+from greenback_trace.report.top.live_file import LiveFile
+from greenback_trace.report.top.live_socket import LiveSocket
 from tests.waiting import wait_until
 
 from .service import Service

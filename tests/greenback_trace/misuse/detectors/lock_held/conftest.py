@@ -8,7 +8,7 @@ import pytest
 
 import greenback
 from greenback.instruments import add_instrument, remove_instrument
-from greenback_trace.misuse.detectors import lock_held
+from greenback_trace.misuse.evidence.locks import replacements
 from greenback_trace.misuse.finding import Finding
 
 from .holding import Watcher
@@ -16,12 +16,12 @@ from .holding import Watcher
 
 @pytest.fixture(autouse=True)
 def watcher() -> Iterator[Watcher]:
-    lock_held.install()
+    replacements.install()
     watcher = Watcher()
     add_instrument(watcher)
     yield watcher
     remove_instrument(watcher)
-    lock_held.uninstall()
+    replacements.uninstall()
 
 
 @pytest.fixture

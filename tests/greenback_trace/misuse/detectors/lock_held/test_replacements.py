@@ -15,7 +15,7 @@ from typing import Any, Callable, List
 
 import pytest
 
-from greenback_trace.misuse.detectors import lock_held
+from greenback_trace.misuse.evidence.locks import replacements
 
 from .holding import genuine, made_before, subject
 
@@ -181,9 +181,9 @@ class TestInstall:
     def test_and_uninstall(self) -> None:
         """Afterwards `threading` is as before, and locks made in between still work."""
         lock, condition = threading.Lock(), threading.Condition()
-        lock_held.install()
-        lock_held.uninstall()
-        lock_held.uninstall()
+        replacements.install()
+        replacements.uninstall()
+        replacements.uninstall()
         assert (threading.Lock, threading.RLock, threading.Condition.__enter__) == genuine
         assert "acquire" not in vars(threading.Condition)
         with lock:
@@ -221,7 +221,7 @@ class TestInstall:
 
 INTERRUPTS = """
 import random, signal, sys, threading
-import greenback_trace.misuse.detectors.lock_held as locks
+import greenback_trace.misuse.evidence.locks.replacements as locks
 
 class Interrupted(Exception):
     pass

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
-from greenback_trace.report.read.load import Trace
+from greenback_trace.report.read.trace import Trace
 
 #: What SHOP bridges, in all: three items by two bridges and a refusal in each of 15 orders, and
 #: three bridges on each of two days.

@@ -11,7 +11,8 @@ from typing import Any, Callable, Dict, List, Tuple
 import pytest
 
 from greenback_trace.report.read import inputs
-from greenback_trace.report.read.load import NothingToReportError, Selection, load
+from greenback_trace.report.read.inputs import NothingToReportError
+from greenback_trace.report.read.load import Selection, load
 
 from .lines import BRIDGES, numbers, points, requests, write
 

@@ -15,7 +15,8 @@ import pytest
 from greenback_trace.count.caller import Caller
 from greenback_trace.report.read import inputs
 from greenback_trace.report.read import load as _load
-from greenback_trace.report.read.load import NothingToReportError, Selection, load
+from greenback_trace.report.read.inputs import NothingToReportError
+from greenback_trace.report.read.load import Selection, load
 
 from .lines import BRIDGES, metrics, numbers, points, requests, write
 
@@ -411,7 +412,7 @@ class TestWindow:
     @pytest.mark.parametrize("window", [Selection(until=1), Selection(since=10**19)])
     def test_nothing(self, shop: Path, window: Selection) -> None:
         """A window without anything in it is an error that names the options."""
-        with pytest.raises(NothingToReportError, match="Change --since or --until"):
+        with pytest.raises(NothingToReportError, match="Change since or until"):
             load([str(shop)], selection=window)
 
 

@@ -30,7 +30,9 @@ _QUANTILES = ((0.5, "p50", 1), (0.95, "p95", 20), (0.99, "p99", 100))
 _SEVERITY_STYLES = {"error": "red", "warning": "yellow", "advice": "dim"}
 
 
-def show(trace: Trace, sites: Sequence[SiteReport], top: int, sort: str, console: Console) -> None:
+def show_report(
+    trace: Trace, sites: Sequence[SiteReport], top: int, sort: str, console: Console
+) -> None:
     """Print the first *sites*, sorted by *sort*, their sync chains, and the rest of the trace.
 
     If these are not all sites of the trace, nothing but the sites is printed.
