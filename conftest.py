@@ -1,4 +1,4 @@
-"""The examples in README.md and docs/ are tests: pytest collects them through Sybil."""
+"""Collects the examples in README.md and docs/ as tests, through Sybil."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sybil import Sybil
 from sybil.integration.pytest import SybilItem
 from sybil.parsers import markdown, rest
 
-# An assert in what tests share shows its values, as one in a test does.
+# So that a failing assert in modules that tests share shows its values, as in a test.
 pytest.register_assert_rewrite("tests")
 
 _readme = Sybil([markdown.PythonCodeBlockParser()], filenames=["README.md"], path=".")
@@ -19,8 +19,8 @@ pytest_collect_file = (_readme + _pages).pytest()
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
-    # Sybil's filter assumes that the failure was raised in the example. A failure that pytest itself
-    # raises, for an unraisable exception say, would end the whole run (Sybil 10.1).
+    # Sybil's filter assumes that the failure was raised in the example. A failure that pytest
+    # itself raises, for an unraisable exception say, would end the whole run (Sybil 10.1).
     for item in items:
         if isinstance(item, SybilItem):
             item._traceback_filter = _Filter(item._traceback_filter)  # type: ignore[method-assign]
