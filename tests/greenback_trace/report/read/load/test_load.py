@@ -479,8 +479,9 @@ class TestVersions:
                     greenback.await_(asyncio.sleep(0))
                 while True:
                     with open(os.environ["GREENBACK_TRACE_FILE"]) as file:
-                        if "resourceSpans" in file.read():
-                            os._exit(0)
+                        text = file.read()
+                    if "resourceSpans" in text and text.endswith("\\n"):
+                        os._exit(0)
 
             asyncio.run(greenback.with_portal_run_sync(work))
         """
