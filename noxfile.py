@@ -27,7 +27,11 @@ PYTEST = ("-m", "pytest", "-n", "auto", "--dist", "loadscope")
 RUNTIME = ("tests/greenback",)
 DEBUG_MODE = ("tests/greenback_trace/misuse",)
 FUZZ = ("tests/fuzz/test_programs.py",)
-INTERRUPTS = ("tests/greenback/test_interrupts.py", "tests/greenback_trace/test_interrupts.py")
+INTERRUPTS = (
+    "tests/greenback/test_interrupts.py",
+    "tests/greenback_trace/test_interrupts.py",
+    "tests/greenback_trace/misuse/listener/test_slow_steps.py",
+)
 #: They read traces and sources, which the oldest, the newest and another Python suffice for.
 READERS = ("tests/greenback_trace/report",)
 DASHBOARDS = ("tests/dashboards",)

@@ -12,6 +12,7 @@ import greenback
 import greenback_trace
 from greenback_trace import Config
 from greenback_trace.misuse import listener
+from tests import sampling
 
 from ....interrupting import Interrupt
 from .misusing import Events
@@ -62,7 +63,7 @@ class TestSlowSteps:
 
         async def main() -> int:
             # In the first run, CPython 3.12 begins to tell of instructions.
-            for runs, number in enumerate(itertools.chain([10**9], itertools.count(1, 3)), 1):
+            for runs, number in enumerate(itertools.chain([10**9], sampling.instructions()), 1):
                 with Interrupt(
                     number, greenback, greenback_trace, handler=finalizer, repeats=1
                 ) as interrupt:
