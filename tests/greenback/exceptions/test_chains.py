@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional
 
 import pytest
 
@@ -17,27 +17,7 @@ import greenback
 from greenback import await_
 
 from ..portals import in_run, in_run_sync, in_task
-from .programs import PYPY, Helpers, Plain, compiled, in_bestowed, without_own_frames
-
-
-def chain(error: Optional[BaseException], seen: Tuple[int, ...] = ()) -> Any:
-    """A comparable description of an exception and its chain of causes and contexts."""
-    if error is None:
-        return None
-    if id(error) in seen:
-        return "again", seen.index(id(error))
-    seen = (*seen, id(error))
-    return (
-        type(error).__name__,
-        repr(error.args),
-        error.__suppress_context__,
-        chain(error.__cause__, seen),
-        chain(error.__context__, seen),
-    )
-
-
-HERE = os.path.join(os.path.dirname(os.path.abspath(greenback.__file__)), "")
-
+from .programs import PYPY, Helpers, Plain, chain, compiled, in_bestowed, without_own_frames
 
 CHAINS = {
     "in_except": """

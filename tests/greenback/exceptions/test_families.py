@@ -8,15 +8,13 @@ is a text in which ``ASYNC def`` becomes ``async def`` or ``def``, ``CALL(f())``
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
-from typing import Any, List, Optional, Tuple
+from typing import Any, List
 
 import greenlet
 import pytest
 import trio
 
-import greenback
 from greenback import await_
 
 from ..portals import in_task
@@ -25,6 +23,7 @@ from .programs import (
     Helpers,
     Plain,
     assert_same,
+    chain,
     compiled,
     in_bestowed,
     without_own_frames,
@@ -35,25 +34,6 @@ if sys.version_info < (3, 11):
         from exceptiongroup import BaseExceptionGroup, ExceptionGroup
     except ImportError:
         ExceptionGroup = BaseExceptionGroup = None
-
-
-def chain(error: Optional[BaseException], seen: Tuple[int, ...] = ()) -> Any:
-    """A comparable description of an exception and its chain of causes and contexts."""
-    if error is None:
-        return None
-    if id(error) in seen:
-        return "again", seen.index(id(error))
-    seen = (*seen, id(error))
-    return (
-        type(error).__name__,
-        repr(error.args),
-        error.__suppress_context__,
-        chain(error.__cause__, seen),
-        chain(error.__context__, seen),
-    )
-
-
-HERE = os.path.join(os.path.dirname(os.path.abspath(greenback.__file__)), "")
 
 
 FAMILIES = [

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import traceback
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Tuple
 
 import pytest
 import trio
@@ -19,22 +19,6 @@ from .programs import PORTALS, PYPY, Helpers, Plain, assert_same, compiled
 
 #: From 3.11 on, raising an exception again uses the traceback that the exception has.
 SHIMS_SHOW = PYPY or sys.version_info < (3, 11)
-
-
-def chain(error: Optional[BaseException], seen: Tuple[int, ...] = ()) -> Any:
-    """A comparable description of an exception and its chain of causes and contexts."""
-    if error is None:
-        return None
-    if id(error) in seen:
-        return "again", seen.index(id(error))
-    seen = (*seen, id(error))
-    return (
-        type(error).__name__,
-        repr(error.args),
-        error.__suppress_context__,
-        chain(error.__cause__, seen),
-        chain(error.__context__, seen),
-    )
 
 
 def frames(error: BaseException) -> List[Tuple[str, Any]]:
