@@ -36,7 +36,7 @@ NEEDED = [
 ]
 #: Seconds until everything must have been seen. An idle machine takes 45, until the leak fires.
 #: Everything else happens meanwhile.
-PATIENCE = 150
+PATIENCE = 300
 #: Metrics of which a healthy service has no values.
 RARE = re.compile("misuses|slow_steps|item_dropped")
 
@@ -139,7 +139,8 @@ class Prometheus:
         expr = fill(query.expr, **variables)
         now = time.time()
         if query.is_range:
-            span, step = (84 * 86400, 86400) if query.over_weeks else (30, 1)
+            # A new deployment is to be seen for a second only, at any time since the beginning.
+            span, step = (84 * 86400, 86400) if query.over_weeks else (PATIENCE, 1)
             data = self.get(
                 "query_range", query=expr, start=f"{now - span}", end=f"{now}", step=f"{step}"
             )
