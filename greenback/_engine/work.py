@@ -11,6 +11,7 @@ from typing import Any, Callable, List, Optional
 
 import greenlet
 
+from .._tasks.libraries import trio_wrappers
 from .state import Portal
 
 CoroutineType = types.CoroutineType
@@ -214,8 +215,11 @@ else:
 
 
 def without_own_frames(traceback: Optional[types.TracebackType]) -> Optional[types.TracebackType]:
-    """*traceback* without the outermost frames that are of this file."""
-    while traceback is not None and traceback.tb_frame.f_code.co_filename == _THIS_FILE:
+    """*traceback* without the outermost frames that are of this file, or Trio's around these."""
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if code.co_filename != _THIS_FILE and not (trio_wrappers and code in trio_wrappers):
+            break
         traceback = traceback.tb_next
     return traceback
 

@@ -19,6 +19,7 @@ from typing import (
     Dict,
     Generator,
     Optional,
+    Set,
     Tuple,
     Union,
 )
@@ -292,7 +293,10 @@ class Trio(Library):
                 function.__defaults__,
                 function.__closure__,
             )
-            copy = _interruptible_copies[function] = self._lowlevel.disable_ki_protection(copy)
+            marked = self._lowlevel.disable_ki_protection(copy)
+            if marked.__code__ is not copy.__code__:
+                trio_wrappers.add(marked.__code__)
+            copy = _interruptible_copies[function] = marked
         return copy
 
     def uninterruptible(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -305,6 +309,8 @@ class Trio(Library):
 # These are written where they are first needed, from any thread. Writing one twice does no harm.
 _interruptible_copies: Dict[Callable[..., Any], Callable[..., Any]] = {}
 _uninterruptible: Dict[Callable[..., Any], Callable[..., Any]] = {}
+#: The code of the function in which Trio before 0.28 wraps an interruptible one.
+trio_wrappers: Set[types.CodeType] = set()
 _asyncio_marked: Dict[Optional[str], Asyncio] = {}
 _trio_alone: Optional[Trio] = None
 _trio_inside: weakref.WeakKeyDictionary[Any, Trio] = weakref.WeakKeyDictionary()
