@@ -135,8 +135,9 @@ def report(
     writes one for many programs. The command reads OTLP JSON lines, also compressed by gzip, and
     adds up all files.
 
-    NAME and PATH match a part of a name; with * or ? they match the whole name. Both options can
-    be repeated. TIME is a time (2026-11-23T14:30) or an age (30s, 15m, 2h, 1d).
+    --function and --path match a part of a name; with * or ? they match the whole name. Both can be
+    repeated. --service matches the whole name. TIME is a time (2026-11-23T14:30) or an age (30s,
+    15m, 2h, 1d).
 
     With --prometheus, each row is a function that bridges, over all instances that the server
     scrapes.
