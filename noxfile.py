@@ -29,6 +29,7 @@ DEBUG_MODE = ("tests/greenback_trace/misuse",)
 FUZZ = ("tests/fuzz/test_programs.py",)
 INTERRUPTS = (
     "tests/greenback/test_interrupts.py",
+    "tests/greenback/test_threads.py",
     "tests/greenback_trace/test_interrupts.py",
     "tests/greenback_trace/misuse/listener/test_slow_steps.py",
 )

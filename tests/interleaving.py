@@ -7,10 +7,11 @@ instructions in turn, and let a second thread do all its work at that moment.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from types import FrameType, ModuleType
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Iterable, List, Optional, Tuple
 
 #: After so many seconds, the second thread counts as waiting for something other than `Turns.lock`.
 _PATIENCE = 30
@@ -66,29 +67,32 @@ class _Lock:
 Prepare = Callable[[Turns], Tuple[Callable[[], object], Callable[[], object], Callable[[], object]]]
 
 
-def at_each_instruction(prepare: Prepare, *modules: ModuleType) -> None:
+def at_each_instruction(
+    prepare: Prepare, *modules: ModuleType, numbers: Optional[Iterable[int]] = None
+) -> None:
     """Let two threads meet at each instruction that the first thread executes in *modules*.
 
     Args:
         prepare: Called for each instruction, with a new `Turns`.
         modules: The modules in which to stop the first thread.
+        numbers: Stop at these instructions only, counted from 1. There is no end to them.
     """
     assert CAN_STOP
     files = [module.__file__ for module in modules]
     before = sys.gettrace()
-    number = 0
-    while True:
+    meetings = 0
+    for number in numbers or itertools.count(1):
         turns = Turns()
         first, second, look = prepare(turns)
-        met = _meet(first, lambda: turns.give(second), number, files)
+        met = _meet(first, lambda: turns.give(second), number - 1, files)
         sys.settrace(before)
         if met is None:
             second()  # it undoes the preparations
             break
         met.join()
         look()
-        number += 1
-    assert number, "the first thread executes nothing there"
+        meetings += 1
+    assert meetings, "the first thread executes nothing there"
 
 
 def _meet(

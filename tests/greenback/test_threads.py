@@ -13,6 +13,7 @@ import greenback
 from greenback._engine import bridge as _bridge
 from greenback._tree import scopes
 from greenback.instruments import Instrument, add_instrument, remove_instrument
+from tests import sampling
 
 from ..interleaving import CAN_STOP, at_each_instruction
 
@@ -124,7 +125,7 @@ class TestMeetings:
             def portal_closed(self, portal):
                 pass
 
-        at_each_instruction(prepare, _bridge)
+        at_each_instruction(prepare, _bridge, numbers=sampling.instructions())
 
     @pytest.mark.skipif(not CAN_STOP, reason="trace functions are not told of instructions")
     def test_first_scopes_of_two_runs(self, monkeypatch):
