@@ -61,9 +61,11 @@ class TestSlowSteps:
             if frame.f_code is finalizer.__code__:
                 time.sleep(0.005)  # longer than the whole step, from which it is subtracted
 
+        numbers = itertools.islice(sampling.instructions(), 0, None, 3)
+
         async def main() -> int:
             # In the first run, CPython 3.12 begins to tell of instructions.
-            for runs, number in enumerate(itertools.chain([10**9], sampling.instructions()), 1):
+            for runs, number in enumerate(itertools.chain([10**9], numbers), 1):
                 with Interrupt(
                     number, greenback, greenback_trace, handler=finalizer, repeats=1
                 ) as interrupt:
@@ -76,7 +78,7 @@ class TestSlowSteps:
 
         monkeypatch.setattr(listener, "at_start", look_long)
         runs = backend.run(main)
-        assert runs > 50
+        assert runs > 20
         totals = greenback_trace.snapshot()
         assert totals.switches == {"to_loop": runs, "to_task": runs}
         assert [each.steps for each in totals.steps.values()] == [2 * runs]
