@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import greenback_trace
 from greenback_trace import Config
+from tests.sampling import is_small
 
 from ..greenback.random_programs import (
     CATCHES,
@@ -30,7 +31,7 @@ from ..greenback.random_programs import (
 
 MODES = ("untraced", "traced", "debug")
 #: Programs for each event loop, mode and seed.
-PROGRAMS = 200
+PROGRAMS = 60 if is_small() else 200
 #: The kind under which a portal counts, by how the program opens it.
 _PORTAL_KINDS = {
     "task": "task",
