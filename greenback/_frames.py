@@ -8,7 +8,6 @@ here.
 from __future__ import annotations
 
 import gc
-import os
 from types import CodeType, FrameType
 from typing import Any, Callable, FrozenSet, Iterator, List, Mapping, Optional, Set
 
@@ -17,6 +16,7 @@ from greenlet import getcurrent
 
 from ._engine.state import Portal, Worker, homes, portal_of
 from ._engine.work import context_of, traceback_of, work
+from ._folder import FOLDER
 from ._shims.lookalike import is_of_lookalike, steps_of
 from ._tasks.libraries import Library, library_of
 from ._tree.creator import is_creator
@@ -45,7 +45,6 @@ __all__ = [
     "traceback_of",
 ]
 
-_HERE = os.path.dirname(__file__) + os.sep
 # On PyPy, greenlets are written in Python, and `_greenlet_start` is their outermost function. The
 # frame before it does not belong to the greenlet's stack: while the greenlet runs, it is the main
 # greenlet's; while the greenlet waits, it is the greenlet's own innermost frame again.
@@ -95,7 +94,7 @@ def is_own(frame: FrameType) -> bool:
     """Whether the frame belongs to greenback or greenlet, and not to the program."""
     name = frame.f_code.co_filename
     return (
-        name.startswith(_HERE) or name == _GREENLET or is_of_lookalike(frame) or is_creator(frame)
+        name.startswith(FOLDER) or name == _GREENLET or is_of_lookalike(frame) or is_creator(frame)
     )
 
 
@@ -172,14 +171,14 @@ def portal_frames(portal: Portal) -> Iterator[Optional[FrameType]]:
         if waiting is portal.worker:
             break
         waiting = waiting.parent
-    awaits = portal.awaits
     for waiting in reversed(greenlets):
         frame = waiting.gr_frame
         if frame is None:
             yield None
             return
         yield from outermost_first(frame)
-    if greenlets:
+    awaits = portal.awaits
+    if greenlets and portal.resume is greenlets[0]:
         yield from suspended_frames(awaits)
 
 

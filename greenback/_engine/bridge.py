@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import collections.abc
 import logging
-import os
 import sys
 import types
 from inspect import CORO_CREATED, GEN_CREATED, getcoroutinestate, getgeneratorstate
@@ -39,6 +38,7 @@ from typing import (
 import greenlet
 from greenlet import getcurrent
 
+from .._folder import FOLDER
 from .._frames import set_engine, suspended_frames
 from .._tasks.libraries import Library, sniffio_thread
 from .._tasks.where import no_portal
@@ -643,9 +643,6 @@ def _register_once(portal: Portal, home: Home) -> None:
         register(portal, home)  # a second time if the first was interrupted
 
 
-_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
-
-
 # Interruptions
 #
 # A signal handler can raise on the outer side of a portal. That exception is thrown into the
@@ -703,7 +700,7 @@ def _interrupt(portal: Portal, error: BaseException) -> Any:
     home = portal.home
     if home.portals.get(portal.task) is portal:
         portal.registered = True  # `register` was interrupted before its last line
-    set_traceback(error, without_frames_of(_PACKAGE, traceback_of(error)))
+    set_traceback(error, without_frames_of(FOLDER, traceback_of(error)))
     portal.error = error
     if not is_parked(portal):
         # The worker has not begun to run the task's coroutine. The task may have begun it.

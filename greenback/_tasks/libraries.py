@@ -6,7 +6,6 @@ it is. This module imports neither asyncio nor Trio before the program itself ha
 
 from __future__ import annotations
 
-import os
 import sys
 import types
 import weakref
@@ -26,6 +25,7 @@ from typing import (
 
 import sniffio
 
+from .._folder import FOLDER
 from .c_tasks import LayoutError, layout_of
 from .where import nothing_running, other_library
 
@@ -276,7 +276,7 @@ class Trio(Library):
             # As `currently_ki_protected`, but beginning at the program's innermost frame: Trio
             # takes a microsecond per frame, and greenback's own frames say nothing.
             frame: Optional[types.FrameType] = sys._getframe(1)
-            while frame is not None and frame.f_code.co_filename.startswith(_HERE):
+            while frame is not None and frame.f_code.co_filename.startswith(FOLDER):
                 frame = frame.f_back
             return self._ki_protection_enabled(frame)
         # Before Trio 0.28, the mark is on the frame of the task's coroutine, and still works there.
@@ -472,9 +472,6 @@ def _is_inner(first: Any, second: Any) -> bool:
             return False
         frame = frame.f_back
     return False
-
-
-_HERE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
 def _cannot_replace(task: Any, why: str) -> RuntimeError:

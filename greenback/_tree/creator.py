@@ -13,7 +13,8 @@ import sys
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-_HERE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+from .._folder import FOLDER
+
 #: How many lines of the program are remembered.
 _LINES_KEPT = 1_024
 
@@ -41,7 +42,7 @@ class Template:
     __slots__ = ("_code", "_globals", "_skipped")
 
     def __init__(self, source: str, names: Dict[str, Any], skipped: str) -> None:
-        self._skipped = (_HERE, os.path.join(skipped, ""))
+        self._skipped = (FOLDER, os.path.join(skipped, ""))
         tree = ast.parse(source)
         for node in ast.walk(tree):
             if hasattr(node, "lineno"):
