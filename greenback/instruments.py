@@ -15,4 +15,8 @@ from __future__ import annotations
 from ._engine.state import Portal
 from ._listener.instruments import Bridge, Instrument, add_instrument, remove_instrument
 
+for _each in (Bridge, Instrument, add_instrument, remove_instrument):
+    _each.__module__ = __name__  # their place to the user, in tracebacks and pickles
+del _each
+
 __all__ = ["Bridge", "Instrument", "Portal", "add_instrument", "remove_instrument"]

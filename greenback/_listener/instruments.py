@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
+from .._engine.state import Portal
 from . import listener
 from .failures import is_from_signal_handler
 
 if TYPE_CHECKING:
     from types import FrameType
-
-    from .._engine.state import Portal
 
 
 class Bridge:
