@@ -451,6 +451,8 @@ class Totals(Sums):
         self.portals[portal] = tally
         counts.kind(portal.kind).opened += 1
         self._observer.portal_opened(portal)
+        # The first portal has the observer connect, which is no time of the portal's.
+        tally.opened_at = perf_counter_ns()
         return tally
 
     def _finished_late(self, tally: PortalTally) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from typing import Any, Dict, List, Tuple
 
@@ -253,3 +256,43 @@ class TestConfig:
             {"GREENBACK_TRACE_SLOW": "0.25", "GREENBACK_TRACE_MEASUREMENT_RATE": "50"}
         )
         assert (config.slow, config.measurement_rate) == (0.25, 50)
+
+
+class TestFirstPortal:
+    def test_without_the_connecting(self) -> None:
+        """The first portal of a process lasts without the time in which tracing connects."""
+        program = """
+import asyncio, time
+import greenback, greenback_trace
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+connected = []
+
+class Slow(TracerProvider):
+    def get_tracer(self, *args, **kwds):
+        time.sleep(1)
+        connected.append(time.perf_counter())
+        return super().get_tracer(*args, **kwds)
+
+async def nop():
+    pass
+
+trace.set_tracer_provider(Slow())
+asyncio.run(greenback.with_portal_run(nop))
+over = time.perf_counter()
+(lasted,) = (
+    each.sum
+    for each in greenback_trace.snapshot().durations
+    if each.name == "greenback.portal.duration"
+)
+print(len(connected), lasted <= over - connected[-1])
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "GREENBACK_TRACE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout == "1 True\n", done.stderr
