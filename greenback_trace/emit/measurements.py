@@ -93,12 +93,14 @@ class Measurements:
 
     def skip_some(self, counts: Counts) -> None:
         """Draw how many events this thread skips before the next one in the sample."""
-        passed = counts.skipped_from - counts.skip
         every = self._every
         if self._has_failed:
-            counts.skip = counts.skipped_from = _ALL
+            drawn = _ALL
         else:
-            counts.skip = counts.skipped_from = int(random() * 2 * every) if every > 1 else 0
+            drawn = int(random() * 2 * every) if every > 1 else 0
+        # No call from here on: a bridge in the middle of one would add to a number that is lost.
+        passed = counts.skipped_from - counts.skip
+        counts.skip = counts.skipped_from = drawn
         counts.unmeasured += passed
 
     def _measure(self, counts: Counts, name: str, spent: int, attributes: Dict[str, Any]) -> None:

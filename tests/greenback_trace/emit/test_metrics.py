@@ -340,6 +340,43 @@ class TestMeasurements:
         (scope,) = resource.scope_metrics
         assert {metric.name for metric in scope.metrics} == measured
 
+    def test_bridge_while_the_sample_is_drawn(self) -> None:
+        """A bridge in the middle of drawing the next sample is counted as left out."""
+        reading = Reading()
+        reading.enable(spans="none", measurement_rate=50)
+
+        async def nop() -> None:
+            pass
+
+        interrupted: List[str] = []
+
+        def interrupt(frame: FrameType, event: str, function: Any) -> None:
+            name = getattr(function, "__name__", "")
+            if event == "c_return" and name == "random" and frame.f_code.co_name == "skip_some":
+                interrupted.append(name)
+                greenback.await_(nop())
+
+        def work() -> None:
+            for _ in range(3000):
+                greenback.await_(nop())
+            sys.setprofile(interrupt)
+            try:
+                while len(interrupted) < 3:
+                    greenback.await_(nop())
+            finally:
+                sys.setprofile(None)
+
+        asyncio.run(greenback.with_portal_run_sync(work))
+        totals = greenback_trace.snapshot()
+        recorded = sum(
+            point.count
+            for metric in reading.metrics()
+            if metric.name.endswith(".duration")
+            for point in metric.data.data_points
+        )
+        events = sum(each.count for each in totals.durations)
+        assert recorded + totals.dropped["measurement"]["rate_limit"] == events
+
     def test_histogram_that_opens_a_portal(self) -> None:
         """A histogram that opens a portal does not get that portal, which is counted."""
         calls = []
