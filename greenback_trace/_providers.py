@@ -67,7 +67,7 @@ def watch_shutdown(tracer_provider: Any, tell: Callable[[], None]) -> Optional[W
     """
     from opentelemetry import trace
 
-    provider = tracer_provider or trace.get_tracer_provider()
+    provider: Any = tracer_provider or trace.get_tracer_provider()
     if not hasattr(provider, "add_span_processor"):
         return None
     watch = _watches.get(provider)
