@@ -960,6 +960,7 @@ class TestPrimaryListener:
         assert _bridge._hooks is primary
         listener.set_primary(None)
         assert _bridge._hooks is None
+        assert not listener.is_primary(None)
 
     @pytest.mark.parametrize("suspends", [True, False])
     def test_beside_an_instrument(self, backend: Any, suspends: bool, recorder: Recorder) -> None:
@@ -1005,6 +1006,20 @@ class TestPrimaryListener:
         assert names.count(STARTED) == names.count(FINISHED) == 3
         assert (names[0], names[-1]) == (OPENED, CLOSED)
         assert calls.index(OPENED) < calls.index(of_instrument[0])
+
+    def test_passes_a_bridge_over(self, backend: Any, recorder: Recorder) -> None:
+        """A primary listener that returns None at a bridge's start hears no more of that bridge."""
+
+        class PassingOver(Listening):
+            def start_bridge(self, portal: Portal, awaitable: Any, frame: Any) -> Any:
+                return None
+
+        primary: Any = PassingOver([])
+        listener.set_primary(primary)
+        backend.run(greenback.with_portal_run_sync, lambda: await_(backend.checkpoint()))
+        assert bridges_in(primary.calls) == []
+        assert primary.calls[-1] == CLOSED
+        assert {STARTED, SUSPENDED, RESUMED, FINISHED} <= set(recorder.names())
 
     def test_replaced_in_a_bridge(self, backend: Any, recorder: Recorder) -> None:
         """The listener that was told of a bridge's start is told of its end."""
