@@ -36,6 +36,7 @@ docs: python ## Build the documentation into docs/_build/html
 clean: ## Remove everything that the other targets have made
 	rm -rf .venv .venvs .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -rf docs/_build benchmarks/.envs build dist *.egg-info *.trace.jsonl
+	rm -f greenback*/*/_compiled.*.so greenback*/*/_compiled.*.pyd
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv: python

@@ -4,7 +4,9 @@
 
 makes `.venvs/demo` and installs the project into it, editable, with all of its extras, and those
 dependency groups of pyproject.toml. The environment is made anew when pyproject.toml or the
-arguments change. It needs Python 3.8 or later, and nothing else.
+arguments change. The extension modules, which lie in the checkout, are compiled anew when their
+sources change. It needs Python 3.8 or later, and nothing else; without a C compiler, there are no
+extension modules.
 
 uv does the work, in a tenth of pip's time. pip puts uv into `.venvs/tools`. Where that fails, or uv
 does, pip installs everything, and a line says so.
@@ -31,6 +33,18 @@ TOOLS = Path(".venvs", "tools")
 #: A file in each environment, with hashes of what it was made of. It is written last: without it,
 #: an environment is half of one.
 STAMP = "made"
+#: Another file, in environments whose Python takes the extension modules: the suffix of their
+#: files, a hash of what they are made of, and a hash of them, or MISSING if they could not be made.
+#: They lie in the checkout, so another environment may have made others.
+EXTENSIONS = "extensions"
+MISSING = "missing"
+#: Prints that suffix, or nothing. `takes_extensions` in setup.py has the same condition.
+SUFFIX = """
+import sys, sysconfig
+is_taken = sys.implementation.name == "cpython" and (3, 10) <= sys.version_info < (3, 16)
+if is_taken and not sysconfig.get_config_var("Py_GIL_DISABLED"):
+    print(sysconfig.get_config_var("EXT_SUFFIX"))
+"""
 
 #: uv's variable for each of pip's settings that say where packages come from, and what separates
 #: the items of a list there.
@@ -63,6 +77,9 @@ class Environment(NamedTuple):
         with alone(self.folder):
             stamps = self.stamps()
             if self.is_made(stamps):
+                if not self.is_compiled():
+                    self.compile_anew()
+                    self.note_extensions()
                 return
             began = time.perf_counter()
             try:
@@ -70,6 +87,7 @@ class Environment(NamedTuple):
             except (OSError, subprocess.CalledProcessError) as problem:
                 log(f"{self.folder}: pip makes it, which takes longer, since uv failed: {problem}")
                 self.fill_by_pip()
+            self.note_extensions()
             (self.folder / STAMP).write_text("\n".join(stamps), encoding="utf-8")
             log(f"{self.folder}: made in {time.perf_counter() - began:.0f} s")
 
@@ -89,9 +107,43 @@ class Environment(NamedTuple):
             return False
         return there == stamps if self.python else there[-1:] == stamps[-1:]
 
-    def fill_by_uv(self, uv: str) -> None:
-        remove(self.folder)
-        settings = {
+    def is_compiled(self) -> bool:
+        """Whether there is nothing to compile: all is there, or cannot be compiled or used."""
+        try:
+            suffix, made_of, made = (self.folder / EXTENSIONS).read_text("utf-8").split()
+        except OSError:
+            return True
+        except ValueError:
+            return False  # writing it was interrupted
+        return made_of == hash_of_sources() and made == hash_of_extensions(suffix)
+
+    def note_extensions(self) -> None:
+        suffix = output(*self.within, self.own_python(), "-c", SUFFIX).strip()
+        if not suffix or not self.project:
+            return
+        made = hash_of_extensions(suffix)
+        if made == MISSING:
+            log(f"{self.folder}: the engine in C cannot be compiled; the one in Python runs")
+        note = f"{suffix} {hash_of_sources()} {made}"
+        (self.folder / EXTENSIONS).write_text(note, encoding="utf-8")
+
+    def compile_anew(self) -> None:
+        log(f"{self.folder}: the extension modules are compiled anew")
+        if (self.folder / "bin" / "pip").exists():
+            settings = dict(os.environ)
+            install = [self.own_python(), "-m", "pip", "install", "--force-reinstall"]
+        else:
+            uv = find_uv()
+            settings = self.settings_of_uv(uv)
+            install = [uv, "pip", "install", "--python", self.own_python()]
+            install += ["--reinstall-package", "greenback"]
+        if MISSING not in (self.folder / EXTENSIONS).read_text("utf-8"):
+            # There is a compiler, so the sources are wrong.
+            settings["GREENBACK_REQUIRE_COMPILED"] = "1"
+        self.run(*install, "--quiet", "--no-deps", "--editable", ".", env=settings)
+
+    def settings_of_uv(self, uv: str) -> Dict[str, str]:
+        return {
             **settings_of_pip(),
             # Elsewhere, HOME is another, and a link does not reach from one mount to another.
             "UV_CACHE_DIR": cache_of(uv),
@@ -99,6 +151,10 @@ class Environment(NamedTuple):
             "UV_PYTHON_DOWNLOADS": "never",
             **os.environ,
         }
+
+    def fill_by_uv(self, uv: str) -> None:
+        remove(self.folder)
+        settings = self.settings_of_uv(uv)
         python = self.python or sys.executable
         self.run(uv, "venv", "--quiet", "--python", python, str(self.folder), env=settings)
         install = [uv, "pip", "install", "--quiet", "--python", self.own_python()]
@@ -133,6 +189,26 @@ class Environment(NamedTuple):
 
     def run(self, *command: str, env: Optional[Dict[str, str]] = None) -> None:
         subprocess.run([*self.within, *command], check=True, env=env)
+
+
+def hash_of_extensions(suffix: str) -> str:
+    """A hash of the modules that setup.py makes, of each folder of C sources one; or MISSING."""
+    found = hashlib.sha256()
+    for folder in sorted({path.parent for path in Path().glob("greenback*/*/*.c")}):
+        module = folder / f"_compiled{suffix}"
+        if not module.is_file():
+            return MISSING
+        found.update(module.read_bytes())
+    return found.hexdigest()
+
+
+def hash_of_sources() -> str:
+    found = hashlib.sha256(Path("setup.py").read_bytes())
+    for variable in ("CC", "CFLAGS", "LDFLAGS"):
+        found.update(f"{variable}={os.environ.get(variable)}\n".encode())
+    for path in sorted(Path().glob("greenback*/*/*.[ch]")):
+        found.update(str(path).encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def find_uv() -> str:
@@ -247,6 +323,8 @@ def parse() -> Environment:
 def main() -> None:
     wanted = parse()
     os.chdir(ROOT)
+    # It says which engine a program runs. Here, the build would leave the old extensions in place.
+    os.environ.pop("GREENBACK_PURE", None)
     try:
         wanted.make()
     except (OSError, subprocess.CalledProcessError) as problem:
