@@ -20,7 +20,8 @@ from ._adapters import async_context as async_context
 from ._adapters import async_iter as async_iter
 from ._adapters import autoawait as autoawait
 from ._adapters import decorate_as_sync as decorate_as_sync
-from ._engine.bridge import await_ as await_
+from ._engine.choice import engine as engine
+from ._engine.chosen import await_ as await_
 from ._portals import bestow_portal as bestow_portal
 from ._portals import ensure_portal as ensure_portal
 from ._portals import has_portal as has_portal

@@ -16,7 +16,7 @@ from typing import (
     TypeVar,
 )
 
-from ._engine.bridge import await_
+from ._engine.chosen import await_
 from ._portals import with_portal_run_sync
 
 if TYPE_CHECKING:

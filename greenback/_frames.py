@@ -14,6 +14,7 @@ from typing import Any, Callable, FrozenSet, Iterator, List, Mapping, Optional, 
 import greenlet
 from greenlet import getcurrent
 
+from ._engine.choice import compiled, has_compiled
 from ._engine.state import Portal, Worker, homes, portal_of
 from ._engine.work import context_of, traceback_of, work
 from ._folder import FOLDER
@@ -25,6 +26,7 @@ from ._tree.creator import is_creator
 __all__ = [
     "OUTERMOST",
     "Library",
+    "around_worker",
     "caller_of_bridge",
     "context_of",
     "frame_around_portal",
@@ -60,6 +62,9 @@ OUTERMOST: FrozenSet[int] = frozenset(
     id(code) for code in (work.__code__, _GREENLET_START) if code is not None
 )
 
+#: Stands for the frame that a worker in C does not have; None if workers have one.
+around_worker: Optional[FrameType] = compiled.frame_of(work) if has_compiled("work") else None
+
 # How often to read the frames of another thread, which may go on meanwhile.
 _TRIES = 3
 
@@ -83,7 +88,9 @@ _drive: Optional[CodeType] = None
 
 def set_engine(await_: Callable[..., Any], drive: Callable[..., Any]) -> None:
     """Note which function bridges, and which forwards the traps of a portal's work."""
-    global _await, _drive
+    global _await, _drive, _COMPILED_BRIDGE
+    if compiled is not None:
+        _COMPILED_BRIDGE = compiled.frame_of(await_)
     _await, _drive = getattr(await_, "__code__", None), getattr(drive, "__code__", None)
 
 
@@ -117,18 +124,37 @@ def caller_of_bridge(frame: Optional[FrameType]) -> Optional[FrameType]:
     return None if frame is None else frame.f_back
 
 
+def caller_of_waiting_bridge(portal: Portal) -> Optional[FrameType]:
+    """The frame that called the bridge in which the portal's task waits; None if there is none."""
+    frame: Optional[FrameType] = getattr(portal.resume, "gr_frame", None)
+    if frame is not None and portal.bridges and portal.bridges[-1][0] is portal.awaits:
+        return frame  # the bridge is in C, and has no frame
+    return caller_of_bridge(frame)
+
+
 def _portal_in(frame: FrameType) -> Optional[Portal]:
     """The portal of a frame of `drive`, or of a worker's `work`.
 
     The frame's local variable is the only way to it that costs nothing. A portal that knew its
-    `drive` would keep it alive, and no table says what a worker of another thread runs. An engine
-    in C has an object with an attribute ``portal`` in place of each of the two frames.
+    `drive` would keep it alive, and no table says what a worker of another thread runs. The engine
+    in C has no such frames.
     """
     found = frame.f_locals.get("portal")
     return found if type(found) is Portal else None
 
 
 # Frames of work that waits
+
+
+def is_compiled_drive(awaitable: Any) -> bool:
+    """Whether *awaitable* is a result of `drive` in C, or stands so in a task."""
+    return _COMPILED_DRIVE is not None and issubclass(type(awaitable), _COMPILED_DRIVE)
+
+
+#: The type of `drive` in C.
+_COMPILED_DRIVE: Any = None if compiled is None else compiled.drive
+#: Stands for the frame of each `await_` in C.
+_COMPILED_BRIDGE: Any = None
 
 
 def suspended_frames(awaitable: Any) -> Iterator[Optional[FrameType]]:
@@ -139,6 +165,10 @@ def suspended_frames(awaitable: Any) -> Iterator[Optional[FrameType]]:
     while awaitable is not None:
         if issubclass(type(awaitable), HasShim):
             awaitable = awaitable.shim
+        if is_compiled_drive(awaitable):
+            if awaitable.portal is not None:
+                yield from portal_frames(awaitable.portal)
+            return
         for prefix, below in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
             if hasattr(awaitable, below):
                 frame = getattr(awaitable, prefix + "_frame")
@@ -173,10 +203,11 @@ def portal_frames(portal: Portal) -> Iterator[Optional[FrameType]]:
         waiting = waiting.parent
     for waiting in reversed(greenlets):
         frame = waiting.gr_frame
-        if frame is None:
+        if frame is None and not (type(waiting) is Worker and waiting.is_bare):
             yield None
             return
-        yield from outermost_first(frame)
+        frames = outermost_first(frame)
+        yield from with_bridges(frames, portal) if waiting is portal.worker else frames
     awaits = portal.awaits
     if greenlets and portal.resume is greenlets[0]:
         yield from suspended_frames(awaits)
@@ -187,9 +218,12 @@ def work_ahead(coroutine: Any) -> Any:
 
     None otherwise.
     """
-    shim = coroutine if issubclass(type(coroutine), HasShim) else steps_of(coroutine)
+    is_shim = issubclass(type(coroutine), HasShim) or is_compiled_drive(coroutine)
+    shim = coroutine if is_shim else steps_of(coroutine)
+    if shim is None or shim.portal is None:
+        return None
     # A portal has no greenlet before its first step.
-    return shim.coroutine if shim is not None and shim.portal.greenlet is None else None
+    return shim.coroutine if shim.portal.greenlet is None else None
 
 
 def stack_of(coroutine: Any) -> Any:
@@ -215,6 +249,24 @@ def _inside(awaitable: Any) -> Any:
 
 
 # From frame to frame
+
+
+def with_bridges(frames: List[FrameType], portal: Portal) -> List[FrameType]:
+    """*frames* with a frame for each bridge of the portal that is under way in C.
+
+    Args:
+        frames: Frames of the portal's worker, outermost first.
+    """
+    for steps, caller in portal.bridges:
+        below = getattr(steps, "cr_frame", None) or getattr(steps, "gi_frame", None)
+        if below is not None and below in frames:
+            place = frames.index(below)
+        elif caller is not None and caller in frames:
+            place = frames.index(caller) + 1
+        else:
+            place = len(frames)  # the innermost one, which waits
+        frames.insert(place, _COMPILED_BRIDGE)
+    return frames
 
 
 def outermost_first(frame: Optional[FrameType]) -> List[FrameType]:
@@ -291,12 +343,22 @@ def frames_down_to(frame: FrameType, first: Optional[FrameType]) -> List[FrameTy
         frame: A frame of the greenlet that is running now.
         first: The outermost frame to return. If it is not among the frames, all are returned.
     """
-    frames = outermost_first(frame)
     current: Any = getcurrent()
+    frames = _of_greenlet(current, frame)
     while first not in frames and current.parent is not None:
         current = current.parent
-        frames = outermost_first(current.gr_frame) + frames
+        frames = _of_greenlet(current, current.gr_frame) + frames
     return frames[frames.index(first) :] if first in frames else frames
+
+
+def _of_greenlet(some_greenlet: Any, frame: Optional[FrameType]) -> List[FrameType]:
+    """The frames of a greenlet of this thread, outermost first, with its bridges.
+
+    Args:
+        frame: Its innermost frame.
+    """
+    frames = outermost_first(frame)
+    return with_bridges(frames, some_greenlet.portal) if is_worker(some_greenlet) else frames
 
 
 def frames_in_threads(
@@ -314,20 +376,44 @@ def frames_in_threads(
         for thread, innermost in current_frames().items():
             # `outermost_first` would stop too early: from another thread, PyPy shows the frames of
             # the main greenlet only beyond `_greenlet_start`.
-            inside = frames = [*outwards(innermost)][::-1]
-            while first not in frames and frames[0].f_code == work.__code__:
-                portal = _portal_in(frames[0])
-                around = getattr(getattr(portal, "greenlet", None), "gr_frame", None)
+            frames = [*outwards(innermost)][::-1]
+            outermost = frames[0]
+            portal = _running_in(thread, outermost)
+            while first not in frames and portal is not None:
+                around = getattr(portal.greenlet, "gr_frame", None)
                 if around is None:
                     break
-                frames = outermost_first(around) + frames
+                frames = outermost_first(around) + with_bridges(frames, portal)
+                portal = _running_in(thread, frames[0], portal)
             if first not in frames:
                 continue
             # The frames around were read after the frames inside. In between, the thread may have
             # parked the inner ones, and begun a step of another task.
             now = [*outwards(current_frames().get(thread))]
-            if now and now[-1] is inside[0]:
+            if now and now[-1] is outermost:
+                if portal is not None:
+                    frames = with_bridges(frames, portal)
                 return frames[frames.index(first) :]
+    return None
+
+
+def _running_in(
+    thread: int, outermost: FrameType, inner: Optional[Portal] = None
+) -> Optional[Portal]:
+    """The portal in whose worker *outermost* is the outermost frame, in another thread.
+
+    Args:
+        inner: The portal of the worker inside, if these frames are around it.
+    """
+    if outermost.f_code == work.__code__:
+        return _portal_in(outermost)
+    # A worker in C has no frame of its own. Its steps are noted.
+    if inner is not None:
+        around = inner.greenlet
+        return around.portal if is_worker(around) else None
+    for home in homes():
+        if home.thread == thread:
+            return home.stepping
     return None
 
 
@@ -339,20 +425,21 @@ def frames_of_step(portal: Portal, innermost: FrameType) -> List[FrameType]:
         innermost: A frame of that step.
     """
     frames = outermost_first(innermost)
-    greenlets = [portal.greenlet]
     if all(frame.f_code is not work.__code__ for frame in frames):
-        greenlets.insert(0, portal.worker)  # the task's code runs a greenlet of its own
-    for around in greenlets:
-        outer = outermost_first(getattr(around, "gr_frame", None))
+        # The task's code runs a greenlet of its own. Or the worker is one in C, and runs now: then
+        # it gives no frame here.
+        outer = outermost_first(getattr(portal.worker, "gr_frame", None))
         frames = [frame for frame in outer if frame not in frames] + frames
-    return frames
+    outer = outermost_first(getattr(portal.greenlet, "gr_frame", None))
+    outer = [frame for frame in outer if frame not in frames]
+    return outer + with_bridges(frames, portal)
 
 
 def stepping_portals() -> Iterator[Portal]:
     """The portals whose steps are running: the innermost one of each thread.
 
-    There are some only while there is a listener. An interruption can leave a portal here whose
-    task runs no more: see `Home.stepping`.
+    The engine in Python notes them only while there is a listener. An interruption can leave a
+    portal here whose task runs no more: see `Home.stepping`.
     """
     for home in homes():
         portal = home.stepping

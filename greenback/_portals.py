@@ -12,17 +12,16 @@ from greenlet import getcurrent
 from ._engine.bridge import (
     NO_NEED,
     Begun,
+    Interrupted,
     announce,
-    await_,
-    begin,
     close_portal,
-    drive,
     find_portal,
     interrupted_here,
     register,
     wake_portal,
 )
-from ._engine.state import Portal, Raised, current_portal, portal_of, this_home
+from ._engine.chosen import await_, begin, drive, drive_of, open_for_running_task
+from ._engine.state import Portal, Raised, current_in, current_portal, portal_of, this_home
 from ._engine.work import context_of, run_coroutine, set_context
 from ._shims.shims import Unstarted, shim_from_now_on, shim_from_the_start
 from ._tasks.libraries import Library, is_loop_running, library_of, start_loop
@@ -48,20 +47,39 @@ async def ensure_portal() -> None:
             self-test failed on this interpreter. `with_portal_run` works there.
         sniffio.AsyncLibraryNotFoundError: No async library is running.
     """
+    try:
+        library = open_for_running_task("task")
+        if library is not None:
+            await library.checkpoint()
+            return
+    except BaseException:
+        _undo_ensuring()
+        raise
     library, task, portal = current_portal()
     if portal is not None:
         await library.checkpoint()
         return
-    coroutine = library.coroutine_of(task)
     try:
         open_for_task(library, task, "task")
         await library.checkpoint()
     except BaseException:
-        portal = this_home().portals.get(task)
-        if portal is not None and portal.worker is None:
-            # A signal handler has raised the error, in the step that opened the portal.
-            _close_unused(portal, coroutine, library.coroutine_of(task))
+        _undo_ensuring()
         raise
+
+
+def _undo_ensuring() -> None:
+    """Close the portal that `ensure_portal` has opened, if its step has ended in an error.
+
+    A signal handler has raised the error then.
+    """
+    home = this_home()
+    try:
+        library, task = current_in(home)
+    except RuntimeError:
+        return
+    portal = home.portals.get(task)
+    if portal is not None and portal.kind == "task" and portal.worker is None:
+        _close_unused(portal, portal.coroutine, library.coroutine_of(task))
 
 
 def bestow_portal(task: Task) -> None:
@@ -128,19 +146,23 @@ async def with_portal_run(
         RuntimeError: A library other than asyncio or Trio is running.
         BaseException: Whatever *async_fn* raises.
     """
-    interrupted = interruption = None
+    # A waiting task keeps this frame, so there are few variables, and nothing in them is needless.
     try:
         result = begin("run", run_coroutine, async_fn, args, kwds)
-        if type(result) is Begun:
-            result = await _drive_on(result)
+        if type(result) is drive:
+            result = await result
+        elif type(result) is Begun:
+            result = _drive_on(result)
+            result = await result
+        elif type(result) is not Raised and result is not NO_NEED:
+            return result  # type: ignore[no-any-return]
     except BaseException as caught:
-        interrupted = interrupted_here()
-        if interrupted is None:
+        result = None  # a `drive` that has begun is closed, as what an `await` steps would be
+        result = interrupted_here(caught)
+        if result is None:
             raise
-        interruption = caught
-    if interrupted is not None:
-        result = await _drive_interrupted(interrupted, interruption)
-        del interrupted, interruption
+    if type(result) is Interrupted:
+        result = await _drive_interrupted(result)
     if result is NO_NEED:
         return await async_fn(*args, **kwds)
     if type(result) is not Raised:
@@ -174,19 +196,23 @@ async def with_portal_run_sync(sync_fn: Callable[P, T], *args: P.args, **kwds: P
         RuntimeError: A library other than asyncio or Trio is running.
         BaseException: Whatever *sync_fn* raises.
     """
-    interrupted = interruption = None
+    # A waiting task keeps this frame, so there are few variables, and nothing in them is needless.
     try:
         result = begin("run_sync", None, sync_fn, args, kwds)
-        if type(result) is Begun:
-            result = await _drive_on(result)
+        if type(result) is drive:
+            result = await result
+        elif type(result) is Begun:
+            result = _drive_on(result)
+            result = await result
+        elif type(result) is not Raised and result is not NO_NEED:
+            return result  # type: ignore[no-any-return]
     except BaseException as caught:
-        interrupted = interrupted_here()
-        if interrupted is None:
+        result = None  # a `drive` that has begun is closed, as what an `await` steps would be
+        result = interrupted_here(caught)
+        if result is None:
             raise
-        interruption = caught
-    if interrupted is not None:
-        result = await _drive_interrupted(interrupted, interruption)
-        del interrupted, interruption
+    if type(result) is Interrupted:
+        result = await _drive_interrupted(result)
     if result is NO_NEED:
         return sync_fn(*args, **kwds)
     if type(result) is not Raised:
@@ -255,12 +281,14 @@ def has_portal(task: Optional[Task] = None) -> bool:
 def _drive_on(begun: Begun) -> Any:
     portal, trap = begun.portal, begun.trap
     begun.trap = None  # the caller keeps `begun` as long as the portal; the trap must not live on
-    return portal.library.uninterruptible(drive)(portal, trap)
+    return drive_of(portal.library)(portal, trap)
 
 
-def _drive_interrupted(portal: Portal, error: Optional[BaseException]) -> Any:
-    """Drive a portal that `interrupted_here` has found, and throw *error* into its work first."""
-    return portal.library.uninterruptible(drive)(portal, None, error)
+def _drive_interrupted(interrupted: Interrupted) -> Any:
+    """Drive the portal, and throw the error into its work first."""
+    portal, error = interrupted.portal, interrupted.error
+    interrupted.error = None  # the error's traceback leads to the caller, which keeps `interrupted`
+    return drive_of(portal.library)(portal, None, error)
 
 
 def open_for_task(library: Library, task: Task, kind: str) -> None:

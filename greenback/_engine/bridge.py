@@ -42,6 +42,7 @@ from .._folder import FOLDER
 from .._frames import set_engine, suspended_frames
 from .._tasks.libraries import Library, sniffio_thread
 from .._tasks.where import no_portal
+from .choice import compiled, has_compiled
 from .state import (
     NOWHERE,
     POOL_DEPTH,
@@ -69,6 +70,7 @@ from .work import (
     is_killed_here,
     is_unfinished,
     leave_handler,
+    new_work,
     run_function,
     run_while_handling,
     set_traceback,
@@ -91,6 +93,9 @@ if not _GREENLETS_HAVE_CONTEXT:
         set_contextvar_context,
     )
 
+# A worker in C has no frame. So other threads learn from `Home.stepping` whose step runs.
+_NOTES_STEPS = has_compiled("work")
+
 
 class Begun:
     """The result of `begin` when the portal's work is not over: the caller must `drive` it."""
@@ -100,6 +105,16 @@ class Begun:
     def __init__(self, portal: Portal, trap: Any) -> None:
         self.portal = portal
         self.trap = trap
+
+
+class Interrupted:
+    """A portal that `begin` has opened and no `drive` runs, and an error to throw into its work."""
+
+    __slots__ = ("error", "portal")
+
+    def __init__(self, portal: Portal, error: BaseException) -> None:
+        self.portal = portal
+        self.error: Optional[BaseException] = error
 
 
 #: The result of `begin` when the task already has a portal.
@@ -115,9 +130,14 @@ def set_hooks(hooks: Optional[Listener]) -> None:
     """Tell *hooks* of portals and bridges from now on, and no other listener. None tells nobody."""
     global _hooks
     _hooks = hooks
+    if compiled is not None:
+        compiled.set_hooks(hooks)
 
 
 # Bridges
+
+#: How far below its `def` the line of `await_` is in which a bridge waits.
+LINE_OF_STEPS = 61
 
 
 def await_(aw: Awaitable[T]) -> T:
@@ -226,7 +246,7 @@ def await_(aw: Awaitable[T]) -> T:
                 continue
             try:
                 if steps is None:
-                    _discard(aw)  # the bridge was refused
+                    discard(aw)  # the bridge was refused
                 else:
                     portal.awaits = None
                 _hide_steps(portal, error)
@@ -252,7 +272,7 @@ def _is_left_waiting(steps: Any, aw: Any, error: BaseException) -> bool:
     if steps.gi_frame is None or steps.gi_running:
         return False
     if getgeneratorstate(steps) == GEN_CREATED:
-        _discard(aw)
+        discard(aw)
         steps.close()
         return False
     return True
@@ -316,7 +336,7 @@ def _hide_steps(portal: Portal, error: BaseException) -> None:
     mine.tb_next = below
 
 
-def _discard(aw: Any) -> None:
+def discard(aw: Any) -> None:
     """Close a coroutine that will not be awaited, so that Python does not warn of it."""
     if type(aw) is CoroutineType and getcoroutinestate(aw) != CORO_CREATED:
         return  # another function awaits the coroutine, or the coroutine is over
@@ -376,6 +396,7 @@ def begin(
     if (
         _hooks is not None
         or not _GREENLETS_HAVE_CONTEXT
+        or _NOTES_STEPS
         or me is not home.main
         or not home.pool
         or home.portals
@@ -406,7 +427,7 @@ def begin(
     portal.greenlet = me
     try:
         home.first_step = portal
-        worker.gr_context = me.gr_context
+        worker.give_context(me.gr_context)
         trap = worker.switch(portal)
         if portal.resume is not None:
             register(portal, home)
@@ -425,7 +446,8 @@ def begin(
     result = portal.result
     portal.home = portal.worker = portal.task = portal.greenlet = portal.result = None
     portal.function = portal.args = portal.kwds = None
-    worker.gr_context = None
+    if not worker.is_bare:
+        worker.gr_context = None
     home.pool.append(worker)
     return result
 
@@ -448,14 +470,14 @@ def _begin_slowly(
     loop = library.loop()
     if home.others or loop is not home.loop():
         _look_at_loop(home, library, loop)
-    worker = _take_worker(home, me)
+    worker = take_worker(home, me)
     portal = worker.spare
     if _hooks is not None or portal.library is not library:
         # Instruments may keep a portal, or use it as a dictionary key. So with instruments, each
         # portal is a new object.
         portal = Portal(kind, library)
         worker.portal = portal
-        if _hooks is None:
+        if _hooks is None or (compiled is not None and compiled.is_told_in_c()):
             worker.spare = portal
     portal.home = home
     portal.worker = worker
@@ -532,10 +554,11 @@ def close_portal(portal: Portal) -> None:
 def _close_announced(portal: Portal, hooks: Listener) -> None:
     """Tell the listener that *portal* is closed.
 
-    An instrument may keep the portal, so no worker reuses it.
+    An instrument may keep the portal, so no worker reuses it. Hooks in C keep none.
     """
     worker = portal.worker
-    if worker is not None and worker.spare is portal:
+    keeps = compiled is None or not compiled.is_told_in_c()
+    if keeps and worker is not None and worker.spare is portal:
         worker.spare = NOWHERE
     hooks.close_portal(portal)
 
@@ -563,7 +586,7 @@ def wake_portal(task: Any) -> bool:
 # Workers
 
 
-def _take_worker(home: Home, me: Any) -> Worker:
+def take_worker(home: Home, me: Any) -> Worker:
     """An idle worker, or a new one, that works for the greenlet *me*."""
     if me is home.main:
         level = 0
@@ -584,10 +607,12 @@ def _take_worker(home: Home, me: Any) -> Worker:
                 # works for.
                 worker.parent = me
             return worker
-    worker = Worker(work)
+    worker = Worker(new_work)
     worker.level = level
     worker.poolable = level < POOL_LEVELS and not _stack_is_deeper_than(POOL_DEPTH)
     worker.portal = worker.spare = NOWHERE
+    worker.is_bare = False
+    worker.context = worker.replaces = None
     return worker
 
 
@@ -613,24 +638,25 @@ def first_step(portal: Portal) -> Any:
             if hooks is not None:
                 hooks.enter_portal(portal)
             me = portal.greenlet = getcurrent()
-            worker = portal.worker = _take_worker(home, me)
+            worker = portal.worker = take_worker(home, me)
             worker.portal = portal
         elif hooks is not None:
             hooks.open_portal(portal)
         home.first_step = portal
         if _GREENLETS_HAVE_CONTEXT:
-            worker.gr_context = me.gr_context
-        first = portal if worker else [portal]  # a worker that has not begun: see `work`
-        if _hooks is None and _GREENLETS_HAVE_CONTEXT:
+            worker.give_context(me.gr_context)
+        # For a worker that has not begun, see `work`. One in C finds its portal itself.
+        first: Any = portal if worker else [portal] if new_work is work else None
+        if _hooks is None and _GREENLETS_HAVE_CONTEXT and not _NOTES_STEPS:
             trap = worker.switch(first)
         else:
-            trap = _observed_switch(portal, worker, first)
+            trap = observed_switch(portal, worker, first)
         if portal.resume is not None:
-            _register_once(portal, home)
+            register_once(portal, home)
         return trap
     except BaseException:
         if is_parked(portal):
-            _register_once(portal, home)
+            register_once(portal, home)
         else:
             portal.abandoned = True
         raise
@@ -638,7 +664,7 @@ def first_step(portal: Portal) -> Any:
         home.first_step = outer
 
 
-def _register_once(portal: Portal, home: Home) -> None:
+def register_once(portal: Portal, home: Home) -> None:
     if not portal.registered and home.resting.get(portal.task) is not portal:
         register(portal, home)  # a second time if the first was interrupted
 
@@ -664,10 +690,11 @@ def takes(portal: Portal, error: BaseException) -> bool:
     return is_parked(portal) or is_unfinished(portal.coroutine)
 
 
-def interrupted_here() -> Optional[Portal]:
+def interrupted_here(error: BaseException) -> Optional[Interrupted]:
     """The portal that `begin` opened in this greenlet and no `drive` runs; None if there is none.
 
-    The caller has caught an exception that was raised before its `drive` could start.
+    Args:
+        error: What the caller has caught. It was raised before its `drive` could start.
     """
     home = this_home()
     me = getcurrent()
@@ -677,14 +704,15 @@ def interrupted_here() -> Optional[Portal]:
         if not is_parked(portal):
             finish(portal)
             return None
-        _register_once(portal, home)
-        return portal
+        register_once(portal, home)
+        return Interrupted(portal, error)
     try:
         portal = home.portals.get(current_in(home)[1])
     except RuntimeError:
         return None
-    is_ours = portal is not None and portal.greenlet is me and is_parked(portal)
-    return portal if is_ours else None
+    if portal is not None and portal.greenlet is me and is_parked(portal):
+        return Interrupted(portal, error)
+    return None
 
 
 def close_interrupted(portal: Portal, coroutine: Any) -> None:
@@ -695,7 +723,7 @@ def close_interrupted(portal: Portal, coroutine: Any) -> None:
         coroutine.close()  # as if the error had been raised before the coroutine's first line
 
 
-def _interrupt(portal: Portal, error: BaseException) -> Any:
+def interrupt(portal: Portal, error: BaseException) -> Any:
     """Throw *error* into the portal's work, and return the next trap."""
     home = portal.home
     if home.portals.get(portal.task) is portal:
@@ -710,11 +738,11 @@ def _interrupt(portal: Portal, error: BaseException) -> Any:
         return first_step(portal)
     if home.first_step is portal:
         home.first_step = portal.outer
-    _register_once(portal, home)
+    register_once(portal, home)
     me = getcurrent()
     if portal.greenlet is not me:
         portal.greenlet = portal.worker.parent = me
-    return _observed_switch(portal, portal.resume, ERROR)
+    return observed_switch(portal, portal.resume, ERROR)
 
 
 # From the first step to the end
@@ -758,7 +786,7 @@ def finish(portal: Portal) -> Any:
             if is_over and worker.poolable:
                 pool = home.pools[worker.level]
                 if len(pool) < POOL_SIZE:
-                    if _GREENLETS_HAVE_CONTEXT:
+                    if _GREENLETS_HAVE_CONTEXT and not worker.is_bare:
                         worker.gr_context = None
                     if worker.parent is not home.main:
                         worker.parent = home.main
@@ -786,7 +814,7 @@ def drive(
     while True:
         try:
             if interruption is not None:
-                trap, interruption = _interrupt(portal, interruption), None
+                trap, interruption = interrupt(portal, interruption), None
             elif portal.resume is None:
                 trap = first_step(portal)
             worker, me, target = portal.worker, portal.greenlet, portal.resume
@@ -819,15 +847,14 @@ def drive(
                     # ... and in another context, if code outside has replaced the task's context.
                     # A context that the work has entered by Context.run() stays the work's.
                     if now.gr_context is not context:
-                        if worker.gr_context is context:
-                            worker.gr_context = now.gr_context
+                        worker.give_context(now.gr_context, context)
                         context = now.gr_context
-                    if _hooks is None:
+                    if _hooks is None and not _NOTES_STEPS:
                         trap = target.switch(answer)
                     else:
-                        trap = _observed_switch(portal, target, answer)
+                        trap = observed_switch(portal, target, answer)
                 else:
-                    trap = _observed_switch(portal, target, answer)
+                    trap = observed_switch(portal, target, answer)
                 answer = None
                 target = portal.resume
             if not is_closing:
@@ -859,12 +886,20 @@ def drive(
 set_engine(await_, drive)
 
 
-def _observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
-    """One step, with a listener that is told of it, or where greenlets have no contexts."""
+def observed_switch(portal: Portal, target: Any, answer: Any) -> Any:
+    """A step that a listener or other threads are to see, or where greenlets have no contexts."""
     if not _GREENLETS_HAVE_CONTEXT:
         context = get_contextvar_context()
     hooks = _hooks
-    if hooks is None:
+    if hooks is None and _NOTES_STEPS:
+        home = portal.home
+        outer = home.stepping
+        home.stepping = portal
+        try:
+            trap = target.switch(answer)
+        finally:
+            home.stepping = outer
+    elif hooks is None:
         trap = target.switch(answer)
     else:
         if hooks.start_step is not None:

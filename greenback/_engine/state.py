@@ -11,6 +11,7 @@ import greenlet
 from greenlet import getcurrent
 
 from .._tasks.libraries import Library, current, running_asyncio_loop, sniffio_thread
+from .choice import compiled
 
 if TYPE_CHECKING:
     from .._shims.lookalike import Shown
@@ -29,7 +30,7 @@ POOL_DEPTH = 128
 class Worker(greenlet.greenlet):
     """A greenlet that runs the code of one portal after another."""
 
-    __slots__ = ("level", "poolable", "portal", "spare")
+    __slots__ = ("context", "is_bare", "level", "poolable", "portal", "replaces", "spare")
 
     #: The portal that the worker works for; `NOWHERE` if it has none, or a closed one.
     portal: Portal
@@ -37,6 +38,24 @@ class Worker(greenlet.greenlet):
     spare: Portal
     level: int
     poolable: bool
+    #: The worker is parked in the engine in C, without a frame. greenlet takes such a greenlet for
+    #: one that runs, and lets nobody set its context. The worker sets it to `context` when it goes
+    #: on, if that is not None, and if its context is still the one that it `replaces`, or that is
+    #: None.
+    is_bare: bool
+    context: Any
+    replaces: Any
+
+    def give_context(self, context: Any, replaces: Any = None) -> None:
+        """Have the worker go on in *context*, while it is parked.
+
+        Args:
+            replaces: A context. If the worker has entered another one, it stays there.
+        """
+        if self.is_bare:
+            self.context, self.replaces = context, replaces
+        elif replaces is None or self.gr_context is replaces:
+            self.gr_context = context
 
 
 class Portal:
@@ -53,6 +72,7 @@ class Portal:
         "abandoned",
         "args",
         "awaits",
+        "bridges",
         "closed",
         "coroutine",
         "current_task",
@@ -115,6 +135,8 @@ class Portal:
         #: An exception that the event loop throws in, on its way to the worker. At the end of the
         #: work, the exception that the work raised.
         self.error: Optional[BaseException] = None
+        #: The bridges under way in C, which have no frames. See `portal_bridges` in portal.c.
+        self.bridges: Tuple[Any, ...] = ()
         #: The first value that the event loop sends. At the end of the work, its result.
         self.result: Any = None
         #: The function that runs the work: a coroutine, or a function with its arguments. If
@@ -144,6 +166,11 @@ class Portal:
         return f"<Portal {self.kind} of {self.task!r}>"
 
 
+if compiled is not None and not TYPE_CHECKING:
+    #: The same attributes in a struct of C, which both engines read and write.
+    Portal = compiled.Portal
+
+
 class Raised:
     """The result of `drive` when the work has raised *error*."""
 
@@ -163,6 +190,7 @@ class Home:
         "loop",
         "loop_library",
         "main",
+        "names",
         "others",
         "pid",
         "pool",
@@ -172,17 +200,21 @@ class Home:
         "resting",
         "self_bestowed",
         "stepping",
+        "thread",
     )
 
     def __init__(self) -> None:
         #: The process in which this Home was made.
         self.pid = os.getpid()
+        self.thread = threading.get_ident()
         self.pools: Tuple[List[Worker], ...] = tuple([] for _ in range(POOL_LEVELS))
         self.pool = self.pools[0]
         main = getcurrent()
         while main.parent is not None:
             main = main.parent
         self.main = main
+        #: The attributes of `sniffio.thread_local` in this thread.
+        self.names = vars(sniffio_thread)
         #: The open portals, by task. Strong references: a weak dictionary costs more than a whole
         #: portal, and a task whose code waits in a greenlet cannot be collected anyway.
         self.portals: Dict[Any, Portal] = {}
@@ -194,8 +226,9 @@ class Home:
         self.self_bestowed: List[Portal] = []
         #: The innermost portal that is taking its first step right now.
         self.first_step: Optional[Portal] = None
-        #: The innermost portal whose step runs right now; kept only while there is a listener. An
-        #: exception that interrupts a switch leaves it set: to a portal whose task runs no more.
+        #: The innermost portal whose step runs right now. Where workers are in Python, it is kept
+        #: only while there is a listener, and an exception that interrupts a switch leaves it set:
+        #: to a portal whose task runs no more.
         self.stepping: Optional[Portal] = None
         #: Closed portals whose shims stay in their tasks, by task.
         self.resting: Dict[Any, Portal] = {}

@@ -12,6 +12,7 @@ from typing import Any, Callable, List, Optional
 import greenlet
 
 from .._tasks.libraries import trio_wrappers
+from .choice import compiled, has_compiled
 from .state import Portal
 
 CoroutineType = types.CoroutineType
@@ -47,7 +48,7 @@ def work(first: List[Any]) -> None:
         except BaseException as error:
             if portal.abandoned:
                 raise  # the worker is being killed
-            set_traceback(error, without_own_frames(traceback_of(error)))
+            hide_own_frames(error)
             # Throwing an error into the coroutine raised this one, and would raise it again.
             is_again = portal.error is not None and issubclass(
                 type(error), (RecursionError, MemoryError)
@@ -82,6 +83,15 @@ def work(first: List[Any]) -> None:
             parent: Any = greenlet.getcurrent().parent
             portal = parent.switch(portal)
             parent = None
+
+
+#: What a new worker runs.
+new_work = compiled.serve if has_compiled("work") else work
+
+
+def with_frame(function: Callable[..., Any], *args: Any, **kwds: Any) -> Any:
+    """Call *function* from this frame, where a worker in C has none."""
+    return function(*args, **kwds)
 
 
 def run_function(portal: Portal) -> Any:
@@ -202,6 +212,22 @@ async def awaited(aw: Any) -> Any:
     return await aw
 
 
+def awaited_steps(aw: Any, steps: Any) -> Any:
+    """`awaited`, where the ``__await__()`` of *aw* has already been called and returned *steps*."""
+    kind = type(aw)
+    # The interpreter's error can name the class. A class is in a cycle, so it does not hold the
+    # steps: they are to go at once.
+    parts = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__slots__": ("steps",),
+        "__await__": lambda self: self.steps,
+    }
+    awaitable: Any = type(kind.__name__, (), parts)()
+    awaitable.steps = steps
+    return awaited(awaitable)
+
+
 # The outermost frames of a traceback from a worker are of this file, also where they belong to
 # copies of these functions, which Trio's marks need. The program calls no function of this file.
 _THIS_FILE = work.__code__.co_filename
@@ -222,6 +248,11 @@ def without_own_frames(traceback: Optional[types.TracebackType]) -> Optional[typ
             break
         traceback = traceback.tb_next
     return traceback
+
+
+def hide_own_frames(error: BaseException) -> None:
+    """Take the outermost frames of this file, or Trio's around these, out of the traceback."""
+    set_traceback(error, without_own_frames(traceback_of(error)))
 
 
 def without_frames_of(

@@ -10,7 +10,9 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, Callable, Generator, List, Optional
 
-from .._engine.bridge import close_interrupted, drive, is_parked, open_portal, takes
+from .._engine.bridge import close_interrupted, is_parked, open_portal, takes
+from .._engine.choice import compiled, has_compiled
+from .._engine.chosen import drive, drive_of
 from .._engine.state import Portal, Raised, current_portal, this_home
 from .._engine.work import (
     context_of,
@@ -20,7 +22,7 @@ from .._engine.work import (
     run_eagerly,
     set_context,
 )
-from .._frames import HasShim, caller_of_bridge, is_own, suspended_frames
+from .._frames import HasShim, caller_of_waiting_bridge, is_own, suspended_frames
 from .lookalike import Shown, lookalike_of, steps_of
 
 
@@ -52,6 +54,8 @@ def shim_from_now_on(portal: Portal) -> Any:
             portal.shown.must_move(coroutine)
             shim.send(None)
             return shim
+        if TaskDrive is not None and portal.library.name == "asyncio":
+            return compiled.drive_from_now_on(portal, coroutine)
         shim = portal.library.uninterruptible(_from_now_on)(portal)
         shim.send(None)
         _take_name(shim, coroutine)
@@ -64,7 +68,7 @@ def shim_from_now_on(portal: Portal) -> Any:
 
 def is_shim(coroutine: Any) -> bool:
     """Whether *coroutine* is a shim."""
-    return type(coroutine) is TaskCoroutine or steps_of(coroutine) is not None
+    return type(coroutine) in (TaskCoroutine, TaskDrive) or steps_of(coroutine) is not None
 
 
 def _lookalike(portal: Portal, coroutine: Any, start: Callable[[], Any]) -> Any:
@@ -151,11 +155,11 @@ class TaskCoroutine(HasShim):
         frame: Optional[types.FrameType] = self.shim.cr_frame
         if frame is None:
             return None
-        waiting = getattr(self.portal.resume, "gr_frame", None)
-        if waiting is not None and self.portal.library.name == "asyncio" and not self.cr_running:
+        waits = getattr(self.portal.resume, "gr_frame", None) is not None
+        if waits and self.portal.library.name == "asyncio" and not self.cr_running:
             if sys.implementation.name == "pypy":
                 return frame  # on PyPy the frames of a waiting greenlet form a ring
-            caller = caller_of_bridge(waiting)
+            caller = caller_of_waiting_bridge(self.portal)
             if caller is not None:
                 return caller
         return getattr(self.coroutine, "cr_frame", None) or frame
@@ -171,6 +175,52 @@ class TaskCoroutine(HasShim):
             if frame is not None and not is_own(frame)
         ]
         return FramesBelow(frames[1:]) if len(frames) > 1 else None
+
+
+if has_compiled("drive"):
+
+    class _TaskDrive(compiled.drive):  # type: ignore[misc]
+        """As `TaskCoroutine`, for the engine in C: it takes the steps itself, without a frame."""
+
+        __slots__ = ()
+
+        @property
+        def shim(self) -> Any:
+            return self
+
+        @property
+        def cr_running(self) -> bool:
+            return self.gi_running  # type: ignore[no-any-return]
+
+        @property
+        def cr_suspended(self) -> bool:
+            return self.portal is not None and not self.gi_running
+
+        @property
+        def cr_origin(self) -> Any:
+            return self.coroutine.cr_origin
+
+        @property
+        def cr_code(self) -> Any:
+            return self.coroutine.cr_code
+
+        @property
+        def cr_frame(self) -> Optional[types.FrameType]:
+            """As `TaskCoroutine.cr_frame`, for asyncio."""
+            portal = self.portal
+            if portal is None:
+                return None
+            caller = None if self.gi_running else caller_of_waiting_bridge(portal)
+            return caller or self.coroutine.cr_frame
+
+        @property
+        def cr_await(self) -> Any:
+            return None
+
+    TaskDrive: Any = _TaskDrive
+    compiled.set_task_drive(_TaskDrive)
+else:
+    TaskDrive = None
 
 
 class Steps(HasShim):
@@ -216,7 +266,7 @@ class Steps(HasShim):
             close_interrupted(portal, portal.coroutine)
             return False
         hide_this_frame(error)  # the lookalike's frame
-        if is_parked(portal) and inspect.getgeneratorstate(iterator) == inspect.GEN_SUSPENDED:
+        if is_parked(portal) and _is_suspended(iterator):
             self.start = partial(_steps_after, iterator, error)
         else:
             self.start = partial(drive, portal, None, error)
@@ -249,6 +299,13 @@ class Steps(HasShim):
         return FramesBelow(frames[1:])
 
 
+def _is_suspended(driver: Any) -> bool:
+    """Whether the result of `drive`, or of a generator around it, waits for an answer."""
+    if isinstance(driver, types.GeneratorType):
+        return inspect.getgeneratorstate(driver) == inspect.GEN_SUSPENDED
+    return bool(driver.gi_suspended)
+
+
 class FramesBelow:
     """Frames with the attributes of an awaited coroutine."""
 
@@ -268,6 +325,8 @@ class FramesBelow:
 
 # asyncio makes tasks only of objects that are registered as Coroutine.
 collections.abc.Coroutine.register(TaskCoroutine)  # pyright: ignore[reportAttributeAccessIssue]
+if TaskDrive is not None:
+    collections.abc.Coroutine.register(TaskDrive)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Unstarted:
@@ -308,7 +367,7 @@ async def _from_the_start(portal: Portal, unstarted: Unstarted) -> Any:
             if interruption is None:
                 alone = _begin_task(portal, unstarted)
             if alone is None:
-                drives = portal.library.uninterruptible(drive)
+                drives = drive_of(portal.library)
                 result: Any = await drives(portal, None, interruption)
             break
         except BaseException as raised:
@@ -416,7 +475,7 @@ async def _from_now_on(portal: Portal) -> Any:
             if not is_in_place:
                 portal.result = await _first_answer()
                 is_in_place = True
-            drives = portal.library.uninterruptible(drive)
+            drives = drive_of(portal.library)
             result: Any = await drives(portal, None, interruption)
             break
         except BaseException as raised:

@@ -19,6 +19,8 @@ import weakref
 from collections import deque
 from typing import Any, Callable, Coroutine, Deque, Generator, List, Optional, Tuple, Union
 
+from .._engine.choice import compiled
+
 
 class LayoutError(Exception):
     """A task's coroutine cannot be replaced safely. Says why. Nothing has been changed."""
@@ -30,6 +32,10 @@ class Layout:
     __slots__ = ("_decref", "_incref", "_task_type", "_word", "offset")
 
     def __init__(self, task_type: Any, task: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._task_type = task_type
+        if compiled is not None:
+            self.offset = _only(compiled.find_references(task, task_type, coroutine))
+            return
         import _ctypes
         import ctypes
 
@@ -37,16 +43,13 @@ class Layout:
         # argument types of functions there.
         self._incref: Callable[[Any], None] = _ctypes.Py_INCREF
         self._decref: Callable[[Any], None] = _ctypes.Py_DECREF
-        self._task_type = task_type
         self._word = ctypes.c_size_t
         size = ctypes.sizeof(self._word)
         # Only the part of asyncio.Task itself: a subclass may have a slot of its own that refers
         # to the same coroutine.
         words = (self._word * (task_type.__basicsize__ // size)).from_address(id(task))
         found = [index for index, value in enumerate(words) if value == id(coroutine)]
-        if len(found) != 1:
-            raise LayoutError(f"a task's coroutine was found in {len(found)} places of it")
-        self.offset = found[0] * size
+        self.offset = _only(found) * size
 
     def replace(
         self, task: Any, old: Coroutine[Any, Any, Any], new: Coroutine[Any, Any, Any]
@@ -58,6 +61,13 @@ class Layout:
         Raises:
             LayoutError: The task has another layout.
         """
+        if compiled is not None:
+            if not compiled.replace_reference(task, self.offset, old, new):
+                raise LayoutError("its coroutine is not where other tasks have theirs")
+            if self._task_type.get_coro(task) is not new:
+                compiled.replace_reference(task, self.offset, new, old)
+                raise LayoutError("it did not take the new coroutine")
+            return
         field = self._word.from_address(id(task) + self.offset)
         before, after = id(old), id(new)
         self._incref(new)
@@ -76,6 +86,12 @@ class Layout:
                 raise LayoutError("it did not take the new coroutine")
         finally:
             self._decref(given_up)
+
+
+def _only(places: List[int]) -> int:
+    if len(places) != 1:
+        raise LayoutError(f"a task's coroutine was found in {len(places)} places of it")
+    return places[0]
 
 
 _TRIES = 3
@@ -129,6 +145,8 @@ def _test_in_thread(task_type: Any) -> None:
         raise LayoutError(f"its layout is verified in a thread, and none could be started: {error}")  # noqa: B904
     thread.join()
     (_found,) = found
+    if compiled is not None and isinstance(_found, Layout):
+        compiled.set_task_layout(task_type, _found.offset)
 
 
 def _after_fork() -> None:

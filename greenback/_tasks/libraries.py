@@ -25,6 +25,7 @@ from typing import (
 
 import sniffio
 
+from .._engine.choice import compiled
 from .._folder import FOLDER
 from .c_tasks import LayoutError, layout_of
 from .where import nothing_running, other_library
@@ -135,6 +136,10 @@ class Asyncio(Library):
             self.current_task = asyncio.current_task  # type: ignore[method-assign,assignment]
         self._running_loop = self.loop = asyncio._get_running_loop  # type: ignore[method-assign]
         self._current_tasks: Dict[Any, Any] = getattr(asyncio.tasks, "_current_tasks", {})
+        if compiled is not None and sys.version_info < (3, 14):
+            # It reads the same dictionary, in less time.
+            compiled.set_asyncio(self._running_loop, self._current_tasks)
+            self.current_task = compiled.current_task  # type: ignore[method-assign]
 
     def current_task(self) -> Optional[Task]:
         return self._current_tasks.get(self._running_loop())

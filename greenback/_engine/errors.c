@@ -1,0 +1,154 @@
+/* Exceptions: taking them out of the thread's state, their contexts and their tracebacks. */
+
+#include "engine.h"
+
+/* The exception that is raised now, with its traceback; NULL if none is. None is raised after. */
+PyObject *
+take_raised(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    if (type == NULL) {
+        return NULL;
+    }
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL) {
+        PyException_SetTraceback(error, traceback);
+    }
+    Py_DECREF(type);
+    Py_XDECREF(traceback);
+    return error;
+#endif
+}
+
+/* Raise what `take_raised` took, as it was. Steals the reference. */
+void
+raise_again(PyObject *error)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(error);
+#else
+    PyObject *type = Py_NewRef((PyObject *)Py_TYPE(error));
+    PyErr_Restore(type, error, traceback_of(error));
+#endif
+}
+
+/* Let go of what is in `*place` while an exception is raised, which no destructor is to find. */
+void
+drop(PyObject **place)
+{
+    PyObject *error = take_raised();
+    Py_CLEAR(*place);
+    raise_again(error);
+}
+
+/* The traceback of an exception, or NULL. */
+PyObject *
+traceback_of(PyObject *error)
+{
+    PyObject *traceback = PyException_GetTraceback(error);
+    if (traceback == Py_None) { /* before 3.12, where Python has set it to None */
+        Py_CLEAR(traceback);
+    }
+    return traceback;
+}
+
+/* The exception that the calling code is handling, or NULL. */
+PyObject *
+handled_exception(void)
+{
+    PyObject *error;
+#if PY_VERSION_HEX >= 0x030B0000
+    error = PyErr_GetHandledException();
+#else
+    PyObject *type, *traceback;
+    PyErr_GetExcInfo(&type, &error, &traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+#endif
+    if (error == Py_None) {
+        Py_CLEAR(error);
+    }
+    return error;
+}
+
+/* Whether a switch that raised `error` did so because its own greenlet is being killed. */
+int
+is_killing(Engine *engine, PyObject *error)
+{
+    if (!PyErr_GivenExceptionMatches(error, engine->greenlet_exit)) {
+        return 0;
+    }
+    PyObject *traceback = traceback_of(error);
+    Py_XDECREF(traceback);
+    return traceback == NULL;
+}
+
+/* As `leave_handler` in work.py. */
+void
+leave_handler(PyObject *error, PyObject *handled)
+{
+    if (handled != NULL && handled != error) {
+        PyException_SetContext(error, Py_NewRef(handled));
+    }
+}
+
+/* Take the outermost frames that run `code` out of the traceback of `error`. */
+void
+hide_frames_of(PyObject *error, PyObject *code)
+{
+    PyObject *first = traceback_of(error);
+    PyObject *traceback = Py_XNewRef(first);
+    while (traceback != NULL) {
+        PyCodeObject *its_code = PyFrame_GetCode(((PyTracebackObject *)traceback)->tb_frame);
+        Py_DECREF(its_code); /* the frame keeps it */
+        if ((PyObject *)its_code != code) {
+            break;
+        }
+        put(&traceback, (PyObject *)((PyTracebackObject *)traceback)->tb_next);
+    }
+    if (traceback != first) {
+        PyException_SetTraceback(error, traceback == NULL ? Py_None : traceback);
+    }
+    Py_XDECREF(first);
+    Py_XDECREF(traceback);
+}
+
+/* Add a frame to the traceback of the exception that is raised now, as if `await_` were the function
+   in Python that it stands for. */
+void
+add_frame_of_await(Engine *engine)
+{
+    PyObject *error = take_raised();
+    PyFrameObject *frame = PyFrame_New(
+        PyThreadState_Get(), (PyCodeObject *)engine->await_code, engine->await_globals, NULL);
+    if (frame == NULL) {
+        PyErr_Clear(); /* there is no memory for it */
+    }
+    raise_again(error);
+    if (frame != NULL) {
+        PyTraceBack_Here(frame);
+        Py_DECREF(frame);
+    }
+}
+
+/* Raise StopIteration with `value`, which is stolen. */
+void
+raise_stop_iteration(PyObject *value)
+{
+    if (value == Py_None) {
+        PyErr_SetNone(PyExc_StopIteration);
+    }
+    else {
+        /* Not PyErr_SetObject() with the value, which would take a tuple apart. */
+        PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, value);
+        if (stop != NULL) {
+            PyErr_SetObject(PyExc_StopIteration, stop);
+            Py_DECREF(stop);
+        }
+    }
+    Py_DECREF(value);
+}
