@@ -33,8 +33,12 @@ def tracer_of(tracer_provider: Any) -> Tracer:
     """The tracer of a provider; None is the application's global one."""
     from opentelemetry import trace
 
+    import greenback
+
     name, version, schema_url = scope()
-    return trace.get_tracer(name, version, tracer_provider, schema_url=schema_url)
+    # Not of meters: Prometheus would have these attributes as labels of each series.
+    attributes = {"greenback.engine": greenback.engine}
+    return trace.get_tracer(name, version, tracer_provider, schema_url, attributes)
 
 
 def source_of(meter_provider: Any) -> Source:
@@ -86,6 +90,14 @@ def sdk_is_set() -> bool:
 
     tracer_provider = getattr(trace, "_TRACER_PROVIDER", None)
     return tracer_provider is not None or _global_meter_providers()[1] is not None
+
+
+def global_providers() -> Tuple[Any, ...]:
+    """The variables that are None or unset until `sdk_is_set`: a dictionary and a name, twice."""
+    from opentelemetry import trace
+    from opentelemetry.metrics import _internal as metrics
+
+    return vars(trace), "_TRACER_PROVIDER", vars(metrics), "_METER_PROVIDER"
 
 
 def after_fork() -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from dataclasses import replace
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 from greenback._listener.failures import raise_if_from_signal_handler, tell_failure
@@ -149,6 +150,8 @@ class Session(Observer):
             look()
         self._stalls.watch(portal)
         portal_opened(portal)
+        if self.totals.c_hooks is not None and loops is None:
+            self._be_quiet()
 
     def portal_closed(self, portal: Portal, tally: PortalTally) -> None:
         from .emit.log import portal_closed
@@ -165,6 +168,17 @@ class Session(Observer):
             primary_failed(self._listener, error)
         finally:
             del error  # its traceback can refer to this frame
+
+    def _be_quiet(self) -> None:
+        """Have C code leave out the calls of `portal_opened` and `portal_closed`, for a second."""
+        from .emit.log import silent_seconds
+
+        totals = self.totals
+        totals.unset = None if self._look_for_sdk is None else _providers.global_providers()
+        totals.quiet_until = perf_counter_ns() + int(silent_seconds() * 1e9)
+        # After that: the thread can have gone to sleep meanwhile.
+        if self._at_first_portal is not None or not self._stalls.is_awake():
+            totals.quiet_until = 0
 
     def _begin(self) -> None:
         """Do what waits for the first portal."""

@@ -43,7 +43,9 @@ def _print_version(context: click.Context, option: click.Parameter, value: bool)
     if value and not context.resilient_parsing:
         # Another distribution named greenback has no command, but may be the one that is imported.
         place = os.path.dirname(os.path.abspath(greenback.__file__))
-        click.echo(f"greenback {greenback.__version__} from {visible(place)}")
+        click.echo(
+            f"greenback {greenback.__version__} from {visible(place)}, engine {greenback.engine}"
+        )
         context.exit()
 
 
@@ -54,7 +56,7 @@ def _print_version(context: click.Context, option: click.Parameter, value: bool)
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Print the version, and where greenback is imported from.",
+    help="Print the version, where greenback is imported from, and its engine: c or python.",
 )
 def main() -> None:
     """See where a program bridges, and what that costs.

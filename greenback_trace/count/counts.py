@@ -1,6 +1,7 @@
 """The objects that hold counts. Times are in nanoseconds.
 
-Each object belongs to one thread. That thread writes to it; other threads only read.
+Each object belongs to one thread. That thread writes to it; other threads only read. The base
+classes in layout.py have the attributes.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import itertools
 import weakref
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+
+from . import layout
 
 if TYPE_CHECKING:
     from ..misuse.watchdog import Held
@@ -34,7 +37,7 @@ PORTAL_EDGES: List[int] = [-1, *PORTAL_BOUNDS]
 
 
 def histogram(bounds: List[int]) -> Histogram:
-    return [0] * (len(bounds) + 2)
+    return layout.histogram(len(bounds) + 2)
 
 
 def count_of(durations: Histogram) -> int:
@@ -61,10 +64,10 @@ class Ticks:
         return int(repr(self._count)[len("count(") : -1])
 
 
-class Tally:
+class Tally(layout.Tally):
     """Counts of finished bridges."""
 
-    __slots__ = ("cancelled", "errors", "ok", "suspended", "suspended_ns", "time_ns")
+    __slots__ = ()
 
     def __init__(self) -> None:
         self.ok = 0
@@ -97,20 +100,10 @@ class Tally:
         }
 
 
-class Node(Tally):
+class Node(layout.Node, Tally):
     """A sync chain in one thread, or the inner part of one: a site and the callers up to here."""
 
-    __slots__ = (
-        "code",
-        "ends",
-        "inner",
-        "offset",
-        "others",
-        "outer",
-        "outer_code",
-        "outer_offset",
-        "site",
-    )
+    __slots__ = ()
 
     def __init__(self, site: Site, inner: Optional[Node], ends: bool) -> None:
         Tally.__init__(self)
@@ -170,10 +163,10 @@ _NOWHERE: Any = None
 NO_NODE = Node(_NOWHERE, None, True)
 
 
-class KindTally(Tally):
+class KindTally(layout.KindTally, Tally):
     """Counts of the portals of one kind, and of the bridges in the closed ones."""
 
-    __slots__ = ("closed", "durations", "open", "opened")
+    __slots__ = ()
 
     def __init__(self) -> None:
         Tally.__init__(self)
@@ -189,10 +182,10 @@ class KindTally(Tally):
 Ending = Tuple[str, bool, Optional[str]]
 
 
-class LibraryTally:
+class LibraryTally(layout.LibraryTally):
     """The steps of the portal tasks of one library, and how long its bridges took."""
 
-    __slots__ = ("durations", "quick", "steps", "waited")
+    __slots__ = ()
 
     def __init__(self) -> None:
         self.steps = histogram(BOUNDS)
@@ -230,34 +223,14 @@ def add_histogram(total: Histogram, other: Histogram) -> None:
         total[index] += value
 
 
-class PortalTally(Tally):
+class PortalTally(layout.PortalTally, Tally):
     """One open portal, and the counts of its bridges."""
 
-    __slots__ = (
-        "began",
-        "closed",
-        "counts",
-        "held",
-        "is_bare",
-        "is_unsampled",
-        "kind",
-        "last",
-        "library",
-        "library_name",
-        "opened_at",
-        "root",
-        "running",
-        "slow_ns",
-        "slow_steps",
-        "spares",
-        "step_max_ns",
-        "switch_ns",
-        "switches",
-        "totals",
-    )
+    __slots__ = ()
 
     def __init__(self, totals: Any, kind: str, library: str, counts: Counts, now: int) -> None:
         Tally.__init__(self)
+        layout.PortalTally.__init__(self)
         #: The totals that this belongs to: tracing can be enabled again while a portal is open.
         self.totals = totals
         self.kind = kind
@@ -272,14 +245,15 @@ class PortalTally(Tally):
         self.library = counts.library(library)
         #: The node of the last bridge's site. Most bridges are in loops, and have the same one.
         self.root = NO_NODE
-        #: Weak references to the bridges under way and to `spares`. `active` looks at each of them.
-        #: A number that is increased and decreased would stay wrong after a signal handler has cut
-        #: a bridge off in between; here, such a bridge is gone as soon as it is freed.
-        self.running: Set[weakref.ref[Running]] = set()
+        # `layout` sets these three:
+        # running: Weak references to the bridges under way and to `spares`, without those that C
+        # code counts. `active` looks at each of them. A number that is increased and decreased
+        # would stay wrong after a signal handler has cut a bridge off in between; here, such a
+        # bridge is gone as soon as it is freed.
+        # running_in_c: The number of bridges under way that C code counts. Nothing cuts them off.
+        # spares: Objects of finished bridges, to be used again: as many as were ever nested.
         #: The node of the last bridge in this step: its function held the event loop.
         self.last: Optional[Node] = None
-        #: Objects of finished bridges, to be used again: as many as were ever nested.
-        self.spares: List[Running] = []
         #: What debug mode saw holding the event loop in the step that is about to end.
         self.held: Optional[Held] = None
         #: No caller around the portal is in a ``with`` block. For debug mode; None if unknown yet.
@@ -301,7 +275,8 @@ class PortalTally(Tally):
     def active(self) -> int:
         """How many bridges are under way in this portal."""
         bridges = [reference() for reference in list(self.running)]
-        return sum(bridge is not None and bridge.runs for bridge in bridges)
+        in_python = sum(bridge is not None and bridge.runs for bridge in bridges)
+        return in_python + self.running_in_c
 
 
 class Running:
@@ -348,23 +323,10 @@ class Running:
         self.portal = self.awaitable = self.opened = None
 
 
-class Counts:
+class Counts(layout.Counts):
     """The counts of one thread."""
 
-    __slots__ = (
-        "is_alive",
-        "kept",
-        "kinds",
-        "libraries",
-        "nodes",
-        "roots",
-        "skip",
-        "skipped_from",
-        "slow",
-        "to_loop",
-        "to_task",
-        "unmeasured",
-    )
+    __slots__ = ()
 
     def __init__(self, is_alive: Callable[[], Any]) -> None:
         self.is_alive = is_alive

@@ -11,10 +11,12 @@ import inspect
 import os
 import sys
 import threading
+from dis import opmap
 from types import CodeType, FrameType
 from typing import Any, Dict, List, Mapping, Optional
 
 import greenback
+from greenback._engine.work import work
 
 from .caller import Caller
 from .frames import locals_of
@@ -26,7 +28,7 @@ CHAIN_LIMIT = 32
 #: The directory of the runtime: the outermost frame of a worker is there. Code below it does not
 #: count as the program's.
 RUNTIME = os.path.dirname(greenback.__file__) + os.sep
-_ADAPTERS_FILE = RUNTIME + "_adapters.py"
+ADAPTERS_FILE = RUNTIME + "_adapters.py"
 
 #: Callers that are counted apart, per site.
 CALLERS_PER_SITE = 20
@@ -38,9 +40,35 @@ _LEFT_OUT_PER_SITE = 20
 STRIDE = 1 if sys.version_info >= (3, 11) and sys.implementation.name == "cpython" else 1 << 48
 
 
+#: The key of bridges that a worker in C begins. No code object has this id.
+NO_FRAME = 1
+_WORKER = work.__code__
+
+#: From CPython 3.11 on, instructions have inline caches behind them. 3.11 has two for a call.
+_CACHE = opmap.get("CACHE")
+_PRECALL = opmap.get("PRECALL")
+_PRECALL_BYTES = 4
+
+
 def key_of(frame: FrameType) -> int:
     """The key of the call that *frame* is making. The hot path computes it inline."""
     return id(frame.f_code) + frame.f_lasti * STRIDE
+
+
+def call_of(frame: FrameType) -> int:
+    """The same key for the same call.
+
+    `key_of` can have several: ``f_lasti`` is at another part of the call if that calls a function
+    in C, and, on CPython 3.11, if the interpreter has specialised it.
+    """
+    offset = frame.f_lasti
+    if _CACHE is not None and offset >= 0:
+        instructions = frame.f_code.co_code
+        while instructions[offset] == _CACHE:
+            offset -= 2
+        if instructions[offset] == _PRECALL:
+            offset += _PRECALL_BYTES
+    return id(frame.f_code) + offset * STRIDE
 
 
 class Site(Caller):
@@ -75,7 +103,7 @@ def outside_adapters(frame: FrameType) -> FrameType:
     Then the adapter itself is the site.
     """
     caller: Optional[FrameType] = frame
-    while caller is not None and caller.f_code.co_filename == _ADAPTERS_FILE:
+    while caller is not None and caller.f_code.co_filename == ADAPTERS_FILE:
         caller = caller.f_back
     if caller is None or caller.f_code.co_filename.startswith(RUNTIME):
         return frame
@@ -103,9 +131,13 @@ class Sites:
         """The number of sites over the limit, up to `_LEFT_OUT_PER_SITE` times the limit."""
         return len(self._left_out)
 
-    def bridging(self, frame: FrameType) -> Site:
-        """The site of a frame that called `greenback.await_`; `OTHER` if there are too many."""
-        key = key_of(frame)
+    def bridging(self, frame: Optional[FrameType]) -> Site:
+        """The site of a frame that called `greenback.await_`; `OTHER` if there are too many.
+
+        None: a worker in C has called it, which has no frame. With the engine in Python, the site
+        is the function in which workers run.
+        """
+        key = NO_FRAME if frame is None else call_of(frame)
         site = self._bridging.get(key)
         if site is None:
             with self._lock:
@@ -113,14 +145,15 @@ class Sites:
                 if site is None:
                     if len(self._bridging) >= self._limit:
                         if len(self._left_out) < self._limit * _LEFT_OUT_PER_SITE:
-                            self._left_out[key] = frame.f_code
+                            self._left_out[key] = _WORKER if frame is None else frame.f_code
                         return OTHER
-                    site = self._bridging.setdefault(key, site_of(frame))
+                    new = _site_of_worker() if frame is None else site_of(frame)
+                    site = self._bridging.setdefault(key, new)
         return site
 
     def calling(self, frame: FrameType) -> Site:
         """The site of a frame further out in a chain."""
-        key = key_of(frame)
+        key = call_of(frame)
         site = self._calling.get(key)
         if site is None:
             with self._lock:
@@ -138,6 +171,11 @@ def site_of(frame: FrameType) -> Site:
     qualname = getattr(code, "co_qualname", None) or _guess_qualname(frame)
     module = frame.f_globals.get("__name__", "?")
     return Site(module, qualname, code.co_filename, frame.f_lineno or 0, code)
+
+
+def _site_of_worker() -> Site:
+    code = _WORKER
+    return Site(work.__module__, work.__qualname__, code.co_filename, code.co_firstlineno, code)
 
 
 def _guess_qualname(frame: FrameType) -> str:

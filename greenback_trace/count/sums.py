@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Dict, List
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from greenback.instruments import Portal
 
+from . import layout
 from .counts import Counts, Histogram, KindTally, LibraryTally, PortalTally, Tally
 from .names import work_of
 from .sites import OTHER, Site
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from .counts import Chain
 
 
-class Sums:
+class Sums(layout.Totals):
     """The counts of all threads, and the portals in which bridges can be under way.
 
     Args:
@@ -27,11 +28,9 @@ class Sums:
         "_closed",
         "_ended",
         "_ended_chains",
-        "_lock",
         "_node_limit",
         "_unmeasured",
         "late",
-        "portals",
     )
 
     def __init__(self, node_limit: int) -> None:
@@ -50,6 +49,8 @@ class Sums:
         self.late: Dict[int, PortalTally] = {}
         # Reentrant: a finalizer that runs under the lock can be the first of its thread to bridge.
         self._lock = threading.RLock()
+        #: The counts that C code found last.
+        self.recent: Optional[Counts] = None
         # The rest is written under the lock, by any thread.
         self._all: List[Counts] = []
         #: The number of closed portals that readers have seen, by kind.
@@ -61,7 +62,8 @@ class Sums:
 
     def holder(self, portal: Portal) -> str:
         """The function of the last bridge in the portal's step; else the task's own function."""
-        node = portal.note.last
+        tally = portal.note  # None if the portal was closed meanwhile
+        node = None if tally is None else tally.last
         return work_of(portal) if node is None else node.root().site.function
 
     def by_chain(self) -> Dict[Chain, Tally]:

@@ -7,8 +7,8 @@ call an instrument takes longer than all of the counting.
 To find its chain, a bridge walks outwards from the site along a tree of nodes that the thread has
 learned: at most one dictionary look-up per sync function. The node where the walk ends counts it.
 
-This module stays simple enough to compile: no closures, no decorators, no dynamic attributes.
-``benchmarks/`` measures what it costs.
+hooks.c does the same in C, and calls the methods here for what seldom happens. A change of one is a
+change of both. ``benchmarks/`` measures what they cost.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ import weakref
 from bisect import bisect_left
 from time import perf_counter_ns
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Callable, Optional, cast
+from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple, cast
 
+from greenback._engine.bridge import await_
+from greenback._engine.work import with_frame
 from greenback.instruments import Portal
 
+from . import layout
 from .counts import (
     EDGES,
     NO_NODE,
+    PORTAL_BOUNDS,
     PORTAL_EDGES,
     Counts,
     Node,
@@ -33,14 +37,17 @@ from .counts import (
 )
 from .outcomes import ending_of
 from .sites import (
+    ADAPTERS_FILE,
     ASYNC,
     CALLERS_PER_SITE,
     CHAIN_LIMIT,
+    NO_FRAME,
     OTHER,
     RUNTIME,
     STRIDE,
     Site,
     Sites,
+    call_of,
     key_of,
     outside_adapters,
 )
@@ -52,6 +59,10 @@ if TYPE_CHECKING:
 
 #: The key of the node for all sites, or all callers, over the limit.
 _OVERFLOW = 0
+#: Of the frames that stand for a worker in C, which has none.
+_STAND_INS = {await_.__code__, with_frame.__code__}
+#: `Totals.quiet_until` of an observer that never wants to be told.
+_ALWAYS = (1 << 63) - 1
 
 
 class _Presence:
@@ -66,7 +77,10 @@ class _Local(threading.local):
 
 
 class Observer:
-    """`Totals` call these methods for portals, slow steps and failures. Override each of them."""
+    """`Totals` call these methods for portals, slow steps and failures. Override each of them.
+
+    C code calls the first two only after `Totals.quiet_until`.
+    """
 
     __slots__ = ()
 
@@ -104,11 +118,10 @@ class Totals(Sums):
         "__weakref__",
         "_gives_outermost",
         "_local",
-        "_measurements",
         "_observer",
         "_site_limit",
+        "c_hooks",
         "sites",
-        "slow_ns",
     )
 
     def __init__(
@@ -125,6 +138,10 @@ class Totals(Sums):
         #: Written by `pass_on`, from any thread.
         self._measurements: Optional[Measurements] = None
         self.sites = Sites(site_limit)
+        #: The hooks in C that the runtime calls in place of the methods below; None without them.
+        self.c_hooks: Any = None
+        if layout.compiled is not None and type(self) is Totals and not gives_outermost:
+            self.c_hooks = layout.compiled.totals_hooks
         # A thread learns at most this many nodes. A node takes 250 bytes.
         super().__init__(node_limit=site_limit * CALLERS_PER_SITE)
 
@@ -132,6 +149,11 @@ class Totals(Sums):
         super().after_fork()
         self.sites.after_fork()
         self._local = _Local()
+        #: The observer has nothing to do when a portal is opened or closed before this time, as
+        #: long as the variables in `unset` are unset or None: so C code does not call it. `unset`
+        #: alternates the dictionary and the name of a variable.
+        self.quiet_until = _ALWAYS if type(self._observer) is Observer else 0
+        self.unset: Optional[Tuple[Any, ...]] = None
 
     def pass_on(self, measurements: Optional[Measurements]) -> None:
         """Pass samples for an SDK's histograms to *measurements* from now on; None ends that."""
@@ -400,19 +422,33 @@ class Totals(Sums):
         self._local.counts = counts
         return counts
 
-    def _new_root(self, counts: Counts, frame: FrameType) -> Node:
-        site = self.sites.bridging(frame)
+    def _new_root(self, counts: Counts, frame: Optional[FrameType]) -> Node:
+        """The node of the site that *frame* is at.
+
+        None stands for a worker in C, and so does a frame that the runtime has in its place.
+        """
+        key = NO_FRAME if frame is None else key_of(frame)
+        called = None if frame is None or frame.f_code in _STAND_INS else frame
+        site = self.sites.bridging(called)
         if site is not OTHER:
-            root = self._add_root(counts, key_of(frame), site)
-            root.offset = frame.f_lasti
-            root.code = frame.f_code
+            call = NO_FRAME if called is None else call_of(called)
+            root = counts.roots.get(call)
+            if root is None:
+                root = self._add_root(counts, call, site)
+            if frame is not None:
+                counts.roots[key] = root
+                # In this order: a signal handler can bridge in between, and compares the code
+                # first.
+                root.offset = frame.f_lasti
+                root.code = frame.f_code
             return root
         node = counts.roots.get(_OVERFLOW)
         if node is None:
             node = self._add_root(counts, _OVERFLOW, OTHER)
         if len(counts.nodes) + len(counts.kept) < self._node_limit:
-            counts.kept.append(frame.f_code)
-            counts.roots[key_of(frame)] = node
+            if frame is not None:
+                counts.kept.append(frame.f_code)
+            counts.roots[key] = node
         return node
 
     def _add_root(self, counts: Counts, key: int, site: Site) -> Node:
@@ -475,3 +511,31 @@ class Totals(Sums):
             self._observer.slow_step(function, spent / 1e9, held)
         except Exception as error:
             self._observer.failed(error)
+
+    # For hooks.c
+
+    def _finish_failed(
+        self, node: Node, tally: PortalTally, error: BaseException, suspended: bool, spent: int
+    ) -> None:
+        try:
+            self._failed(node, tally, error, suspended, spent)
+        except Exception as failure:
+            self._observer.failed(failure)
+
+    def _fail(self, error: Exception) -> None:
+        self._observer.failed(error)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+if layout.compiled is not None:
+    layout.compiled.complete(
+        portal_tally=PortalTally,
+        no_node=NO_NODE,
+        bounds=PORTAL_BOUNDS,
+        is_main_thread=_is_main_thread,
+        adapters_file=ADAPTERS_FILE,
+        runtime=RUNTIME,
+    )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 import structlog
 from opentelemetry import trace
 
+import greenback
 from greenback._listener.failures import raise_if_from_signal_handler
 
 from ..count.counts import Ticks
@@ -198,6 +199,11 @@ def _shows_debug() -> bool:
     return _Debug.shown
 
 
+def silent_seconds() -> float:
+    """For how many seconds from now on `portal_opened` and `portal_closed` log nothing."""
+    return 0.0 if _Debug.shown else _Debug.until - monotonic()
+
+
 def _is_enabled_for_debug() -> bool:
     try:
         logger = _logger()
@@ -304,6 +310,7 @@ def summary(totals: Snapshot) -> None:
     emit(
         "info",
         "greenback.summary",
+        engine=greenback.engine,
         portals={kind: portals.opened for kind, portals in totals.portals.items()},
         bridges=sum(site.bridges for site in sites),
         suspended=sum(site.suspended for site in sites),

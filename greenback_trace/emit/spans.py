@@ -18,7 +18,8 @@ from opentelemetry.trace import Span, Tracer
 
 from greenback._listener.failures import raise_if_from_signal_handler, tell_failure
 
-from ..count.counts import PortalTally, Running, Ticks
+from ..count import layout
+from ..count.counts import Node, PortalTally, Running, Ticks
 from ..count.names import full_name, task_name
 from ..count.outcomes import is_cancellation
 from ..count.totals import Totals
@@ -70,7 +71,7 @@ class _Open:
             owner.abandon(self)
 
 
-class Spans:
+class Spans(layout.Spans):
     """A `greenback._listener.listener.Listener` around `Totals`, which makes spans.
 
     The times of the totals leave out what spans cost.
@@ -94,17 +95,12 @@ class Spans:
         "_failing",
         "_is_private",
         "_on_sdk",
-        "_only_suspended",
-        "_portals",
         "_process",
         "_rate",
         "_second_budget",
-        "_slow_ns",
-        "_totals",
-        "_tracer",
         "_unsampled",
-        "_waits_for_sdk",
         "_which",
+        "c_hooks",
         "enter_portal",
         "finish_step",
         "resume_bridge",
@@ -117,6 +113,7 @@ class Spans:
         self._totals = totals
         self._which = which
         self._only_suspended = which == "suspended"
+        self._only_portals = which == "portals"
         self._rate = rate
         self._slow_ns = slow_ns
         self._is_private = is_private
@@ -129,6 +126,8 @@ class Spans:
         self.after_fork()
         # The runtime calls these methods of the totals directly.
         self.enter_portal = totals.enter_portal
+        # In place of all its methods, the runtime calls C code while bridges get no spans.
+        self.c_hooks = None if totals.c_hooks is None else layout.compiled.spans_hooks
         self.resume_bridge = totals.resume_bridge
         self.finish_step = totals.finish_step
 
@@ -241,6 +240,27 @@ class Spans:
             # The calls below can begin a bridge, which would get this object from the spares.
             bridge.tally.spares.clear()
             self._finish(bridge, error, bridge.started + spent)
+        except BaseException as failure:
+            self._failed_to_finish(bridge, failure)
+
+    def _finish_span(
+        self,
+        tally: PortalTally,
+        node: Node,
+        portal: Portal,
+        numbers: Tuple[int, int, int, int],
+        error: Optional[BaseException],
+        finished: int,
+    ) -> None:
+        """Make a span for a bridge that C code has counted, if it failed, was slow, or suspended.
+
+        When the bridge began, there was no SDK yet.
+        """
+        bridge = Running(tally)
+        try:
+            bridge.node, bridge.portal = node, portal
+            bridge.started, bridge.switches, bridge.suspended_ns, bridge.slow_ns = numbers
+            self._finish(bridge, error, finished)
         except BaseException as failure:
             self._failed_to_finish(bridge, failure)
 
@@ -452,7 +472,7 @@ class Spans:
         Returns the counter for the span if it is left out: *left_out* if nothing has changed. None
         if it is not left out.
         """
-        if self._tracer is None or self._which == "portals" or self._is_idle():
+        if self._tracer is None or self._only_portals or self._is_idle():
             return left_out
         taken = now - bridge.started
         failed = error is not None and not is_cancellation(error)
@@ -562,3 +582,7 @@ class Spans:
 def _no_sdk() -> bool:
     """Whether the global tracer provider is still the proxy that waits for one."""
     return getattr(trace, "_TRACER_PROVIDER", trace) is None
+
+
+if layout.compiled is not None:
+    layout.compiled.watch(vars(trace), "_TRACER_PROVIDER")

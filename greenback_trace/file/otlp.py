@@ -40,6 +40,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricMessage
 from opentelemetry.sdk.resources import Resource
 
+import greenback
+
 from ..count.snapshot import durations
 from ..count.totals import Totals
 from ..emit.metrics import Source
@@ -63,6 +65,7 @@ def resource() -> Resource:
             "service.instance.id": str(uuid.uuid4()),
             "process.pid": os.getpid(),
             "telemetry.sdk.language": "python",
+            "greenback.engine": greenback.engine,
             "greenback.trace.version": VERSION,
         }
     )

@@ -228,6 +228,10 @@ class Stalls:
         except RuntimeError:
             pass  # the interpreter is shutting down, or there are too many threads
 
+    def is_awake(self) -> bool:
+        """Whether `watch` has nothing to do. When that changes, `Totals.quiet_until` becomes 0."""
+        return not self._is_idle
+
     def stop(self) -> None:
         """End the thread."""
         self._stopped = True
@@ -251,6 +255,7 @@ class Stalls:
                     continue
                 self._told.clear()
                 self._is_idle = True
+                self._totals.quiet_until = 0  # the next portal calls `watch`
                 if not self._totals.portals:  # else a portal was opened that did not wake this
                     wake.acquire()
                 self._is_idle = False

@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from greenlet import getcurrent
 
-from greenback._frames import OUTERMOST, is_bridge, is_worker
+from greenback._frames import OUTERMOST, around_worker, is_bridge, is_worker
 
 from ..count.sites import STRIDE
 from .detectors import (
@@ -119,6 +119,9 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
                 outer = inner.f_back
         except KeyError:
             pass
+        if outer is None and is_worker(here) and around_worker is not None:
+            outer = around_worker  # a worker in C has no frame
+            around = id(outer.f_code)
         code = inner.f_code
         if is_bridge(inner):
             break

@@ -112,8 +112,9 @@ class _Loader:
         self._callers: Dict[str, Caller] = {}
         #: Numbers of processes, by the attributes that tell a process from the others.
         self._processes: Dict[Tuple[Any, ...], int] = {}
-        #: Services of processes, by number.
+        #: Services and engines of processes, by number.
         self._services: List[str] = []
+        self._engines: List[Optional[str]] = []
         self._seen: Set[int] = set()
         #: Processes that have metrics, and processes that have metrics per chain.
         self._counted: Set[int] = set()
@@ -183,6 +184,9 @@ class _Loader:
         for process in self._seen:
             service = self._services[process]
             trace.services[service] = trace.services.get(service, 0) + 1
+            engine = self._engines[process]
+            if engine is not None:
+                trace.engines[engine] = trace.engines.get(engine, 0) + 1
         trace.begin, trace.end = self._begin, self._end
         return trace
 
@@ -197,6 +201,7 @@ class _Loader:
         process = self._processes.setdefault(identity, len(self._services))
         if process == len(self._services):
             self._services.append(str(values.get("service.name", "?")))
+            self._engines.append(values.get("greenback.engine"))
         service = self._services[process]
         if self.selection.service is not None and self.selection.service != service:
             self.other_services.add(service)

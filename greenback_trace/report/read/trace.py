@@ -85,6 +85,7 @@ class Trace:
         portals: Portals by kind.
         processes: The number of processes that wrote the files.
         services: The number of processes by service.
+        engines: The number of processes by engine, ``"c"`` or ``"python"``, of those that say it.
         begin: The earliest time in the files, in nanoseconds since 1970. None if they have none.
         end: The latest time in the files.
         spans: The number of spans of greenback.
@@ -104,6 +105,7 @@ class Trace:
     portals: Dict[str, PortalReport] = field(default_factory=dict)
     processes: int = 0
     services: Dict[str, int] = field(default_factory=dict)
+    engines: Dict[str, int] = field(default_factory=dict)
     begin: Optional[int] = None
     end: Optional[int] = None
     spans: int = 0

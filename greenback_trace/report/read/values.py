@@ -224,6 +224,7 @@ _READERS: Dict[str, Callable[[str, Any], Any]] = {
     "error.type": _text,
     "greenback.async_library": _text,
     "greenback.awaitable": _text,
+    "greenback.engine": _text,
     "greenback.function.module": _path,
     "greenback.function.qualname": _path,
     "greenback.misuse.kind": _text,

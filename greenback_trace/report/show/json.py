@@ -16,6 +16,7 @@ def as_dict(trace: Trace, sites: Sequence[SiteReport]) -> Dict[str, Any]:
         "end": _time(trace.end),
         "processes": trace.processes,
         "services": trace.services,
+        "engines": trace.engines,
         "spans": trace.spans,
         "is_sampled": trace.is_sampled,
         "total": _numbers(trace.total),

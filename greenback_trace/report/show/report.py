@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Optional, Sequence, Tuple
+from typing import Mapping, Optional, Sequence, Tuple
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -61,15 +61,22 @@ def _headline(trace: Trace, sites: Sequence[SiteReport]) -> Text:
         f"{plural(len(trace.sites), 'site')}: {digits(total.suspended)} suspended, "
         f"{duration(total.time)} in total, {duration(total.suspended_time)} of it waiting."
     )
-    services = ", ".join(
-        visible(name) if len(trace.services) == 1 else f"{visible(name)} ({count})"
-        for name, count in sorted(trace.services.items(), key=lambda item: (-item[1], item[0]))
-    )
+    processes = "process" if trace.processes == 1 else "processes"
+    engines = f", {plural(len(trace.engines), 'engine')} " if trace.engines else ""
     source = (
-        f"{trace.processes} {'process' if trace.processes == 1 else 'processes'} of {services}; "
+        f"{trace.processes} {processes} of {_by_count(trace.services, trace.processes)}"
+        f"{engines}{_by_count(trace.engines, trace.processes)}; "
         f"{digits(trace.spans)} {plural(trace.spans, 'span')}{_when(trace)}."
     )
     return Text.assemble((numbers, "bold"), "\n", source)
+
+
+def _by_count(names: Mapping[str, int], total: int) -> str:
+    """The names, the most frequent one first, each with its count if that is not *total*."""
+    return ", ".join(
+        visible(name) if count == total else f"{visible(name)} ({count})"
+        for name, count in sorted(names.items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 def _when(trace: Trace) -> str:
