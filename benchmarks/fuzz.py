@@ -2,8 +2,9 @@
 
 Run it as ``.venv/bin/python benchmarks/fuzz.py --seconds 600``. A round does what the tests in
 tests/fuzz do with one seed: random programs against plain ``await`` on each event loop, untraced,
-traced and in debug mode; and mutated traces through each command of ``greenback-trace``. At the end
-it prints the number of each, the seeds that failed, and how to repeat them.
+traced and in debug mode; random programs on both engines and on mixes of both; and mutated traces
+through each command of ``greenback-trace``. At the end it prints the number of each, the seeds that
+failed, and how to repeat them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from random import SystemRandom
 from time import monotonic
@@ -64,6 +66,18 @@ def _parts(folder: Path) -> List[_Part]:
         for name in loops.BACKENDS
         for mode in programs.MODES
     ]
+    if find_spec("greenback._engine._compiled") is not None:
+        engines = importlib.import_module("tests.fuzz.engines")
+        modes = importlib.import_module("tests.fuzz.transcripts").MODES
+        found += [
+            (
+                f"engines on {name}, {mode}",
+                f"TestEngines and {name} and {mode if mode != 'untraced' else 'mixed'}",
+                lambda seed, name=name, mode=mode: engines.fuzz_engines(name, mode, seed, 200),
+            )
+            for name in loops.BACKENDS
+            for mode in modes
+        ]
     found += [
         (
             f"traces through {command}",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from rich.console import Console
 
@@ -17,8 +19,8 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
 ENVIRONMENTS = HERE / ".envs"
 
-#: What to install for each implementation. Ours is copied from the checkout at every run.
-IMPLEMENTATIONS = {
+#: What to install into each environment. Ours gets a copy of the checkout, too, at every run.
+REQUIREMENTS = {
     "ours": [
         "outcome",
         "sniffio",
@@ -32,6 +34,34 @@ IMPLEMENTATIONS = {
     "awaitlet": ["awaitlet==0.0.1"],
 }
 COMMON = ["greenlet", "uvloop; implementation_name == 'cpython'", "trio"]
+
+
+class Implementation(NamedTuple):
+    title: str
+    environment: str
+    #: What ``greenback.engine`` must be.
+    engine: str = ""
+    is_traced: bool = False
+
+    def variables(self) -> Dict[str, str]:
+        """The environment variables by which a user would choose it."""
+        variables = {}
+        if self.engine == "python":
+            variables["GREENBACK_PURE"] = "1"
+        if self.is_traced:
+            variables["GREENBACK_TRACE"] = "1"
+        return variables
+
+
+IMPLEMENTATIONS = {
+    "c": Implementation("ours, engine in C", "ours", "c"),
+    "python": Implementation("ours, engine in Python", "ours", "python"),
+    "c_traced": Implementation("ours, engine in C, traced", "ours", "c", True),
+    "python_traced": Implementation("ours, engine in Python, traced", "ours", "python", True),
+    "upstream": Implementation("upstream", "upstream"),
+    "sqlalchemy": Implementation("SQLAlchemy", "sqlalchemy"),
+    "awaitlet": Implementation("awaitlet", "awaitlet"),
+}
 #: Works that make this many tasks at once. Their number of calls is a multiple of it.
 AT_ONCE = ("portal_tasks", "plain_tasks")
 TASKS_AT_ONCE = 100
@@ -62,53 +92,157 @@ def describe(python: str) -> str:
     ).stdout.strip()
 
 
-def copy_ours(target: Path) -> Path:
-    """Copy the checkout, so that edits during the run do not change what is measured."""
-    for package in ("greenback", "greenback_trace"):
-        shutil.copytree(CHECKOUT / package, target / package)
-    return target
-
-
-def prepare(python: str, source: Path, console: Console) -> Dict[str, Peer]:
-    """The implementations, each in its environment, which is made if missing.
+def prepare(python: str, scratch: Path, console: Console) -> Dict[str, Peer]:
+    """The implementations that there are, each in its environment, which is made if missing.
 
     All environments have the same versions of shared packages: those of the first environment.
+
+    Args:
+        python: The interpreter.
+        scratch: An empty folder. This implementation is built and installed there.
+        console: Where to say what is made, and what is left out and why.
     """
-    tag = describe(python).replace(" ", "-").lower()
-    constraints = ENVIRONMENTS / tag / "constraints.txt"
+    home = ENVIRONMENTS / describe(python).replace(" ", "-").lower()
+    for name in REQUIREMENTS:
+        make_environment(python, home, name, console)
+    site = scratch / "site"
+    why_without_c = install_ours(str(home / "ours" / "bin" / "python"), site, scratch / "copy")
     peers = {}
-    for name, requirements in IMPLEMENTATIONS.items():
-        home = ENVIRONMENTS / tag / name
-        interpreter = str(home / "bin" / "python")
-        peers[name] = Peer(name, interpreter, source if name == "ours" else None)
-        ready = home / "ready"
-        is_first = len(peers) == 1
-        pins = "" if is_first else constraints.read_text()
-        wanted = "\n".join([*requirements, *COMMON, pins])
-        if ready.exists() and ready.read_text() == wanted and constraints.exists():
-            continue
-        console.print(f"[dim]preparing {home.relative_to(CHECKOUT)}[/]")
-        subprocess.run([python, "-m", "venv", "--clear", str(home)], check=True)
-        pip = [interpreter, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        pinned = [] if is_first else ["--constraint", str(constraints)]
-        subprocess.run([*pip, "--quiet", "install", *pinned, *requirements, *COMMON], check=True)
-        if is_first:
-            frozen = subprocess.run(
-                [*pip, "freeze"], check=True, capture_output=True, text=True
-            ).stdout
-            constraints.write_text(frozen)
-        ready.write_text(wanted)
+    for name, implementation in IMPLEMENTATIONS.items():
+        is_ours = implementation.environment == "ours"
+        peer = Peer(
+            implementation.environment,
+            str(home / implementation.environment / "bin" / "python"),
+            site if is_ours else None,
+            implementation.variables(),
+        )
+        if is_ours:
+            try:
+                found = engine_of(peer)
+            except WorkerError:
+                found = implementation.engine  # measuring it will show the traceback
+            if found != implementation.engine:
+                why = why_without_c or f"greenback.engine is {found!r}"
+                console.print(f"Left out: {implementation.title}: {why}", markup=False)
+                continue
+        peers[name] = peer
     return peers
+
+
+def make_environment(python: str, home: Path, name: str, console: Console) -> None:
+    constraints = home / "constraints.txt"
+    folder = home / name
+    interpreter = str(folder / "bin" / "python")
+    ready = folder / "ready"
+    is_first = name == next(iter(REQUIREMENTS))
+    requirements = [*REQUIREMENTS[name], *COMMON]
+    if name == "ours":
+        requirements += build_requirements()
+    pins = "" if is_first else constraints.read_text()
+    wanted = "\n".join([*requirements, pins])
+    if ready.exists() and ready.read_text() == wanted and constraints.exists():
+        return
+    console.print(f"[dim]preparing {folder.relative_to(CHECKOUT)}[/]")
+    subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
+    pinned = [] if is_first else ["--constraint", str(constraints)]
+    subprocess.run([*pip(interpreter), "install", *pinned, *requirements], check=True)
+    if is_first:
+        frozen = subprocess.run(
+            [*pip(interpreter), "freeze"], check=True, capture_output=True, text=True
+        ).stdout
+        constraints.write_text(frozen)
+    ready.write_text(wanted)
+
+
+def build_requirements() -> List[str]:
+    """What builds this implementation: ``build-system.requires`` of its pyproject.toml."""
+    # The standard library reads TOML since Python 3.11 only. A list of strings is Python, too.
+    text = (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
+    match = re.search(r"^requires = (\[[^\n]*\]$|\[$.*?^\])", text, re.MULTILINE | re.DOTALL)
+    assert match is not None
+    requirements: List[str] = ast.literal_eval(match[1])
+    return requirements
+
+
+def install_ours(interpreter: str, site: Path, copy: Path) -> str:
+    """Build a copy of the checkout, so that edits during the run do not change what is measured.
+
+    Args:
+        interpreter: The one to build for. Its environment has what that takes.
+        site: The folder to install into.
+        copy: The folder to copy into.
+
+    Returns:
+        Why the engine in C could not be built, or nothing.
+    """
+    # What has been built in the checkout may be of another version, or of another interpreter.
+    built = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "*.o")
+    copy.mkdir()
+    for path in CHECKOUT.iterdir():
+        if path.is_file():
+            shutil.copy(path, copy)
+    for folder in ("greenback", "greenback_trace", "docs"):
+        shutil.copytree(CHECKOUT / folder, copy / folder, ignore=built)
+    options = ("--no-deps", "--no-build-isolation", "--target", str(site))
+    command = [*pip(interpreter), "install", *options, str(copy)]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("GREENBACK_")
+    }
+    done = subprocess.run(
+        command,
+        env={**environment, "GREENBACK_REQUIRE_COMPILED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return ""
+    subprocess.run(command, env=environment, check=True)
+    # pip's own first line only says that a command has failed.
+    errors = re.findall(r"^.*\berror: (?!subprocess-exited).*$", done.stdout, re.MULTILINE)
+    return f"it cannot be built: {errors[0].strip() if errors else done.stdout[-200:].strip()}"
+
+
+def pip(interpreter: str) -> List[str]:
+    return [interpreter, "-m", "pip", "--quiet", "--quiet", "--disable-pip-version-check"]
+
+
+def engine_of(peer: Peer) -> Optional[str]:
+    """What ``greenback.engine`` is in its processes."""
+    worker = Worker(peer, "asyncio")
+    worker.close()
+    engine: Optional[str] = worker.description["engine"]
+    return engine
 
 
 # Worker processes
 
 
 class Peer(NamedTuple):
+    #: Its key in worker.py.
     name: str
     interpreter: str
-    #: The directory to import it from, if it is not installed.
-    source: Optional[Path]
+    #: The folder to import it from, if it is not in the interpreter's environment.
+    site: Optional[Path]
+    variables: Dict[str, str]
+
+    def command(self, library: str, setup: Optional[str] = None) -> List[str]:
+        script = HERE / ("worker.py" if setup is None else "tracing_worker.py")
+        command = [self.interpreter, str(script), self.name, library]
+        return command if setup is None else [*command, setup]
+
+    def environment(self) -> Dict[str, str]:
+        """The variables of its processes."""
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", "GREENBACK_", "OTEL_"))
+        }
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        if self.site is not None:
+            environment["PYTHONPATH"] = str(self.site)
+        return {**environment, **self.variables}
 
 
 class WorkerError(Exception):
@@ -125,24 +259,13 @@ class Worker:
     """
 
     def __init__(self, peer: Peer, library: str, setup: Optional[str] = None) -> None:
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PYTHON", "GREENBACK_", "OTEL_"))
-        }
-        environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        if peer.source is not None:
-            environment["PYTHONPATH"] = str(peer.source)
-        script = "worker.py" if setup is None else "tracing_worker.py"
-        command = [peer.interpreter, str(HERE / script), peer.name, library]
-        if setup is not None:
-            command.append(setup)
+        self.peer = peer
         self.process = subprocess.Popen(
-            command,
+            peer.command(library, setup),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=peer.environment(),
         )
         self.calls: Dict[Tuple[str, int], int] = {}
         try:
@@ -162,12 +285,13 @@ class Worker:
         return reply
 
     def versions(self) -> Dict[str, str]:
-        """The versions of the packages in its environment, which does not include ours."""
+        """The versions of the packages in its environment, without ours."""
         versions: Dict[str, str] = self.description["versions"]
-        return {
-            "upstream" if package == "greenback" else package: version
-            for package, version in versions.items()
-        }
+        if "greenback" in versions:
+            version = versions.pop("greenback")
+            if self.peer.name == "upstream":
+                versions["upstream"] = version
+        return versions
 
     def ask(self, work: str, n: int, depth: int) -> Dict[str, Any]:
         assert self.process.stdin is not None

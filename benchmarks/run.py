@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import tracing
 from peers import (
@@ -16,23 +16,27 @@ from peers import (
     Peer,
     Worker,
     WorkerError,
-    copy_ours,
     cpu,
     describe,
     find_python,
     prepare,
 )
 from rich.console import Console
-from tables import Verdict, new_table, number, ratio, show_targets
+from tables import Target, judge, new_table, number, ratio, show_targets
 
 LIBRARIES = ("asyncio", "uvloop", "trio")
 DEPTHS = (1, 20, 100)
 PARKED_TASKS = 5000
+AT_DEPTH = "  at sync depth {}"
+SHORT = {"c": "C", "python": "Py"}
 ASYNCIO_ONLY = ("sqlalchemy", "awaitlet")
 HEADINGS = {
-    "ours": "\nours",
+    "c": "ours\nC",
+    "python": "ours\nPy",
+    "c_traced": "traced\nC",
+    "python_traced": "traced\nPy",
     "upstream": "up-\nstream",
-    "sqlalchemy": "SQL-\nAlchemy",
+    "sqlalchemy": "SQL-\nAlch.",
     "awaitlet": "await-\nlet",
 }
 
@@ -58,31 +62,122 @@ WORKS = (
     Work("portal_tasks", "  same, 100 tasks at once", (1,), "plain_tasks", True, True),
     Work("parked", "memory of a parked task, kB", DEPTHS, "plain_parked"),
 )
+BY_NAME = {work.name: work for work in WORKS}
 SWITCH_PAIR = "switch_pair"
 MEMORY = ("parked", "plain_parked")
 PLAIN_TIMES = ("plain_await", "plain_sleep", "plain_task", "plain_tasks")
 
 
-class Target(NamedTuple):
-    """*peer* / ours must be at least *wanted*; if *at_most*, ours / *peer* must be at most that."""
-
-    work: str
-    title: str
-    peer: str
-    wanted: float
-    at_most: bool = False
-
-
+# They hold for CPython 3.13, uvloop, sync depth 1.
 TARGETS = (
-    Target("bridge", "await_(nop()): times as fast as upstream", "upstream", 4.2),
-    Target("bridge", "await_(nop()): times as fast as SQLAlchemy", "sqlalchemy", 1.7),
-    Target("bridge", "await_(nop()): plain awaits", "plain", 6.8, True),
-    Target("bridged_sleep", "await_(sleep(0)): of what upstream adds", "upstream", 0.43, True),
-    Target("portal_sleep", "sleep(0) in a portal: of what upstream adds", "upstream", 0.68, True),
-    Target("run_sync", "with_portal_run_sync(nop): times as fast as upstream", "upstream", 8.5),
-    Target("run_async", "with_portal_run(immediate): times as fast as upstream", "upstream", 7.5),
-    Target("portal_task", "ensure_portal in a task: of what upstream adds", "upstream", 0.2, True),
-    Target("parked", "memory of a parked task: of upstream's", "upstream", 1.0, True),
+    Target("immediate bridge: of a plain await", 1.8, ("bridge", "c"), ("plain_await", "plain")),
+    Target(
+        "suspending bridge, added: of a raw switch pair",
+        2.0,
+        ("bridged_sleep", "c"),
+        (SWITCH_PAIR, "plain"),
+    ),
+    Target(
+        "  the same: of SQLAlchemy's", 0.75, ("bridged_sleep", "c"), ("bridged_sleep", "sqlalchemy")
+    ),
+    Target(
+        "with_portal_run_sync: times as fast as upstream's",
+        11,
+        ("run_sync", "upstream"),
+        ("run_sync", "c"),
+        at_most=False,
+    ),
+    Target(
+        "with_portal_run: times as fast as upstream's",
+        15,
+        ("run_async", "upstream"),
+        ("run_async", "c"),
+        at_most=False,
+    ),
+    Target(
+        "ensure_portal in a task: of what upstream adds",
+        0.08,
+        ("portal_task", "c"),
+        ("portal_task", "upstream"),
+    ),
+    Target(
+        "traced, immediate bridge: of a plain await",
+        2.8,
+        ("bridge", "c_traced"),
+        ("plain_await", "plain"),
+    ),
+    Target(
+        "traced, suspending bridge, added: of SQLAlchemy's untraced",
+        0.9,
+        ("bridged_sleep", "c_traced"),
+        ("bridged_sleep", "sqlalchemy"),
+    ),
+    Target(
+        "tracing adds to a suspending bridge: of upstream's immediate one",
+        0.1,
+        ("bridged_sleep", "c_traced"),
+        ("bridge", "upstream"),
+        without=("bridged_sleep", "c"),
+    ),
+    Target(
+        "traced, with_portal_run_sync: of upstream's untraced",
+        0.16,
+        ("run_sync", "c_traced"),
+        ("run_sync", "upstream"),
+    ),
+    Target("memory of a parked task: of upstream's", 0.9, ("parked", "c"), ("parked", "upstream")),
+)
+TARGETS_IN_PYTHON = (
+    Target(
+        "await_(nop()): times as fast as upstream",
+        4.2,
+        ("bridge", "upstream"),
+        ("bridge", "python"),
+        at_most=False,
+    ),
+    Target(
+        "await_(nop()): times as fast as SQLAlchemy",
+        1.7,
+        ("bridge", "sqlalchemy"),
+        ("bridge", "python"),
+        at_most=False,
+    ),
+    Target("await_(nop()): plain awaits", 6.8, ("bridge", "python"), ("plain_await", "plain")),
+    Target(
+        "await_(sleep(0)): of what upstream adds",
+        0.43,
+        ("bridged_sleep", "python"),
+        ("bridged_sleep", "upstream"),
+    ),
+    Target(
+        "sleep(0) in a portal: of what upstream adds",
+        0.68,
+        ("portal_sleep", "python"),
+        ("portal_sleep", "upstream"),
+    ),
+    Target(
+        "with_portal_run_sync(nop): times as fast as upstream",
+        8.5,
+        ("run_sync", "upstream"),
+        ("run_sync", "python"),
+        at_most=False,
+    ),
+    Target(
+        "with_portal_run(immediate): times as fast as upstream",
+        7.5,
+        ("run_async", "upstream"),
+        ("run_async", "python"),
+        at_most=False,
+    ),
+    Target(
+        "ensure_portal in a task: of what upstream adds",
+        0.2,
+        ("portal_task", "python"),
+        ("portal_task", "upstream"),
+    ),
+    Target(
+        "memory of a parked task: of upstream's", 1.0, ("parked", "python"), ("parked", "upstream")
+    ),
 )
 
 
@@ -133,28 +228,37 @@ class Results:
             return None
         return self.minima.get((library, "plain", work.plain, 1))
 
-    def ratio(self, library: str, work: Work, depth: int, peer: str) -> Optional[float]:
-        """*peer* / ours."""
-        ours = self.cost(library, "ours", work, depth)
-        other = (
-            self.plain(library, work) if peer == "plain" else self.cost(library, peer, work, depth)
-        )
-        if ours is None or other is None or ours <= 0 or other <= 0:
+    def of(self, work: str, implementation: str) -> Optional[float]:
+        """The figure on uvloop at sync depth 1, where the targets hold."""
+        if implementation == "plain":
+            return self.minima.get(("uvloop", "plain", work, 1))
+        return self.cost("uvloop", implementation, BY_NAME[work], 1)
+
+    def ratio(
+        self, library: str, work: Work, depth: int, above: str, below: str
+    ) -> Optional[float]:
+        figures = [self.cost(library, name, work, depth) for name in (above, below)]
+        if figures[0] is None or figures[1] is None or figures[1] <= 0:
             return None
-        return other / ours
+        return figures[0] / figures[1]
+
+
+def default(peers: Dict[str, Peer]) -> str:
+    """The engine that a program gets if nobody has chosen one."""
+    return "c" if "c" in peers else "python"
 
 
 def supports(implementation: str, work: Work) -> bool:
     return implementation not in ASYNCIO_ONLY or not work.portals_only
 
 
-def names_for(library: str) -> List[str]:
-    return [name for name in IMPLEMENTATIONS if library != "trio" or name not in ASYNCIO_ONLY]
+def names_for(peers: Dict[str, Peer], library: str) -> List[str]:
+    return [name for name in peers if library != "trio" or name not in ASYNCIO_ONLY]
 
 
 def start(peers: Dict[str, Peer], library: str, results: Results) -> Dict[str, Worker]:
     workers = {}
-    for name in names_for(library):
+    for name in names_for(peers, library):
         try:
             worker = Worker(peers[name], library)
         except WorkerError as failure:
@@ -218,9 +322,9 @@ def measure_times(
 
 def measure_memory(peers: Dict[str, Peer], library: str, results: Results) -> None:
     """Measure memory, each time in a new process, since a process seldom gives memory back."""
-    for implementation in names_for(library):
+    for implementation in names_for(peers, library):
         cells = [("parked", depth) for depth in DEPTHS]
-        if implementation == "ours":
+        if implementation == "upstream":
             cells.append(("plain_parked", 1))
         for name, depth in cells:
             try:
@@ -238,52 +342,39 @@ def measure_memory(peers: Dict[str, Peer], library: str, results: Results) -> No
 # Showing
 
 
-def show_library(console: Console, library: str, results: Results) -> None:
+def show_library(console: Console, library: str, peers: Dict[str, Peer], results: Results) -> None:
     table = new_table(f"{library}: microseconds per call")
     table.add_column("\nwork", no_wrap=True)
-    table.add_column("sync\ndepth", justify="right", no_wrap=True)
-    for name in IMPLEMENTATIONS:
+    for name in peers:
         table.add_column(HEADINGS[name], justify="right", no_wrap=True)
     table.add_column("\nplain", justify="right", no_wrap=True)
-    for heading in ("upstr.\n/ ours", "SQLA.\n/ ours", "ours /\nplain"):
-        table.add_column(heading, justify="right", style="bold", no_wrap=True)
+    ours = default(peers)
+    for heading in ("upstr.", "SQLA."):
+        table.add_column(f"{heading}\n/ {SHORT[ours]}", justify="right", style="bold", no_wrap=True)
     for work in WORKS:
         if work.name in MEMORY and results.plain(library, work) is None:
             continue  # not measured
         for depth in work.depths:
-            against_plain = None if work.added else results.ratio(library, work, depth, "plain")
             table.add_row(
-                work.title if depth == work.depths[0] else "",
-                str(depth) if len(work.depths) > 1 else "",
-                *[number(results.cost(library, name, work, depth)) for name in IMPLEMENTATIONS],
+                work.title if depth == 1 else AT_DEPTH.format(depth),
+                *[number(results.cost(library, name, work, depth)) for name in peers],
                 number(results.plain(library, work)),
-                ratio(results.ratio(library, work, depth, "upstream")),
-                ratio(results.ratio(library, work, depth, "sqlalchemy")),
-                ratio(None if against_plain is None else 1 / against_plain),
+                ratio(results.ratio(library, work, depth, "upstream", ours)),
+                ratio(results.ratio(library, work, depth, "sqlalchemy", ours)),
             )
     for depth in DEPTHS:
         pair = results.minima.get((library, "plain", SWITCH_PAIR, depth))
-        table.add_row(
-            "a raw switch pair" if depth == 1 else "", str(depth), "", "", "", "", number(pair)
-        )
+        title = "a raw switch pair" if depth == 1 else AT_DEPTH.format(depth)
+        table.add_row(title, *[""] * len(peers), number(pair))
     console.print()
     console.print(table)
 
 
-def judge(results: Results) -> Iterator[Verdict]:
-    works = {work.name: work for work in WORKS}
-    for target in TARGETS:
-        measured = results.ratio("uvloop", works[target.work], 1, target.peer)
-        if measured is not None and target.at_most:
-            measured = 1 / measured
-        yield Verdict(target.title, target.wanted, target.at_most, measured)
-
-
-def show_tracing(console: Console, library: str, costs: tracing.Costs) -> None:
-    table = new_table(f"{library}: microseconds per call, traced; and what tracing adds")
+def show_tracing(console: Console, title: str, costs: tracing.Costs) -> None:
+    table = new_table(title)
     table.add_column("\nsetup", no_wrap=True)
-    for title in tracing.WORKS.values():
-        table.add_column(title, justify="right", no_wrap=True)
+    for heading in tracing.WORKS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("\nadds", justify="right", style="bold", no_wrap=True)
     for setup in tracing.SETUPS:
         cells = []
@@ -336,7 +427,7 @@ def main() -> None:
     libraries: List[str] = arguments.library or list(LIBRARIES)
     settings = QUICK if arguments.quick else FULL
     # A pipe or a log has no width: use one that is wide enough for the tables.
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 104, highlight=False)
 
     python = arguments.python or find_python()
     name = describe(python)
@@ -350,11 +441,13 @@ def main() -> None:
     results = Results()
     costs = tracing.Costs()
     with tempfile.TemporaryDirectory() as directory:
-        peers = prepare(python, copy_ours(Path(directory)), console)
+        peers = prepare(python, Path(directory), console)
+        ours = default(peers)
         measure(peers, libraries, settings, arguments.quick, results)
         if arguments.only != "peers":
             tracing_settings = tracing.QUICK if arguments.quick else tracing.FULL
-            costs = tracing.measure(peers, traced, tracing_settings)
+            both = {"ours": peers[ours], "upstream": peers["upstream"]}
+            costs = tracing.measure(both, traced, tracing_settings)
             results.versions.update(costs.versions)
 
     versions = (f"{package} {version}" for package, version in sorted(results.versions.items()))
@@ -366,17 +459,22 @@ def main() -> None:
             f"interleaved over the implementations, in {settings.rounds} processes each."
         )
     for library in libraries:
-        show_library(console, library, results)
-    verdicts = list(judge(results))
-    if "uvloop" in libraries:
-        title = f"Targets, stated for CPython 3.13: uvloop, sync depth 1, on {name}"
-        show_targets(console, title, verdicts)
-    tracing_verdicts = list(tracing.judge(costs))
+        show_library(console, library, peers, results)
     if arguments.only != "peers":
-        show_tracing(console, traced, costs)
-        title = f"Targets of tracing, stated for CPython 3.13: {traced}, on {name}"
-        show_targets(console, title, tracing_verdicts)
+        title = (
+            f"{traced}, {IMPLEMENTATIONS[ours].title}: microseconds per call, and what tracing adds"
+        )
+        show_tracing(console, title, costs)
         show_gains(console, costs)
+    in_c = judge(TARGETS, results.of)
+    if ours == "c":
+        in_c[-1:-1] = judge([tracing.DEBUG_TARGET], costs.of)
+    in_python = judge(TARGETS_IN_PYTHON, results.of)
+    in_tracing = judge(tracing.TARGETS, costs.of)
+    stated = "(for CPython 3.13, uvloop, depth 1)"
+    show_targets(console, f"Targets of the engine in C {stated}", in_c)
+    show_targets(console, f"Targets of the engine in Python {stated}", in_python)
+    show_targets(console, f"Targets of tracing {stated}, on {traced}", in_tracing)
     for setup, text in costs.failures.items():
         results.failures["tracing", setup, traced] = text
     show_failures(console, results)
@@ -387,6 +485,7 @@ def main() -> None:
                     "python": name,
                     "cpu": cpu(),
                     "versions": results.versions,
+                    "engine": IMPLEMENTATIONS[ours].engine,  # of what tracing costs
                     "settings": settings._asdict(),
                     "minima": [
                         {
@@ -404,8 +503,13 @@ def main() -> None:
                         for work, setup in costs.all
                     ],
                     "targets": [
-                        {**verdict._asdict(), "met": verdict.met}
-                        for verdict in verdicts + tracing_verdicts
+                        {"of": group, **verdict._asdict(), "met": verdict.met}
+                        for group, verdicts in (
+                            ("c", in_c),
+                            ("python", in_python),
+                            ("tracing", in_tracing),
+                        )
+                        for verdict in verdicts
                     ],
                 },
                 indent=1,

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional
+from typing import Callable, Iterable, List, NamedTuple, Optional, Tuple
 
 from rich.console import Console
 from rich.table import Table
+
+
+class Target(NamedTuple):
+    """What a figure, divided by another one, must not exceed or, unless *at_most*, must reach."""
+
+    title: str
+    wanted: float
+    #: Work, and who does it: an implementation, "plain", or a setup of tracing.
+    figure: Tuple[str, str]
+    unit: Tuple[str, str]
+    at_most: bool = True
+    #: It is subtracted from the figure first.
+    without: Optional[Tuple[str, str]] = None
 
 
 class Verdict(NamedTuple):
@@ -21,6 +34,19 @@ class Verdict(NamedTuple):
         if self.measured is None:
             return None
         return self.measured <= self.wanted if self.at_most else self.measured >= self.wanted
+
+
+def judge(targets: Iterable[Target], cost: Callable[[str, str], Optional[float]]) -> List[Verdict]:
+    """Compare *targets* with what was measured: *cost* gives a figure, None if there is none."""
+    verdicts = []
+    for target in targets:
+        measured = None
+        above, below = cost(*target.figure), cost(*target.unit)
+        subtracted = 0.0 if target.without is None else cost(*target.without)
+        if above is not None and below is not None and subtracted is not None and below > 0:
+            measured = (above - subtracted) / below
+        verdicts.append(Verdict(target.title, target.wanted, target.at_most, measured))
+    return verdicts
 
 
 def number(value: Optional[float]) -> str:
@@ -45,6 +71,10 @@ def new_table(title: str) -> Table:
 
 
 def show_targets(console: Console, title: str, verdicts: List[Verdict]) -> None:
+    """Show those *verdicts* for which something was measured."""
+    verdicts = [verdict for verdict in verdicts if verdict.measured is not None]
+    if not verdicts:
+        return
     table = new_table(title)
     table.add_column("target", no_wrap=True)
     table.add_column("wanted", justify="right")
@@ -54,8 +84,8 @@ def show_targets(console: Console, title: str, verdicts: List[Verdict]) -> None:
         table.add_row(
             verdict.title,
             f"{'<=' if verdict.at_most else '>='} {verdict.wanted:g}",
-            "-" if verdict.measured is None else f"{verdict.measured:.3f}",
-            "-" if verdict.met is None else "[green]yes[/]" if verdict.met else "[red]no[/]",
+            f"{verdict.measured:.3f}",
+            "[green]yes[/]" if verdict.met else "[red]no[/]",
         )
     console.print()
     console.print(table)

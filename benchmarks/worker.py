@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import logging
 import os
 import resource
 import sys
@@ -35,6 +36,8 @@ class Greenback:
         import greenback
 
         self.module = greenback
+        #: The engine that runs. Upstream does not say.
+        self.engine = getattr(greenback, "engine", None)
         self.await_ = greenback.await_
         self.ensure_portal = greenback.ensure_portal
         self.run_sync = greenback.with_portal_run_sync
@@ -360,7 +363,19 @@ def describe() -> Dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             pass
-    return {"versions": versions, "from": os.path.dirname(implementation.module.__file__)}
+    return {
+        "versions": versions,
+        "from": os.path.dirname(implementation.module.__file__),
+        "engine": getattr(implementation, "engine", None),
+    }
+
+
+def silence_tracing() -> None:
+    """Log no events, neither of steps that are slow on a busy machine nor of the process's end."""
+    if "greenback_trace" in sys.modules:
+        import structlog
+
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def answer(work: str, n: int, depth: int) -> Dict[str, Any]:
@@ -382,6 +397,7 @@ def serve(
     global implementation, loop
     try:
         implementation = IMPLEMENTATIONS[sys.argv[1]]()
+        silence_tracing()
         loop = load_loop(sys.argv[2])
         if prepare is not None:
             prepare()
