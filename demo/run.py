@@ -155,7 +155,11 @@ def expectations(database_path: Path) -> Dict[str, List[str]]:
 def site(library: str, database: Path, templates: str, trace: Path) -> Iterator[subprocess.Popen]:
     """Start the web site, traced, as a user would to see where it bridges."""
     environ = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("GREENBACK_")},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("GREENBACK_TRACE")
+        },
         "GREENBACK_TRACE": "1",
         "GREENBACK_TRACE_FILE": str(trace),
     }

@@ -12,6 +12,7 @@ from typing import Any, Awaitable, Callable, Iterator
 import pytest
 import trio
 
+import greenback
 from tests import sampling
 
 try:
@@ -32,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if not seed.isdecimal():
         raise pytest.UsageError(f"GREENBACK_FUZZ_SEED={seed!r} must be a whole number")
     sampling.configure()
+
+
+def pytest_report_header() -> str:
+    """Which engine the tests run on."""
+    pure = os.environ.get("GREENBACK_PURE")
+    return f"greenback's engine: {greenback.engine}" + (f", GREENBACK_PURE={pure}" if pure else "")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

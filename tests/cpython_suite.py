@@ -79,7 +79,7 @@ def outcomes_of(suite: str, mode: str) -> Dict[str, str]:
         RuntimeError: The suite did not run to its end.
     """
     environ = {
-        name: value for name, value in os.environ.items() if not name.startswith("GREENBACK_")
+        name: value for name, value in os.environ.items() if not name.startswith("GREENBACK_TRACE")
     }
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "outcomes.json")

@@ -200,7 +200,7 @@ def environment(service: str, **variables: str) -> Dict[str, str]:
     clean = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("GREENBACK_", "OTEL_"))
+        if not name.startswith(("GREENBACK_TRACE", "OTEL_"))
     }
     return {
         **clean,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 from typing import Counter as Counted
 
 from opentelemetry.sdk.trace import TracerProvider
@@ -57,7 +57,7 @@ _KINDS, _WEIGHTS = zip(
     ("cancel", 1),
 )
 #: How deeply blocks are nested.
-_DEPTH = 5
+DEPTH = 5
 
 
 Block = Tuple[Any, ...]
@@ -86,7 +86,7 @@ def fuzz_programs(backend: Any, mode: str, seed: int) -> Counted[str]:
     for number in range(PROGRAMS):
         random = Random(f"{seed} {number}")
         run = Run(
-            _block(random, 2, 5, _DEPTH),
+            _block(random, 2, 5, DEPTH),
             random.choice(PORTALS),
             random.choice([None, *range(PARTNER_STEPS)]),
         )
@@ -115,7 +115,7 @@ def _failure(backend: Any, mode: str, run: Run, done: Counted[str]) -> Optional[
 
 def _smallest(backend: Any, mode: str, run: Run, failure: Exception) -> Tuple[Run, Exception]:
     """The program without the statements that the failure does not need."""
-    for program in _smaller(run.program):
+    for program in smaller_blocks(run.program):
         smaller = run._replace(program=program)
         still = _failure(backend, mode, smaller, Counter())
         if still is not None:
@@ -123,29 +123,31 @@ def _smallest(backend: Any, mode: str, run: Run, failure: Exception) -> Tuple[Ru
     return run, failure
 
 
-def _smaller(block: Block) -> Iterator[Block]:
+def smaller_blocks(block: Block) -> Iterator[Block]:
     for number, statement in enumerate(block):
         before, after = block[:number], block[number + 1 :]
         yield before + after
         for index, part in enumerate(statement):
             if isinstance(part, tuple):
                 yield before + part + after
-                for smaller in _smaller(part):
+                for smaller in smaller_blocks(part):
                     yield (*before, (*statement[:index], smaller, *statement[index + 1 :]), *after)
 
 
 def _block(random: Random, least: int, most: int, depth: int) -> Block:
-    return tuple(_statement(random, depth) for _ in range(random.randint(least, most)))
+    count = random.randint(least, most)
+    return tuple(random_statement(random, depth, _block) for _ in range(count))
 
 
-def _statement(random: Random, depth: int) -> Block:
+def random_statement(random: Random, depth: int, block_of: Callable[..., Block]) -> Block:
+    """A random statement, whose blocks *block_of* makes."""
     (kind,) = random.choices(_KINDS, _WEIGHTS)
     if depth and kind == "call":
-        callee = _block(random, 1, 3, depth - 1)
+        callee = block_of(random, 1, 3, depth - 1)
         return kind, random.random() < 0.5, random.choice(sorted(WRAPPERS)), callee
     if depth and kind == "try":
-        body = _block(random, 1, 3, depth - 1)
-        others = [_block(random, 0, 2, depth - 1) for _ in range(3)]
+        body = block_of(random, 1, 3, depth - 1)
+        others = [block_of(random, 0, 2, depth - 1) for _ in range(3)]
         return (kind, body, random.choice(sorted(CATCHES)), *others)
     if kind == "wait":
         return kind, random.randrange(EVENTS)

@@ -22,7 +22,7 @@ from greenback_trace.report.export.export import WEIGHTS
 from greenback_trace.report.export.perfetto import _messages
 from greenback_trace.report.planning.plan import WEIGHTS as PLAN_WEIGHTS
 from greenback_trace.report.read import otlp
-from greenback_trace.report.read.checked import check
+from greenback_trace.report.read.checked import NewerTraceError, check
 from greenback_trace.report.read.inputs import Input, NothingToReportError
 from greenback_trace.report.show.choice import SORTS
 from greenback_trace.report.top.live import follow
@@ -108,7 +108,7 @@ def make_trace(folder: Path) -> Path:
     environ = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("GREENBACK_", "OTEL_"))
+        if not name.startswith(("GREENBACK_TRACE", "OTEL_"))
     }
     environ.update(
         GREENBACK_TRACE="debug",
@@ -471,6 +471,8 @@ def _checked(line: bytes) -> str:
         return repr(request and check(request))
     except otlp.NotOTLPError:
         return "refused"
+    except NewerTraceError as error:
+        return str(error)
 
 
 def _plan(random: Random, clean: str, broken: str) -> int:

@@ -105,6 +105,9 @@ WRAPPERS: Dict[str, Callable[[Any], Any]] = {
 
 
 class Interpreter:
+    #: How the log describes exceptions.
+    described = staticmethod(described)
+
     def __init__(self, backend: Any, bridged: bool, counts_traps: bool) -> None:
         self.backend = backend
         self.bridged = bridged
@@ -139,7 +142,7 @@ class Interpreter:
                 raise KeyError  # the handled exception differs, see `assert_same`
             raise  # noqa: PLE0704  (of what is being handled where this is called)
         elif kind == "handled":
-            self.log.append(("handled", described(sys.exc_info()[1])))
+            self.log.append(("handled", self.described(sys.exc_info()[1])))
         elif kind == "set":
             index, value = operands
             self.tokens.append((VARIABLES[index], VARIABLES[index].set(value)))
@@ -226,7 +229,7 @@ class Interpreter:
                     try:
                         value = await self.asynchronous(body)
                     except CATCHES[catch] as error:
-                        self.log.append(("caught", described(error)))
+                        self.log.append(("caught", self.described(error)))
                         value = await self.asynchronous(handler)
                     else:
                         if value is NOTHING:
@@ -272,7 +275,7 @@ class Interpreter:
                     try:
                         value = self.synchronous(body)
                     except CATCHES[catch] as error:
-                        self.log.append(("caught", described(error)))
+                        self.log.append(("caught", self.described(error)))
                         value = self.synchronous(handler)
                     else:
                         if value is NOTHING:
@@ -316,7 +319,7 @@ class Interpreter:
             else:
                 value = await self.asynchronous(program)
         except BaseException as error:
-            self.log.append(("raised", described(error)))
+            self.log.append(("raised", self.described(error)))
         else:
             self.log.append(("result", value if value is not NOTHING else None))
         self.log.append([variable.get() for variable in VARIABLES])

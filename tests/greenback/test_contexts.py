@@ -574,3 +574,31 @@ class TestNothingKept:
             assert len(references) == 1
 
         backend.run(main)
+
+
+@pytest.mark.parametrize("is_bridge", [False, True])
+def test_each_step_in_another_context(is_bridge):
+    """Code outside can run each step of a task in another context. The work runs in that one."""
+    number = contextvars.ContextVar("number")
+    seen = []
+
+    async def work():
+        for _ in range(3):
+            seen.append(number.get())
+            if is_bridge:
+                greenback.await_(asyncio.sleep(0))
+            else:
+                await asyncio.sleep(0)
+        return "done"
+
+    async def main():
+        coroutine = greenback.with_portal_run(work)
+        for each in range(3):
+            context = contextvars.copy_context()
+            context.run(number.set, each)
+            context.run(coroutine.send, None)
+        with pytest.raises(StopIteration, match="done"):
+            coroutine.send(None)
+
+    asyncio.run(main())
+    assert seen == [0, 1, 2]

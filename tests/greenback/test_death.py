@@ -51,6 +51,52 @@ def close_while_waiting(error, bridges):
     return caught.value
 
 
+@pytest.mark.parametrize("kind", ["bridge", "caught", "coroutine"])
+def test_kept_worker(kind):
+    """Switching to a worker whose portal was closed meanwhile raises, whatever the work does then.
+
+    A thread that closes the coroutine of another thread's task cannot end the work.
+    """
+    workers, caught = [], []
+
+    def bridge():
+        workers.append(greenlet.getcurrent())
+        try:
+            greenback.await_(asyncio.sleep(3600))
+        except ValueError as error:
+            caught.append(error)
+        if kind == "bridge":
+            greenback.await_(asyncio.sleep(0))
+
+    async def wait():
+        workers.append(greenlet.getcurrent())
+        try:
+            await asyncio.sleep(3600)
+        except ValueError as error:
+            caught.append(error)
+        await asyncio.sleep(0)
+
+    def close(coroutine):
+        with pytest.raises(greenlet.error):
+            coroutine.close()
+
+    async def main():
+        if kind == "coroutine":
+            coroutine = greenback.with_portal_run(wait)
+        else:
+            coroutine = greenback.with_portal_run_sync(bridge)
+        coroutine.send(None)
+        thread = threading.Thread(target=close, args=(coroutine,))
+        thread.start()
+        thread.join()
+        error = ValueError("switched to")
+        with pytest.raises((AttributeError, RuntimeError)):
+            workers.pop().throw(error)
+        assert caught == [error]
+
+    asyncio.run(main())
+
+
 def close_loop_with_parked_tasks(number):
     """Run tasks that park in a bridge, and close their loop; return the notes of their finally."""
     ended = []

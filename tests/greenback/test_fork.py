@@ -93,7 +93,9 @@ def run(loop: str, opener: str, where: str, folder: Path, **variables: str) -> s
     program = PROGRAM
     for word, meaning in PLAIN if opener == "plain" else BRIDGED:
         program = program.replace(word, meaning)
-    environ = {name: each for name, each in os.environ.items() if not name.startswith("GREENBACK_")}
+    environ = {
+        name: each for name, each in os.environ.items() if not name.startswith("GREENBACK_TRACE")
+    }
     root = str(Path(str(greenback.__file__)).parents[1])
     environ["GREENBACK_TRACE_SLOW"] = "60"  # waiting for a child is a slow step
     environ.update(variables, PYTHONPATH=os.pathsep.join([root, environ.get("PYTHONPATH", "")]))

@@ -14,6 +14,7 @@ import trio
 import greenback
 from greenback import await_
 from greenback._engine import state
+from greenback._engine.choice import has_compiled
 from tests import sampling
 from tests.interrupting import Interrupt, Interruption
 
@@ -194,7 +195,7 @@ def test_at_each_instruction(backend: Any, way: str) -> None:
         for number in sampling.instructions():
             if await interrupted_at(number, backend, way) is None:
                 break
-        assert number > 100
+        assert number > (2 if has_compiled("await_") else 100)  # code in C has few such places
 
     with warnings.catch_warnings():
         # If `await_` is interrupted at its very start, it cannot close the coroutine.

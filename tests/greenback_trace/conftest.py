@@ -55,7 +55,7 @@ def environment() -> Callable[..., Dict[str, str]]:
         environ = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("GREENBACK_", "OTEL_"))
+            if not name.startswith(("GREENBACK_TRACE", "OTEL_"))
         }
         files = [str(module.__file__) for module in (greenback, greenback_trace)]
         roots = {str(Path(file).parents[1]) for file in files}

@@ -215,6 +215,7 @@ class TestSummary:
         (line,) = done.stderr.splitlines()
         assert "greenback.summary" in line
         assert "bridges=1" in line
+        assert f"engine={greenback.engine!r}" in line
         assert "__main__.page" in line
 
     def test_nothing_happened(self, python: Any) -> None:

@@ -55,7 +55,7 @@ def use():
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """Runs a suite of one file with pytest."""
     for name in list(os.environ):
-        if name.startswith(("GREENBACK_", "OTEL_", "PYTEST_")):
+        if name.startswith(("GREENBACK_TRACE", "OTEL_", "PYTEST_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(Path(greenback.__file__).parents[1]))
     monkeypatch.setenv("GREENBACK_TRACE_SLOW", "60")

@@ -19,10 +19,16 @@ import pytest
 
 import greenback
 import greenback_trace
+from greenback._engine.choice import has_compiled
 
 PYPY = sys.implementation.name == "pypy"
 HAS_NO_GIL = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 PY_SPY = shutil.which("py-spy", path=os.path.dirname(sys.executable)) or shutil.which("py-spy")
+
+
+#: The outermost frame of a worker, and the frames of a bridge. An engine in C has none of them.
+WORK = [] if has_compiled("work") else ["work"]
+BRIDGE = [] if has_compiled("await_") else ["await_", "_step"]
 
 
 def needs_py_spy(tests: Any) -> Any:
@@ -42,6 +48,7 @@ def environment(**variables: str) -> Dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("COVERAGE_", "GREENBACK_", "OTEL_", "PYTEST_", "PYTHON"))
+        or name == "GREENBACK_PURE"
     }
     roots = {str(Path(str(module.__file__)).parents[1]) for module in (greenback, greenback_trace)}
     environ["PYTHONPATH"] = os.pathsep.join(sorted(roots))

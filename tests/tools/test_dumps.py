@@ -11,7 +11,7 @@ from typing import Any, Callable, List
 
 import pytest
 
-from .processes import PY_SPY, PYPY, Process, needs_py_spy, run, skip_where_refused, write
+from .processes import PY_SPY, PYPY, WORK, Process, needs_py_spy, run, skip_where_refused, write
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -96,7 +96,8 @@ def program(tmp_path: Path, start: Callable[..., Process]) -> Callable[..., Proc
     return begin
 
 
-BLOCKING = ["blocks", "blocking_page", "work"]
+BLOCKING = ["blocks", "blocking_page", *WORK]
+OUTERMOST = f" in {BLOCKING[-1]}"
 PARKED = ["visitor", "page", "inner", "fetch"]
 
 
@@ -148,7 +149,7 @@ class TestFaulthandler:
         """After `faulthandler.register`, a signal shows the sync code that runs, not its caller."""
         process = program(blocking=True, prepare="faulthandler.register(signal.SIGUSR1)")
         os.kill(process.pid, signal.SIGUSR1)
-        found = Dump(process.read_until(" in work") + " in work")
+        found = Dump(process.read_until(OUTERMOST) + OUTERMOST)
         assert found.functions[-3:] == BLOCKING
         assert not found.has_any(PARKED)
         process.send("go on")
@@ -160,7 +161,7 @@ class TestFaulthandler:
             blocking=True, prepare="asyncio.ensure_future(watch()); await asyncio.sleep(0)"
         )
         process.read_until("Timeout")
-        found = Dump(process.read_until(" in work") + " in work")
+        found = Dump(process.read_until(OUTERMOST) + OUTERMOST)
         assert found.functions[-3:] == BLOCKING
         process.send("go on")
         process.rest()

@@ -139,6 +139,10 @@ class Watcher(Instrument):
         assert_type(bridge.portal, Portal)
 
 
+def which_engine_runs() -> None:
+    assert_type(greenback.engine, str)
+
+
 def instruments() -> None:
     watcher = Watcher()
     add_instrument(watcher)

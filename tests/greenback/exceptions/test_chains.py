@@ -428,7 +428,7 @@ import asyncio, itertools, _testcapi
 import greenback
 
 async def immediate():
-    return 5
+    return [5] * 1_000
 
 def work():
     kinds = set()
@@ -444,7 +444,7 @@ def work():
             kinds.add(type(error).__name__)
             del error
         coroutine.close()
-        assert greenback.await_(immediate()) == 5
+        assert greenback.await_(immediate()) == [5] * 1_000
     return sorted(kinds)
 
 async def in_run_sync():

@@ -165,6 +165,7 @@ class TestProgram:
         assert resource["service.name"] == "shop"
         assert isinstance(resource["process.pid"], int)
         assert resource["greenback.trace.version"] == 2
+        assert resource["greenback.engine"] == greenback.engine
 
         counts = {
             attributes(point)["code.function.name"]: (point.as_int, attributes(point))

@@ -137,7 +137,7 @@ def _run_traced(program: Path, trace: Path, mode: str, **variables: Any) -> None
     environ = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("GREENBACK_", "OTEL_"))
+        if not name.startswith(("GREENBACK_TRACE", "OTEL_"))
     }
     environ.update(
         GREENBACK_TRACE=mode, GREENBACK_TRACE_FILE=str(trace), PYTHONPATH=str(REPOSITORY)

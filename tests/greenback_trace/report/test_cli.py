@@ -18,6 +18,7 @@ pytest.importorskip("rich", reason="the report needs greenback[report]")
 
 from click.testing import CliRunner, Result
 
+import greenback
 from greenback_trace.cli import main
 from greenback_trace.report.show.choice import to_nanoseconds
 
@@ -102,7 +103,7 @@ class TestNumbers:
         """Each site has its numbers, awaitables and tasks; its chains follow."""
         output = report(shop).stdout
         assert "111 bridges from 6 sites: 49 suspended" in output
-        assert "1 process of shop; " in output
+        assert f"1 process of shop, engine {greenback.engine}; " in output
         lines = [line.split() for line in output.splitlines()]
         sites = {line[1]: line[2:] for line in lines if len(line) > 10 and line[0].isdigit()}
         assert sites["__main__.Prices.__getitem__"][:5] == ["fetch", "45", "100%", "0", "0"]
@@ -153,10 +154,24 @@ class TestNumbers:
 
     def test_a_fleet(self, shop: Path, till: Path) -> None:
         """Services are named with their numbers of processes; --service leaves the others out."""
-        assert "2 processes of shop (1), till (1); " in report(shop, till).stdout
+        engine = f"engine {greenback.engine}"
+        assert f"2 processes of shop (1), till (1), {engine}; " in report(shop, till).stdout
         output = report(shop, till, "--service", "till").stdout
-        assert "1 process of till; " in output
+        assert f"1 process of till, {engine}; " in output
         assert "111 bridges" in output
+
+    def test_engines(self, shop: Path, till: Path, path: Path) -> None:
+        """Engines are named with their numbers of processes, unless all have the same."""
+        text = till.read_text(encoding="utf-8")
+        attribute = '"greenback.engine","value":{"stringValue":"%s"}'
+        assert attribute % greenback.engine in text
+        path.write_text(text.replace(attribute % greenback.engine, attribute % "rust"))
+        output = report(shop, path).stdout
+        assert f", engines {greenback.engine} (1), rust (1); " in " ".join(output.split())
+        path.write_text(text.replace("greenback.engine", "x"))
+        output = report(shop, path).stdout
+        assert f", engine {greenback.engine} (1); " in " ".join(output.split())
+        assert "1 process of till; " in report(path).stdout
 
     def test_standard_input(self, shop: Path) -> None:
         """A hyphen stands for standard input."""
@@ -249,6 +264,7 @@ class TestJSON:
         content = json.loads(report(shop, "--json").stdout)
         assert content["total"]["bridges"] == 111
         assert content["services"] == {"shop": 1}
+        assert content["engines"] == {greenback.engine: 1}
         sites = {site["function"]: site for site in content["sites"]}
         stock = sites["__main__.stock"]
         assert stock["errors"] == stock["bridges"] == stock["spans"] == 15
@@ -283,13 +299,12 @@ class TestHelp:
             assert parameter.param_type_name == "argument" or parameter.help, parameter.name
 
     def test_version(self) -> None:
-        """--version prints the version of greenback, and where it is imported from."""
-        import greenback
-
+        """--version prints the version of greenback, where it is imported from, and its engine."""
         result = CliRunner().invoke(main, ["--version"])
         assert result.exit_code == 0
         place = os.path.dirname(os.path.abspath(greenback.__file__))
-        assert result.output == f"greenback {greenback.__version__} from {place}\n"
+        version = f"greenback {greenback.__version__} from {place}, engine {greenback.engine}"
+        assert result.output == f"{version}\n"
 
 
 class TestProgress:

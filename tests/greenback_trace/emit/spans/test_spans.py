@@ -55,6 +55,7 @@ class TestPortalSpan:
         assert span.instrumentation_scope is not None
         assert span.instrumentation_scope.name == "greenback"
         assert span.instrumentation_scope.version == greenback.__version__
+        assert span.instrumentation_scope.attributes == {"greenback.engine": greenback.engine}
 
     def test_is_never_current(self, backend: Any) -> None:
         """In a portal, the span from outside is current. It is the parent of the portal's span."""

@@ -18,7 +18,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program, trace = directory / "shop.py", directory / "trace.jsonl"
     program.write_text(PROGRAM)
     environ = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("GREENBACK_")},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("GREENBACK_TRACE")
+        },
         "GREENBACK_TRACE": "1",
         "GREENBACK_TRACE_FILE": str(trace),
         # Shorter than the sleep in bill(), so that its step is slow.

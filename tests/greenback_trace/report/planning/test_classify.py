@@ -268,7 +268,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     environ = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("GREENBACK_", "OTEL_"))
+        if not name.startswith(("GREENBACK_TRACE", "OTEL_"))
     }
     environ.update(GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(trace), PYTHONPATH=str(REPOSITORY))
     subprocess.run([sys.executable, str(program)], env=environ, check=True, timeout=60)

@@ -199,7 +199,7 @@ def run(directory: Path) -> Plan:
     environ = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("GREENBACK_", "OTEL_"))
+        if not name.startswith(("GREENBACK_TRACE", "OTEL_"))
     }
     trace = directory / "trace.jsonl"
     environ.update(GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(trace), PYTHONPATH=str(REPOSITORY))

@@ -122,7 +122,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environ = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("GREENBACK_", "OTEL_"))
+        if not name.startswith(("GREENBACK_TRACE", "OTEL_"))
     }
     file = directory / "trace.jsonl"
     environ.update(GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(file), PYTHONPATH=str(REPOSITORY))

@@ -119,7 +119,7 @@ def running(program: Path, count: int) -> Iterator[str]:
     environ = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("GREENBACK_", "OTEL_"))
+        if not name.startswith(("GREENBACK_TRACE", "OTEL_"))
     }
     environ.update(GREENBACK_TRACE="1", PYTHONPATH=str(REPOSITORY))
     with subprocess.Popen(

@@ -121,7 +121,7 @@ def run(directory: Path, source: str, portals: int) -> Path:
     environ = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("GREENBACK_", "OTEL_"))
+        if not name.startswith(("GREENBACK_TRACE", "OTEL_"))
     }
     environ.update(GREENBACK_TRACE="1", GREENBACK_TRACE_FILE=str(file), PYTHONPATH=str(REPOSITORY))
     command = [sys.executable, str(program), str(portals)]

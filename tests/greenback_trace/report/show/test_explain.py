@@ -140,9 +140,9 @@ class TestList:
 class TestPages:
     def test_are_in_the_wheel(self) -> None:
         """The build puts each page where the command looks for it."""
-        build = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-        for page in ("safe", "alerts"):
-            assert f'"docs/{page}.rst" = "greenback_trace/report/pages/{page}.rst"' in build
+        build = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+        assert 'PAGES = ("docs/safe.rst", "docs/alerts.rst")' in build
+        assert 'PACKAGED_PAGES = ("greenback_trace", "report", "pages")' in build
 
     def test_without_the_source(self, tmp_path: Path) -> None:
         """An installed package, without a checkout beside it, has the pages."""

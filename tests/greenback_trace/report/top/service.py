@@ -69,7 +69,9 @@ class Service:
         program = directory / "service.py"
         program.write_text(PROGRAM)
         environ = {
-            name: value for name, value in os.environ.items() if not name.startswith("GREENBACK_")
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("GREENBACK_TRACE")
         }
         self.process = subprocess.Popen(
             [sys.executable, str(program)],

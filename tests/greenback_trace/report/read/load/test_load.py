@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
+import greenback
 from greenback_trace.count.caller import Caller
 from greenback_trace.report.read import inputs
 from greenback_trace.report.read import load as _load
@@ -215,6 +216,7 @@ class TestFleet:
         trace = load([str(shop), str(till)])
         assert trace.processes == 2
         assert trace.services == {"shop": 1, "till": 1}
+        assert trace.engines == {greenback.engine: 2}
         of_till = load([str(shop), str(till)], selection=Selection(service="till"))
         assert of_till.services == {"till": 1}
         assert numbers(of_till) == numbers(load([str(till)]))
@@ -437,6 +439,7 @@ class TestVersions:
         """A file of version 1 has all numbers, and chains without the modules."""
         trace = load([str(VERSION_1)])
         assert trace.broken == []
+        assert trace.engines == {}
         found = {
             (site.function, tuple(chain)): (each.ok, each.errors, each.suspended)
             for site in trace.sites
