@@ -1,6 +1,10 @@
 """Sphinx configuration. Build with ``sphinx-build -W -n -b html docs docs/_build/html``."""
 
 import importlib.metadata
+import os
+
+# What the engine in C has of its own has no annotations, and no docstrings of attributes.
+os.environ["GREENBACK_PURE"] = "1"
 
 project = "greenback"
 author = "the greenback authors"
