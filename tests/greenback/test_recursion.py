@@ -93,6 +93,10 @@ else:
     bool(os.environ.get("GREENBACK_TRACE")),
     reason="at the limit there is no room for counting the error, and tracing ends",
 )
+@pytest.mark.skipif(
+    sys.version_info < (3, 10),
+    reason="this interpreter ends with: Cannot recover from stack overflow",
+)
 class TestRecursion:
     @pytest.mark.parametrize("way", NAMES)
     def test_limit(self, backend: Any, way: str) -> None:
