@@ -211,7 +211,9 @@ is_here(Engine *engine, Portal *portal)
     }
     PyObject *task = running_task(engine, portal);
     if (task == NULL) {
-        if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+        /* A RecursionError is one, too. */
+        if (!PyErr_ExceptionMatches(PyExc_RuntimeError) ||
+            PyErr_ExceptionMatches(PyExc_RecursionError)) {
             return -1;
         }
         PyErr_Clear(); /* no loop is set as running in this thread any more */
@@ -645,7 +647,8 @@ portal_for_begin(Engine *engine, PyObject *home, PyObject *kind, PyObject **task
     }
     *task = running_task(engine, portal);
     if (*task == NULL) {
-        if (PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+        if (PyErr_ExceptionMatches(PyExc_RuntimeError) &&
+            !PyErr_ExceptionMatches(PyExc_RecursionError)) {
             PyErr_Clear(); /* no loop is running now */
         }
         goto other;

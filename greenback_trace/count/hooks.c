@@ -410,7 +410,8 @@ start_bridge(Totals *totals, Spans *spans, Portal *portal, Bridge *room)
     }
     if (node == NULL) {
         Py_XDECREF(tally);
-        int result = fail(totals);
+        /* At the limit of recursion, the bridge is refused, as `await_` in Python would be. */
+        int result = PyErr_ExceptionMatches(PyExc_RecursionError) ? -1 : fail(totals);
         Py_DECREF(listener);
         return result;
     }
@@ -470,15 +471,42 @@ static void
 finish_failed(Running *bridge, PyObject *error, int64_t spent)
 {
     Totals *totals = bridge->totals;
+    PortalTally *tally = bridge->tally;
+    PyObject *suspended = bridge->switches ? Py_True : Py_False;
     PyObject *duration = PyLong_FromLongLong(spent);
     PyObject *done = NULL;
     if (duration != NULL) {
-        done = PyObject_CallMethodObjArgs(
-            (PyObject *)totals, totals->state->str__finish_failed, bridge->node, bridge->tally,
-            error, bridge->switches ? Py_True : Py_False, duration, NULL);
+        done = PyObject_CallMethodObjArgs((PyObject *)totals, totals->state->str__finish_failed,
+                                          bridge->node, tally, error, suspended, duration, NULL);
+        if (done == NULL && PyErr_ExceptionMatches(PyExc_RecursionError)) {
+            /* There is no room to look at the error, and it has not been counted. The step ends
+               where there is room. */
+            PyErr_Clear();
+            if (IS_NONE(tally->postponed)) {
+                Py_XSETREF(tally->postponed, PyList_New(0));
+            }
+            PyObject *arguments =
+                PyTuple_Pack(5, bridge->node, tally, error, suspended, duration);
+            if (arguments != NULL && tally->postponed != NULL &&
+                PyList_Append(tally->postponed, arguments) == 0) {
+                done = Py_None;
+                Py_INCREF(done);
+            }
+            Py_XDECREF(arguments);
+        }
         Py_DECREF(duration);
     }
     drop_or_postpone(totals->state, done);
+}
+
+/* Count what `finish_failed` could not. */
+static void
+count_postponed(Totals *totals, PortalTally *tally)
+{
+    State *state = totals->state;
+    PyObject *done = PyObject_CallMethodOneArg((PyObject *)totals, state->str__count_postponed,
+                                               (PyObject *)tally);
+    drop_or_postpone(state, done);
 }
 
 static void
@@ -798,6 +826,9 @@ close_portal(Totals *totals, Portal *portal)
         return 0;
     }
     Py_INCREF(tally);
+    if (!IS_NONE(tally->postponed)) {
+        count_postponed(totals, tally);
+    }
     int is_quick = tally->closed ? 0 : close_quickly(totals, tally, portal);
     int result = 0;
     if (is_quick == 0) {
@@ -865,6 +896,9 @@ finish_step(Totals *totals, Portal *portal)
         return; /* the step began before tracing did, or before a fork in the parent process */
     }
     Py_INCREF(tally);
+    if (!IS_NONE(tally->postponed)) {
+        count_postponed(totals, tally);
+    }
     Counts *counts = (Counts *)tally->counts;
     int has_switched = left >= entered; /* a bridge ended the step by suspending */
     int64_t switched = has_switched ? now - left : -1;

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, List, Set
+from typing import TYPE_CHECKING, Any, List, Optional, Set, Tuple
 
 from greenback._engine.choice import compiled as engine
 
@@ -74,6 +74,7 @@ class PortalTally(Tally):
         "library",
         "library_name",
         "opened_at",
+        "postponed",
         "root",
         "running",
         "running_in_c",
@@ -90,11 +91,14 @@ class PortalTally(Tally):
     running: Set[weakref.ref[Running]]
     spares: List[Running]
     running_in_c: int
+    #: Arguments of `Totals._finish_failed`, from C code that found no room on the stack to call it.
+    postponed: Optional[List[Tuple[Any, ...]]]
 
     def __init__(self) -> None:
         self.running = set()
         self.spares = []
         self.running_in_c = 0
+        self.postponed = None
 
 
 class Counts:

@@ -9,6 +9,7 @@ static const struct {
 #define NAME(name) {offsetof(State, str_##name), #name}
     NAME(_counts),
     NAME(_fail),
+    NAME(_count_postponed),
     NAME(_finish_failed),
     NAME(_finish_span),
     NAME(_finished_late),

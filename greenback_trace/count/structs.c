@@ -336,6 +336,7 @@ static PyMemberDef portal_members[] = {
     OPTIONAL(PortalTally, is_bare),
     OBJECT(PortalTally, kind),
     OPTIONAL(PortalTally, last),
+    OPTIONAL(PortalTally, postponed),
     OBJECT(PortalTally, library),
     OBJECT(PortalTally, library_name),
     OBJECT(PortalTally, root),

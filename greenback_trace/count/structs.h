@@ -28,6 +28,7 @@ typedef struct {
     PyTypeObject *Totals;
     PyObject *str__counts;
     PyObject *str__fail;
+    PyObject *str__count_postponed;
     PyObject *str__finish_failed;
     PyObject *str__finish_span;
     PyObject *str__finished_late;
@@ -137,6 +138,7 @@ typedef struct {
        finds both when it opens the portal. */
     PyObject *of_kind;
     PyObject *of_library;
+    PyObject *postponed;
     PyObject *root;
     PyObject *running;
     PyObject *spares;

@@ -214,7 +214,8 @@ class Totals(Sums):
         except BaseException as error:
             if bridge is not None:
                 bridge.runs = False
-            if not issubclass(type(error), Exception):
+            # At the limit of recursion, the bridge is refused.
+            if not issubclass(type(error), Exception) or issubclass(type(error), RecursionError):
                 raise
             self._observer.failed(cast(Exception, error))
             return None
@@ -300,15 +301,17 @@ class Totals(Sums):
     def _failed(
         self, node: Node, tally: PortalTally, error: BaseException, suspended: bool, spent: int
     ) -> None:
+        # All that can raise comes before the counting: C code calls again after a RecursionError.
         ending = ending_of(error, suspended)
+        durations = tally.library.durations_of(ending)
+        bucket = bisect_left(EDGES, spent)
         if ending[0] == "cancelled":
             node.cancelled += 1
             tally.cancelled += 1
         else:
             node.errors += 1
             tally.errors += 1
-        durations = tally.library.durations_of(ending)
-        durations[bisect_left(EDGES, spent)] += 1
+        durations[bucket] += 1
         durations[0] += spent
         measurements = self._measurements
         if measurements is not None:
@@ -340,6 +343,8 @@ class Totals(Sums):
         if tally is None or tally.totals is not self or tally.closed:
             return  # the portal was opened before tracing was enabled, and has not bridged since
         try:
+            if tally.postponed is not None:
+                self._count_postponed(tally)
             spent = perf_counter_ns() - tally.opened_at
             counts = self._counts()
             kind = counts.kind(tally.kind)
@@ -369,6 +374,8 @@ class Totals(Sums):
         tally = portal.note
         if tally is None or tally.totals is not self:
             return
+        if tally.postponed is not None:
+            self._count_postponed(tally)
         entered = portal.entered
         left = portal.left
         began = tally.began
@@ -517,10 +524,20 @@ class Totals(Sums):
     def _finish_failed(
         self, node: Node, tally: PortalTally, error: BaseException, suspended: bool, spent: int
     ) -> None:
+        errors = tally.errors + tally.cancelled
         try:
             self._failed(node, tally, error, suspended, spent)
         except Exception as failure:
+            # C code calls again if there was no room on the stack, and nothing has been counted.
+            if isinstance(failure, RecursionError) and errors == tally.errors + tally.cancelled:
+                raise
             self._observer.failed(failure)
+
+    def _count_postponed(self, tally: PortalTally) -> None:
+        """Call `_finish_failed` where it found no room on the stack before."""
+        postponed, tally.postponed = tally.postponed, None
+        for arguments in postponed or ():
+            self._finish_failed(*arguments)
 
     def _fail(self, error: Exception) -> None:
         self._observer.failed(error)

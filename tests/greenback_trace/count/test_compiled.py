@@ -20,7 +20,7 @@ import greenback
 import greenback_trace
 from greenback._engine import bridge, choice
 from greenback._engine.state import current_portal, portal_of
-from greenback._listener.listener import set_primary
+from greenback._listener.listener import is_primary, set_primary
 from greenback_trace import Config
 from greenback_trace.count import counts, layout
 from greenback_trace.count.totals import Observer, Totals
@@ -335,6 +335,40 @@ class TestListener:
         task.cancel()
         loop.run_until_complete(asyncio.wait([task]))
         loop.close()
+
+    @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+    def test_recursion_limit(self) -> None:
+        """Bridges that end at the limit of recursion are counted, and the next one is told of."""
+        totals = Totals(10)
+        entered = 0
+
+        async def again() -> None:
+            nonlocal entered
+            entered += 1
+            recurse()
+
+        def recurse() -> None:
+            greenback.await_(again())
+
+        def program() -> None:
+            try:
+                recurse()
+            except RecursionError:
+                pass
+            greenback.await_(nop())
+
+        with listening(totals):
+            asyncio.run(greenback.with_portal_run_sync(program))
+            assert is_primary(totals)
+        gc.collect()
+        (kind,) = totals._counts().kinds.values()
+        assert entered > 50
+        # The innermost bridge may have begun without its coroutine, or been refused.
+        assert kind.errors - entered in (0, 1)
+        assert (kind.ok, kind.cancelled, totals.active()) == (1, 0, {"asyncio": 0})
+        (library,) = totals._counts().libraries.values()
+        failed = [each for ending, each in library.durations.items() if ending[0] == "error"]
+        assert sum(map(counts.count_of, failed)) == kind.errors
 
     def test_signals(self) -> None:
         """An exception in the end of a bridge, where a signal handler may raise, is not lost."""
