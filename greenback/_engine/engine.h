@@ -9,6 +9,7 @@
 #include <structmember.h>
 
 #include "portal.h"
+#include "shared.h"
 
 /* The state of the module: there is one for each interpreter, and nothing else that outlives a
    call. References are strong unless noted. */
@@ -122,19 +123,7 @@ engine_of_module(PyObject *module)
     return (Engine *)PyModule_GetState(module);
 }
 
-/* For what is rare, so that it takes no room on the stack of what is not. */
-#ifdef _MSC_VER
-#define COLD __declspec(noinline)
-#define NOT_INLINE __declspec(noinline)
-#define INLINE __forceinline
-#else
-#define NOT_INLINE __attribute__((noinline))
-#define INLINE inline __attribute__((always_inline))
-#define COLD __attribute__((noinline, cold))
-#endif
-
 #define SLOT(object, offset) (*(PyObject **)((char *)(object) + (offset)))
-#define IS_NONE(reference) ((reference) == NULL || (reference) == Py_None)
 
 /* Put `value` into `*place`, and let go of what was there. A destructor that runs then finds the new
    value in place. */
@@ -197,10 +186,7 @@ switch_with(Engine *engine, PyObject *greenlet, PyObject *value)
 }
 
 /* Exceptions: errors.c */
-PyObject *take_raised(void);
-void raise_again(PyObject *error);
 void drop(PyObject **place);
-PyObject *traceback_of(PyObject *error);
 PyObject *handled_exception(void);
 int is_killing(Engine *engine, PyObject *error);
 void leave_handler(PyObject *error, PyObject *handled);

@@ -1,40 +1,6 @@
-/* Exceptions: taking them out of the thread's state, their contexts and their tracebacks. */
+/* Exceptions: their contexts and their tracebacks. */
 
 #include "engine.h"
-
-/* The exception that is raised now, with its traceback; NULL if none is. None is raised after. */
-PyObject *
-take_raised(void)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    return PyErr_GetRaisedException();
-#else
-    PyObject *type, *error, *traceback;
-    PyErr_Fetch(&type, &error, &traceback);
-    if (type == NULL) {
-        return NULL;
-    }
-    PyErr_NormalizeException(&type, &error, &traceback);
-    if (traceback != NULL) {
-        PyException_SetTraceback(error, traceback);
-    }
-    Py_DECREF(type);
-    Py_XDECREF(traceback);
-    return error;
-#endif
-}
-
-/* Raise what `take_raised` took, as it was. Steals the reference. */
-void
-raise_again(PyObject *error)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    PyErr_SetRaisedException(error);
-#else
-    PyObject *type = Py_NewRef((PyObject *)Py_TYPE(error));
-    PyErr_Restore(type, error, traceback_of(error));
-#endif
-}
 
 /* Let go of what is in `*place` while an exception is raised, which no destructor is to find. */
 void
@@ -43,17 +9,6 @@ drop(PyObject **place)
     PyObject *error = take_raised();
     Py_CLEAR(*place);
     raise_again(error);
-}
-
-/* The traceback of an exception, or NULL. */
-PyObject *
-traceback_of(PyObject *error)
-{
-    PyObject *traceback = PyException_GetTraceback(error);
-    if (traceback == Py_None) { /* before 3.12, where Python has set it to None */
-        Py_CLEAR(traceback);
-    }
-    return traceback;
 }
 
 /* The exception that the calling code is handling, or NULL. */

@@ -29,40 +29,6 @@ _Static_assert(sizeof(Running) <= sizeof(Bridge), "a bridge needs more room");
 
 /* Failures */
 
-static PyObject *
-take_raised(void)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    return PyErr_GetRaisedException();
-#else
-    PyObject *type, *error, *traceback;
-    PyErr_Fetch(&type, &error, &traceback);
-    PyErr_NormalizeException(&type, &error, &traceback);
-    if (traceback != NULL) {
-        PyException_SetTraceback(error, traceback);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return error;
-#endif
-}
-
-static void
-raise_again(PyObject *error)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    PyErr_SetRaisedException(error);
-#else
-    PyObject *type = (PyObject *)Py_TYPE(error);
-    PyObject *traceback = PyException_GetTraceback(error);
-    if (traceback == Py_None) {
-        Py_CLEAR(traceback);
-    }
-    Py_INCREF(type);
-    PyErr_Restore(type, error, traceback);
-#endif
-}
-
 static int
 raise_now(void *error)
 {

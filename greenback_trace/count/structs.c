@@ -368,15 +368,22 @@ SPEC(PortalTally, portal_slots, Py_TPFLAGS_HAVE_GC);
 
 /* Totals */
 
+/* A new object of a type that has the module's state, at `offset`. */
 static PyObject *
-new_totals(PyTypeObject *type, PyObject *args, PyObject *keywords)
+with_state(PyTypeObject *type, size_t offset)
 {
     State *state = state_of_type(type);
     PyObject *self = state == NULL ? NULL : type->tp_alloc(type, 0);
     if (self != NULL) {
-        ((Totals *)self)->state = state;
+        *(State **)((char *)self + offset) = state;
     }
     return self;
+}
+
+static PyObject *
+new_totals(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    return with_state(type, offsetof(Totals, state));
 }
 
 COLLECTED(Totals, _lock, spare)
@@ -403,12 +410,7 @@ SPEC(Totals, totals_slots, Py_TPFLAGS_HAVE_GC);
 static PyObject *
 new_spans(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    State *state = state_of_type(type);
-    PyObject *self = state == NULL ? NULL : type->tp_alloc(type, 0);
-    if (self != NULL) {
-        ((Spans *)self)->state = state;
-    }
-    return self;
+    return with_state(type, offsetof(Spans, state));
 }
 
 COLLECTED(Spans, _portals, _tracer)

@@ -10,6 +10,7 @@
 #include <structmember.h>
 
 #include "../../greenback/_engine/portal.h"
+#include "../../greenback/_engine/shared.h"
 
 /* More bounds than any histogram has; the search below needs a power of two. */
 #define BOUNDS 32
@@ -181,8 +182,6 @@ typedef struct {
     char _waits_for_sdk;
     State *state;
 } Spans;
-
-#define IS_NONE(reference) ((reference) == NULL || (reference) == Py_None)
 
 static inline void
 put(PyObject **place, PyObject *value)
