@@ -339,7 +339,7 @@ step(Engine *engine, Portal *portal, PyObject *target, PyObject *answer)
     if (engine->listener == NULL) {
         return switch_noted(engine, portal, target, answer);
     }
-    const Hooks *hooks = ready_hooks(engine);
+    const Hooks *hooks = engine->hooks;
     if (hooks == NULL) {
         PyObject *args[] = {(PyObject *)portal, target, answer};
         return PyObject_Vectorcall(engine->observed_switch, args, 3, NULL);

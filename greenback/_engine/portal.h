@@ -88,8 +88,8 @@ typedef union {
    may run for long or switch to another greenlet. A portal that is closed must be let go: the
    engine uses it again. */
 typedef struct {
-    /* Whether what begins now is told to the functions below, instead of the listener's methods.
-       Never fails. */
+    /* Whether a portal or bridge that begins now is told to the functions below, instead of the
+       listener's methods. Steps always are. Never fails. */
     int (*is_ready)(PyObject *listener);
     int (*open_portal)(PyObject *listener, Portal *portal);
     int (*enter_portal)(PyObject *listener, Portal *portal);
