@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip("click", reason="the commands need greenback[report]")
 pytest.importorskip("rich", reason="the commands need greenback[report]")
 
+from greenback_trace.report.read import otlp
+
 from .traces import fuzz_traces, make_trace
 
 
@@ -34,6 +36,7 @@ class TestReport:
         assert fuzz_traces("report", clean, seed)["reported"]
 
 
+@pytest.mark.skipif(otlp._fast is None, reason="there is one parser only without msgspec")
 class TestParsers:
     def test_mutated(self, clean: Path, seed: int) -> None:
         """msgspec and the parser of the standard library read any mutated trace alike."""
