@@ -126,8 +126,9 @@ def at_start(frame: FrameType, first: Optional[FrameType] = None) -> Optional[Fi
         if is_bridge(inner):
             break
         if outer is not None and id(code) not in OUTERMOST:
-            also = known.also_called_from.get(around + outer.f_lasti * stride, ())
-            if called_from is _NOTHING or mine not in also:
+            place = around + outer.f_lasti * stride
+            also = known.also_called_from.get(place, ())
+            if called_from is _NOTHING or (mine not in also and called_from.get(place) != mine):
                 found = _look(known, frame, inner, outer, closing)
                 if found is not None:
                     asked = inside_prompt(frame)
@@ -186,7 +187,11 @@ def _look(
         return found
     place = (id(caller.f_code) + caller.f_lasti * STRIDE, id(code))
     # Taking instructions apart takes 100 times as long as everything around it.
-    if place not in known.unclear and is_plainly_called(frame, caller):
+    if (
+        caller is not around_worker
+        and place not in known.unclear
+        and is_plainly_called(frame, caller)
+    ):
         _remember(known, code, caller)
         return None
     for suspect in _SUSPECTS:

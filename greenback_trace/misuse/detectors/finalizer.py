@@ -13,7 +13,7 @@ from operator import is_, methodcaller
 from types import FrameType
 from typing import Any, Iterator, List, Optional, Tuple
 
-from greenback._frames import context_of, traceback_of
+from greenback._frames import around_worker, context_of, traceback_of
 
 from ...count.frames import can_look_at_others, locals_of
 from ..evidence.calls import Origin, how_called
@@ -154,9 +154,11 @@ def of_generator(frame: FrameType, caller: FrameType, is_closing: bool) -> Optio
 
     Args:
         frame: The frame of the generator or coroutine.
-        caller: The ``f_back`` of *frame*.
+        caller: The ``f_back`` of *frame*; `around_worker` if it has none.
         is_closing: Whether a GeneratorExit is known to have been thrown into it.
     """
+    if caller is around_worker:
+        return None  # a worker steps its portal's coroutine, and nothing else
     name, _ = instruction(caller)
     if is_inert(name) or name.startswith(_RESUMES_NOTHING):
         if name in _DELEGATES or not name:

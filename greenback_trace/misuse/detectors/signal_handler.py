@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any, Optional
 
+from greenback._frames import around_worker
+
 from ..evidence.names import name_of_code
 from ..evidence.values import arguments_of, leads_to
 from ..finding import Suspicion
@@ -23,7 +25,7 @@ def suspect(frame: FrameType, caller: FrameType) -> Optional[Suspicion]:
         return None  # signal handlers run in the main thread only
     arguments = arguments_of(frame)
     for number, interrupted in zip(arguments, arguments[1:]):
-        if interrupted is caller and _is_signal(number):
+        if interrupted is (None if caller is around_worker else caller) and _is_signal(number):
             name = _name(number)
             evidence = [f"it was handed {number}, which is {name}, and the frame below it"]
             if leads_to(code)(signal.getsignal(number)):

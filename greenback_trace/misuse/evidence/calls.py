@@ -14,7 +14,11 @@ import sys
 import types
 from collections import ChainMap, deque
 from types import FrameType
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+
+from greenlet import getcurrent
+
+from greenback._frames import around_worker, is_worker
 
 from ...count.frames import locals_of
 from .instructions import IS_PYPY_11, instruction, is_call, is_inert, loaded_before
@@ -71,6 +75,7 @@ _STATEMENTS: Dict[str, Any] = {"FOR_ITE": ast.For, "INPLACE": ast.AugAssign}
 _EMPTY: Tuple[Any, ...] = ((), [], "", b"", {}, set(), range(0), {}.values(), {}.items())
 #: Iterators that only hand out the items of a container.
 _ITERATORS = tuple(type(iter(each)) for each in _EMPTY)
+_UNKNOWN = object()
 _HAND_OUT = _CONTAINERS + GENERATORS + _ITERATORS
 #: Iterators whose items come from the iterators that they are given.
 _COMBINES = (enumerate, reversed, zip, range, list, tuple, sorted, set, iter)
@@ -96,7 +101,7 @@ def how_called(
 
     Args:
         frame: A frame.
-        caller: Its ``f_back``.
+        caller: Its ``f_back``; `around_worker` if it has none.
         is_it: Says whether a value is the callable that an explicit call would have called.
             Without it: whether calling the value runs the code of *frame*.
         names: Where what is called cannot be evaluated, a call of an attribute with one of these
@@ -105,6 +110,8 @@ def how_called(
     """
     if is_it is None:
         is_it = leads_to(frame.f_code)
+    if caller is around_worker:
+        return _by_worker(is_it)
     name, offset = instruction(caller)
     where = f"{caller.f_code.co_name}() at line {caller.f_lineno}"
     if is_inert(name):
@@ -225,31 +232,64 @@ def _by_call(
         if handed is not None and _passes_only_scalars(node, evaluator):
             return Origin(False, f"{where} was calling {text} with other arguments")
         return Origin(None, f"{where} was calling {text}, and what that is cannot be seen")
+    arguments = [each.value if isinstance(each, ast.Starred) else each for each in node.args]
+    arguments += [each.value for each in node.keywords]
+    return _by_function(
+        f"{where} was calling {text}", function, _values(arguments, evaluator), is_it
+    )
+
+
+def _values(expressions: List[ast.expr], evaluator: Any) -> Iterator[Any]:
+    for each in expressions:
+        try:
+            yield evaluator[each]
+        except CannotEval:
+            yield _UNKNOWN
+
+
+def _by_function(
+    calling: str, function: Any, arguments: Iterable[Any], is_it: Callable[[Any], bool]
+) -> Origin:
+    """Whether a call of *function* with *arguments* is what has called it.
+
+    Args:
+        calling: The beginning of the sentence that says so.
+        arguments: `_UNKNOWN` stands for one that cannot be seen.
+    """
     if is_it(function):
-        return Origin(True, f"{where} was calling {text}, which is it")
+        return Origin(True, f"{calling}, which is it")
     if any(True for _ in code_of(function)) or _is_python_class(function):
-        return Origin(False, f"{where} was calling {text}, which is something else")
+        return Origin(False, f"{calling}, which is something else")
     # A function in C may call its arguments, or callables that it was given before.
     if _is_harmless(function):
-        return Origin(False, f"{where} was calling {text}, which calls none of its arguments")
-    passed: List[ast.expr] = [
-        each.value if isinstance(each, ast.Starred) else each for each in node.args
-    ]
-    passed += [each.value for each in node.keywords]
+        return Origin(False, f"{calling}, which calls none of its arguments")
     leads = not _holds_nothing(function)
-    for each in passed:
-        try:
-            value = evaluator[each]
-        except CannotEval:
+    for value in arguments:
+        if value is _UNKNOWN:
             leads = True
-            continue
-        if is_it(value) or (type(value) in (list, tuple) and any(is_it(item) for item in value)):
-            return Origin(True, f"{where} was calling {text} and passed it")
-        if not issubclass(type(value), (*_HAND_OUT, type)):
+        elif is_it(value) or (type(value) in (list, tuple) and any(is_it(item) for item in value)):
+            return Origin(True, f"{calling} and passed it")
+        elif not issubclass(type(value), (*_HAND_OUT, type)):
             leads = leads or (not any(True for _ in code_of(value)) and not _is_of_program(value))
     if leads:
-        return Origin(None, f"{where} was calling {text}, which may call what it was given")
-    return Origin(False, f"{where} was calling {text}, which was not given it")
+        return Origin(None, f"{calling}, which may call what it was given")
+    return Origin(False, f"{calling}, which was not given it")
+
+
+def _by_worker(is_it: Callable[[Any], bool]) -> Origin:
+    """How the outermost function in a worker came to be called, if that is in C: it has no frame.
+
+    A worker calls one function, with which its portal was opened, or steps a coroutine.
+    """
+    here: Any = getcurrent()
+    while not is_worker(here):
+        here = here.parent
+    portal = here.portal
+    function = None if portal is None else portal.function
+    if function is None:
+        return Origin(None, "the portal was running a coroutine")
+    arguments = (*portal.args, *(portal.kwds or {}).values())
+    return _by_function("the portal was calling its function", function, arguments, is_it)
 
 
 def _passes_only_scalars(node: ast.Call, evaluator: Any) -> bool:
