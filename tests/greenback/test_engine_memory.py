@@ -25,9 +25,14 @@ from greenback import await_
 from greenback._engine import bridge, work
 from greenback.instruments import Instrument, add_instrument, remove_instrument
 
-pytestmark = pytest.mark.skipif(
-    platform.python_implementation() != "CPython", reason="PyPy counts no references"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        platform.python_implementation() != "CPython", reason="PyPy counts no references"
+    ),
+    pytest.mark.skipif(
+        "TESTS_WITH_SDK" in os.environ, reason="the SDK of the tests keeps all that it is told"
+    ),
+]
 
 #: Of each operation.
 REPETITIONS = int(os.environ.get("TESTS_REPETITIONS", "2000"))
