@@ -149,12 +149,13 @@ async def with_portal_run(
     # A waiting task keeps this frame, so there are few variables, and nothing in them is needless.
     try:
         result = begin("run", run_coroutine, async_fn, args, kwds)
-        if type(result) is drive:
+        kind = type(result)
+        if kind is drive:
             result = await result
-        elif type(result) is Begun:
+        elif kind is Begun:
             result = _drive_on(result)
             result = await result
-        elif type(result) is not Raised and result is not NO_NEED:
+        elif kind is not Raised and result is not NO_NEED:
             return result  # type: ignore[no-any-return]
     except BaseException as caught:
         result = None  # a `drive` that has begun is closed, as what an `await` steps would be
@@ -199,12 +200,13 @@ async def with_portal_run_sync(sync_fn: Callable[P, T], *args: P.args, **kwds: P
     # A waiting task keeps this frame, so there are few variables, and nothing in them is needless.
     try:
         result = begin("run_sync", None, sync_fn, args, kwds)
-        if type(result) is drive:
+        kind = type(result)
+        if kind is drive:
             result = await result
-        elif type(result) is Begun:
+        elif kind is Begun:
             result = _drive_on(result)
             result = await result
-        elif type(result) is not Raised and result is not NO_NEED:
+        elif kind is not Raised and result is not NO_NEED:
             return result  # type: ignore[no-any-return]
     except BaseException as caught:
         result = None  # a `drive` that has begun is closed, as what an `await` steps would be

@@ -14,6 +14,7 @@ from greenback._listener.listener import is_primary, primary_failed, set_primary
 
 from . import _providers
 from ._config import Config
+from .count import layout
 from .count.counts import Ticks
 from .count.totals import Observer, Totals
 
@@ -150,7 +151,7 @@ class Session(Observer):
             look()
         self._stalls.watch(portal)
         portal_opened(portal)
-        if self.totals.c_hooks is not None and loops is None:
+        if layout.compiled is not None and loops is None:
             self._be_quiet()
 
     def portal_closed(self, portal: Portal, tally: PortalTally) -> None:

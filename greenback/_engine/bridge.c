@@ -43,7 +43,7 @@ wait_for(Engine *engine, Portal *portal, PyObject *me, PyObject *steps, PyObject
     PyObject *handled = NULL;
     while (sent == PYGEN_NEXT) {
         if (hooks != NULL) {
-            *left = portal->left = now_ns();
+            *left = portal->left = now_ns(engine->clock);
         }
         put(&portal->awaits, steps);
         put(&portal->resume, me);
@@ -170,7 +170,7 @@ bridge_with(Engine *engine, Portal *portal, PyObject *me, PyObject *awaitable, c
     return NULL;
 }
 
-/* The two functions below are apart to keep the stack of an untold bridge small: greenlet copies it at
+/* The functions below are apart to keep the stack of an untold bridge small: greenlet copies it at
    every switch. For the same reason they steal `portal` and `me`, so that `await_` can end with a
    call of one, and leaves nothing on the stack. */
 static NOT_INLINE PyObject *
@@ -182,19 +182,39 @@ untold_bridge(Engine *engine, Portal *portal, PyObject *me, PyObject *awaitable)
     return value;
 }
 
-static NOT_INLINE PyObject *
-told_bridge(Engine *engine, Portal *portal, PyObject *me, PyObject *awaitable, const Hooks *hooks)
+static INLINE PyObject *
+tell_of_bridge(Engine *engine, Portal *portal, PyObject *me, PyObject *awaitable,
+               const Hooks *hooks, Bridge *bridge)
 {
-    Bridge bridge;
-    PyObject *value = NULL;
-    int wants_more = hooks->start_bridge(engine->listener, portal, &bridge);
+    int wants_more = hooks->start_bridge(engine->listener, portal, bridge);
     if (wants_more < 0) {
         discard(engine, awaitable);
         add_frame_of_await(engine);
+        return NULL;
     }
-    else {
-        value = bridge_with(engine, portal, me, awaitable, wants_more ? hooks : NULL, &bridge);
+    return bridge_with(engine, portal, me, awaitable, wants_more ? hooks : NULL, bridge);
+}
+
+/* In another bridge that is told of. */
+static NOT_INLINE PyObject *
+told_inside(Engine *engine, Portal *portal, PyObject *me, PyObject *awaitable, const Hooks *hooks)
+{
+    Bridge bridge;
+    PyObject *value = tell_of_bridge(engine, portal, me, awaitable, hooks, &bridge);
+    Py_DECREF(portal);
+    Py_DECREF(me);
+    return value;
+}
+
+static NOT_INLINE PyObject *
+told_bridge(Engine *engine, Portal *portal, PyObject *me, PyObject *awaitable, const Hooks *hooks)
+{
+    if (portal->is_telling) {
+        return told_inside(engine, portal, me, awaitable, hooks);
     }
+    portal->is_telling = 1;
+    PyObject *value = tell_of_bridge(engine, portal, me, awaitable, hooks, &portal->told);
+    portal->is_telling = 0;
     Py_DECREF(portal);
     Py_DECREF(me);
     return value;
@@ -240,7 +260,8 @@ await_(PyObject *module, PyObject *const *args, Py_ssize_t count, PyObject *name
 {
     Engine *engine = engine_of_module(module);
     const Hooks *hooks = ready_hooks(engine);
-    if (!is_call(count, names) || (engine->listener != NULL && hooks == NULL)) {
+    PyObject *listener = engine->listener; /* only to compare */
+    if (!is_call(count, names) || (listener != NULL && hooks == NULL)) {
         return bridge_in_python(engine, args, count, names);
     }
     PyObject *me = engine->current();
@@ -253,7 +274,8 @@ await_(PyObject *module, PyObject *const *args, Py_ssize_t count, PyObject *name
     }
     Portal *portal = (Portal *)Py_NewRef(SLOT(me, engine->worker_portal));
     int here = is_here(engine, portal);
-    if (here == 0) {
+    int is_replaced = engine->listener != listener || engine->hooks != hooks;
+    if (here == 0 || (here > 0 && listener != NULL && is_replaced)) {
         Py_DECREF(portal);
         Py_DECREF(me);
         return bridge_in_python(engine, args, count, names);

@@ -95,17 +95,22 @@ typedef struct {
     PyObject *current_tasks;
     /* (None,) */
     PyObject *none;
+    /* (Portal,): arguments of a switch to a parked worker that has its next portal. */
+    PyObject *next;
     /* What the thread's own dictionary has: its Home, and the end of its stack. */
     PyObject *home_key;
     PyObject *stack_key;
     PyObject *str_c_hooks;
     PyObject *str_close;
+    PyObject *str_close_portal;
+    PyObject *str_enter_portal;
     PyObject *str_error;
     PyObject *str_gi_code;
     PyObject *str_holds_back_ctrl_c;
     PyObject *str_loop;
     PyObject *str_must_move;
     PyObject *str_name;
+    PyObject *str_open_portal;
     PyObject *str_throw;
     PyObject *str_trap;
 
@@ -113,6 +118,9 @@ typedef struct {
     /* The definition of `await_`, whose docstring is that of the engine in Python. */
     PyMethodDef await_definition;
     char *await_doc;
+
+    Clock *clock;
+    PyObject *clock_capsule;
 } Engine;
 
 
@@ -166,9 +174,9 @@ switch_with(Engine *engine, PyObject *greenlet, PyObject *value)
         PyErr_SetString(PyExc_RuntimeError, "this portal was closed while its work went on");
         return NULL;
     }
-    if (value == Py_None) {
+    if (value == Py_None || value == (PyObject *)engine->portal_type) { /* as most are */
+        args = Py_NewRef(value == Py_None ? engine->none : engine->next);
         Py_DECREF(value);
-        args = Py_NewRef(engine->none);
     }
     else {
         args = PyTuple_New(1);
@@ -229,6 +237,9 @@ extern PyType_Spec drive_spec;
 PyObject *drive_on(Engine *engine, Portal *portal, PyObject *trap);
 PyObject *drive_from_now_on(Engine *engine, Portal *portal, PyObject *coroutine);
 PyObject *open_for_running_task(PyObject *module, PyObject *kind);
+
+/* clock.c */
+PyObject *new_clock(void);
 
 /* stack.c */
 uintptr_t end_of_stack(void);

@@ -44,12 +44,15 @@ static const Field given[] = {
 static const Field texts[] = {
     TEXT(c_hooks),
     TEXT(close),
+    TEXT(close_portal),
+    TEXT(enter_portal),
     TEXT(error),
     TEXT(gi_code),
     TEXT(holds_back_ctrl_c),
     TEXT(loop),
     TEXT(must_move),
     TEXT(name),
+    TEXT(open_portal),
     TEXT(throw),
     TEXT(trap),
 };
@@ -89,7 +92,7 @@ static const Field home_slots[] = {
             &(engine)->capsule, &(engine)->await_globals,                  \
             &(engine)->awaited_code, &(engine)->task_drive, &(engine)->c_task,                              \
             &(engine)->current_task, &(engine)->get_running_loop,       \
-            &(engine)->current_tasks, &(engine)->none, &(engine)->home_key, &(engine)->stack_key,                                                \
+            &(engine)->current_tasks, &(engine)->none, &(engine)->next, &(engine)->home_key, &(engine)->stack_key,                                                \
     }
 
 static int
@@ -122,6 +125,7 @@ engine_free(void *module)
     for (size_t i = 0; i < COUNT(others); i++) {
         Py_CLEAR(*others[i]);
     }
+    Py_CLEAR(engine->clock_capsule);
     PyMem_Free(engine->await_doc);
     engine->await_doc = NULL;
 }
@@ -299,6 +303,12 @@ set_hooks(PyObject *module, PyObject *listener)
 }
 
 static PyObject *
+perf_counter_ns(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLongLong(now_ns(engine_of_module(module)->clock));
+}
+
+static PyObject *
 is_told_in_c(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
     return PyBool_FromLong(ready_hooks(engine_of_module(module)) != NULL);
@@ -444,6 +454,8 @@ static PyMethodDef functions[] = {
     {"connect", (PyCFunction)(void (*)(void))connect, METH_VARARGS | METH_KEYWORDS,
      "connect($module, worker, home, pool_size, **parts)\n--\n\n"
      "Give the engine what it shares with the one in Python: classes, functions and markers."},
+    {"perf_counter_ns", perf_counter_ns, METH_NOARGS,
+     "perf_counter_ns($module)\n--\n\nThe time, as the engine takes it: that of time.perf_counter_ns."},
     {"set_hooks", set_hooks, METH_O,
      "set_hooks($module, listener)\n--\n\n"
      "Tell *listener* of portals and bridges: its hooks in C, if it offers some, or else its methods."},
@@ -491,15 +503,24 @@ execute(PyObject *module)
         }
         *PLACE(engine, &texts[i]) = text;
     }
+    engine->clock_capsule = new_clock();
+    if (engine->clock_capsule == NULL) {
+        return -1;
+    }
+    engine->clock = PyCapsule_GetPointer(engine->clock_capsule, GREENBACK_CLOCK);
     engine->none = PyTuple_Pack(1, Py_None);
     /* The package can be imported a second time: each has its own homes. */
     engine->home_key = PyUnicode_FromFormat("greenback._engine.state.Home.%p", module);
     engine->stack_key = PyUnicode_InternFromString("greenback._engine: end of the stack");
     engine->portal_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &portal_spec, NULL);
     engine->drive_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &drive_spec, NULL);
-    if (engine->none == NULL || engine->home_key == NULL ||
+    if (engine->portal_type != NULL) {
+        engine->next = PyTuple_Pack(1, engine->portal_type);
+    }
+    if (engine->none == NULL || engine->next == NULL || engine->home_key == NULL ||
         engine->stack_key == NULL || engine->portal_type == NULL ||
         engine->drive_type == NULL || find_greenlet(engine) < 0 ||
+        PyModule_AddObjectRef(module, "clock", engine->clock_capsule) < 0 ||
         PyModule_AddObjectRef(module, "Portal", (PyObject *)engine->portal_type) < 0 ||
         PyModule_AddObjectRef(module, "drive", (PyObject *)engine->drive_type) < 0) {
         return -1;

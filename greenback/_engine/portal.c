@@ -299,6 +299,32 @@ home_here(Engine *engine)
     return failed ? NULL : home;
 }
 
+/* Tell the listener, if there is one, of a portal: by its hook in C at `hook` in Hooks, or by its
+   method `name`. Code that ran since the caller looked may have replaced the listener. */
+static int
+tell(Engine *engine, Portal *portal, size_t hook, PyObject *name)
+{
+    if (engine->listener == NULL) {
+        return 0;
+    }
+    const Hooks *hooks = ready_hooks(engine);
+    PyObject *listener = Py_NewRef(engine->listener);
+    int result;
+    if (hooks != NULL) {
+        result = (*(PortalHook *)((const char *)hooks + hook))(listener, portal);
+    }
+    else {
+        PyObject *done = PyObject_CallMethodOneArg(listener, name, (PyObject *)portal);
+        result = done == NULL ? -1 : 0;
+        Py_XDECREF(done);
+    }
+    Py_DECREF(listener);
+    return result;
+}
+
+#define TELL(engine, portal, name)                                                                 \
+    tell(engine, portal, offsetof(Hooks, name), (engine)->str_##name)
+
 /* Steps */
 
 /* Switch into the portal. Other threads see in `Home.stepping` whose step runs. */
@@ -331,7 +357,26 @@ set_context(PyThreadState *thread, PyObject *context)
     }
 }
 
-/* One step: `_observed_switch` in bridge.py, and what `drive` does without a listener. `answer` is
+/* A step that a listener is told of: `observed_switch` in bridge.py. */
+static NOT_INLINE PyObject *
+told_step(Engine *engine, Portal *portal, PyObject *target, PyObject *answer)
+{
+    const Hooks *hooks = engine->hooks;
+    if (hooks == NULL) {
+        PyObject *args[] = {(PyObject *)portal, target, answer};
+        return PyObject_Vectorcall(engine->observed_switch, args, 3, NULL);
+    }
+    PyObject *listener = Py_NewRef(engine->listener);
+    portal->entered = now_ns(engine->clock);
+    PyObject *trap = switch_noted(engine, portal, target, answer);
+    if (trap != NULL) {
+        hooks->finish_step(listener, portal);
+    }
+    Py_DECREF(listener);
+    return trap;
+}
+
+/* One step: `observed_switch` in bridge.py, and what `drive` does without a listener. `answer` is
    borrowed. */
 PyObject *
 step(Engine *engine, Portal *portal, PyObject *target, PyObject *answer)
@@ -339,19 +384,7 @@ step(Engine *engine, Portal *portal, PyObject *target, PyObject *answer)
     if (engine->listener == NULL) {
         return switch_noted(engine, portal, target, answer);
     }
-    const Hooks *hooks = engine->hooks;
-    if (hooks == NULL) {
-        PyObject *args[] = {(PyObject *)portal, target, answer};
-        return PyObject_Vectorcall(engine->observed_switch, args, 3, NULL);
-    }
-    PyObject *listener = Py_NewRef(engine->listener);
-    portal->entered = now_ns();
-    PyObject *trap = switch_noted(engine, portal, target, answer);
-    if (trap != NULL) {
-        hooks->finish_step(listener, portal);
-    }
-    Py_DECREF(listener);
-    return trap;
+    return told_step(engine, portal, target, answer);
 }
 
 /* Whether the portal's work waits for an answer from the event loop. */
@@ -375,7 +408,7 @@ enter_worker(Engine *engine, Portal *portal)
     PyObject *context = PyThreadState_Get()->context;
     if (SLOT(worker, engine->worker_is_bare) == Py_True) {
         put(&SLOT(worker, engine->worker_context), context == NULL ? Py_None : context);
-        trap = step(engine, portal, worker, (PyObject *)portal);
+        trap = step(engine, portal, worker, (PyObject *)engine->portal_type);
     }
     else if (engine->set_context(worker, context == NULL ? Py_None : context, NULL) == 0) {
         /* One that has not begun finds its portal itself. */
@@ -465,7 +498,7 @@ first_step(Engine *engine, Portal *portal)
              (engine->serves == Py_True && PyList_GET_SIZE(SLOT(home, engine->home_pool)) == 0))) {
             put_new(&portal->greenlet, me);
             PyObject *worker = NULL;
-            if (hooks == NULL || hooks->enter_portal(engine->listener, portal) == 0) {
+            if (TELL(engine, portal, enter_portal) == 0) {
                 worker = take_worker(engine, home, me);
             }
             if (worker == NULL) {
@@ -536,9 +569,9 @@ finish_once(Engine *engine, Portal *portal)
             }
         }
     }
-    if (hooks != NULL) {
+    if (engine->listener != NULL) {
         PyObject *failure = take_raised();
-        if (hooks->close_portal(engine->listener, portal) < 0 && failure == NULL) {
+        if (TELL(engine, portal, close_portal) < 0 && failure == NULL) {
             failure = take_raised();
             Py_CLEAR(result);
         }
@@ -720,7 +753,7 @@ begin(PyObject *module, PyObject *const *args, Py_ssize_t count)
     put_new(&portal->worker, worker);
     PyObject *result = NULL;
     PyObject *trap = NULL;
-    if (hooks != NULL && hooks->open_portal(engine->listener, portal) < 0) {
+    if (TELL(engine, portal, open_portal) < 0) {
         portal->abandoned = 1;
     }
     else {
@@ -812,7 +845,7 @@ open_for_running_task(PyObject *module, PyObject *kind)
     }
     portal->registered = 1;
     put(place, shim); /* `portal` keeps the coroutine */
-    if (hooks == NULL || hooks->open_portal(engine->listener, portal) == 0) {
+    if (TELL(engine, portal, open_portal) == 0) {
         result = Py_NewRef(library);
     }
     goto done;

@@ -8,7 +8,14 @@
 
 #include <Python.h>
 #include <stdint.h>
-#include <time.h>
+
+#include "clock.h"
+
+/* Room for what a listener keeps of a bridge while it is under way. */
+typedef union {
+    void *pointers[12];
+    int64_t numbers[12];
+} Bridge;
 
 /* A bridge that the engine in C has under way. */
 typedef struct {
@@ -62,6 +69,10 @@ typedef struct {
     char registered;
     /* The library can hold Ctrl-C back. */
     char holds_back;
+    /* A listener is told of a bridge in C, and keeps what it knows of it in `told`. Other bridges
+       inside of that one have room on the C stack, which greenlet copies at each switch. */
+    char is_telling;
+    Bridge told;
 } Portal;
 
 /* The bridge number `index` that is under way in C. */
@@ -72,28 +83,24 @@ bridge_under_way(Portal *portal, int index)
 }
 
 /* A listener offers its hooks as a capsule of this name, in an attribute `c_hooks`. The number
-   changes with anything below. The hooks must be static: a bridge under way calls them after the
+   changes with the layouts in this file, from release to release. The hooks must be static: a bridge under way calls them after the
    listener and its capsule have gone. */
 #define GREENBACK_HOOKS "greenback.c_hooks.1"
 
-/* Room for what a listener keeps of a bridge while it is under way. */
-typedef union {
-    void *pointers[12];
-    int64_t numbers[12];
-} Bridge;
+typedef int (*PortalHook)(PyObject *listener, Portal *portal);
 
 /* Each function stands for the listener's method of the same name (see _listener/listener.py), and
    does the same. Those that return an int return -1 with an exception set if a signal handler, or a
    refusal of the bridge, is to leave the caller; all are called with no exception set, and none
-   may run for long or switch to another greenlet. A portal that is closed must be let go: the
-   engine uses it again. */
+   may run for long or switch to another greenlet. `close_portal` must let go of the portal: the engine
+   calls it when the portal is over, and uses that again. */
 typedef struct {
     /* Whether a portal or bridge that begins now is told to the functions below, instead of the
        listener's methods. Steps always are. Never fails. */
     int (*is_ready)(PyObject *listener);
-    int (*open_portal)(PyObject *listener, Portal *portal);
-    int (*enter_portal)(PyObject *listener, Portal *portal);
-    int (*close_portal)(PyObject *listener, Portal *portal);
+    PortalHook open_portal;
+    PortalHook enter_portal;
+    PortalHook close_portal;
     /* Returns 0 if the listener wants to hear no more of this bridge, else 1. The frame that called
        `await_` is the current one. */
     int (*start_bridge)(PyObject *listener, Portal *portal, Bridge *bridge);
@@ -102,23 +109,5 @@ typedef struct {
     void (*finish_bridge)(Bridge *bridge, PyObject *error, int64_t left);
     void (*finish_step)(PyObject *listener, Portal *portal);
 } Hooks;
-
-/* time.perf_counter_ns() */
-static inline int64_t
-now_ns(void)
-{
-#if defined(__linux__)
-    /* What the functions below read, without their checks for overflows in 292 years. */
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-#elif PY_VERSION_HEX >= 0x030D0000
-    PyTime_t now;
-    (void)PyTime_PerfCounterRaw(&now);
-    return now;
-#else
-    return _PyTime_GetPerfCounter();
-#endif
-}
 
 #endif

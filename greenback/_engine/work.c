@@ -261,6 +261,10 @@ serve(Server *self, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwds))
         Py_XDECREF(outside);
         Py_XDECREF(outside);
         while (next != NULL && Py_TYPE(next) != engine->portal_type) {
+            if (next == (PyObject *)engine->portal_type) { /* `enter_worker`: the worker has it */
+                Py_SETREF(next, Py_NewRef(SLOT(worker, engine->worker_portal)));
+                continue;
+            }
             /* A greenlet that earlier work had started has ended, and this worker is its parent.
                Pass its result on to this worker's own parent, as a dead greenlet would. */
             PyObject *parent = engine->get_parent(worker, NULL);

@@ -120,6 +120,11 @@ class Node(layout.Node, Tally):
         self.outer: Any = None
         self.outer_code: Optional[CodeType] = None
         self.outer_offset = -1
+        # For debug mode. None while nobody has looked.
+        #: All calls of the chain are known to be what they look like.
+        self.is_known: Optional[bool] = None
+        #: None of the chain's functions has a ``with`` block.
+        self.is_without: Optional[bool] = None
         #: The other callers, by key.
         self.others: Dict[int, Node] = _NO_OTHERS
 
@@ -279,24 +284,10 @@ class PortalTally(layout.PortalTally, Tally):
         return in_python + self.running_in_c
 
 
-class Running:
+class Running(layout.Running):
     """A bridge under way. `Totals.start_bridge` sets the fields anew each time."""
 
-    __slots__ = (
-        "__weakref__",
-        "awaitable",
-        "is_clear",
-        "node",
-        "opened",
-        "outermost",
-        "portal",
-        "runs",
-        "slow_ns",
-        "started",
-        "suspended_ns",
-        "switches",
-        "tally",
-    )
+    __slots__ = ()
 
     node: Node
     started: int

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, List, Optional, Set, Tuple, TypeVar
 
 from greenback._engine.choice import compiled as engine
 
 if TYPE_CHECKING:
     import weakref
 
-    from .counts import Histogram, Running
+    from . import counts
+    from .counts import Histogram
+
+_Class = TypeVar("_Class", bound=type)
 
 #: The module that counts in C. None if the runtime's engine is in Python, which calls no C code.
 compiled: Any = None
@@ -44,6 +47,8 @@ class Node(Tally):
         "code",
         "ends",
         "inner",
+        "is_known",
+        "is_without",
         "offset",
         "others",
         "outer",
@@ -88,8 +93,8 @@ class PortalTally(Tally):
     )
 
     #: The struct makes these two on demand: most portals whose bridges C code counts need neither.
-    running: Set[weakref.ref[Running]]
-    spares: List[Running]
+    running: Set[weakref.ref[counts.Running]]
+    spares: List[counts.Running]
     running_in_c: int
     #: Arguments of `Totals._finish_failed`, from C code that found no room on the stack to call it.
     postponed: Optional[List[Tuple[Any, ...]]]
@@ -99,6 +104,24 @@ class PortalTally(Tally):
         self.spares = []
         self.running_in_c = 0
         self.postponed = None
+
+
+class Running:
+    __slots__ = (
+        "__weakref__",
+        "awaitable",
+        "is_clear",
+        "node",
+        "opened",
+        "outermost",
+        "portal",
+        "runs",
+        "slow_ns",
+        "started",
+        "suspended_ns",
+        "switches",
+        "tally",
+    )
 
 
 class Counts:
@@ -120,6 +143,7 @@ class Counts:
 
 class Totals:
     __slots__ = (
+        "_gives_outermost",
         "_lock",
         "_measurements",
         "portals",
@@ -142,14 +166,54 @@ class Spans:
     )
 
 
+def in_c(kind: _Class) -> _Class:
+    """Replace methods of a class by those in C that do the same, if there are some.
+
+    C code finds the one in Python as ``NAME_in_python``.
+    """
+    if compiled is not None:
+        for name, method in compiled.methods[kind.__name__].items():
+            setattr(kind, f"{name}_in_python", getattr(kind, name))
+            setattr(kind, name, method)
+    return kind
+
+
 def histogram(length: int) -> Histogram:
     """A histogram of zeros. C code has one that acts like this list."""
     return [0] * length
 
 
+class Debug:
+    __slots__ = (
+        "_long_ns",
+        "_looks_at_start",
+        "_looks_for_locks",
+        "_start",
+        "_totals",
+        "_watchdog",
+        "misuses",
+    )
+
+
+class Watchdog:
+    __slots__ = ("_idle", "_running")
+
+
 IN_PYTHON = {
     each.__name__: each
-    for each in (Tally, Node, KindTally, LibraryTally, PortalTally, Counts, Totals, Spans)
+    for each in (
+        Tally,
+        Node,
+        KindTally,
+        LibraryTally,
+        PortalTally,
+        Running,
+        Counts,
+        Totals,
+        Spans,
+        Debug,
+        Watchdog,
+    )
 }
 
 if compiled is not None:

@@ -240,6 +240,8 @@ COLLECTED(Node, code, site)
 static PyMemberDef node_members[] = {
     OPTIONAL(Node, code),
     OPTIONAL(Node, inner),
+    OPTIONAL(Node, is_known),
+    OPTIONAL(Node, is_without),
     OBJECT(Node, others),
     OPTIONAL(Node, outer),
     OPTIONAL(Node, outer_code),
@@ -318,15 +320,21 @@ portal_running(PyObject *self, void *unused)
     return tally->running;
 }
 
-static PyObject *
-portal_spares(PyObject *self, void *unused)
+PyObject *
+spares_of(PortalTally *tally)
 {
-    PortalTally *tally = (PortalTally *)self;
     if (tally->spares == NULL) {
         tally->spares = PyList_New(0);
     }
-    Py_XINCREF(tally->spares);
     return tally->spares;
+}
+
+static PyObject *
+portal_spares(PyObject *self, void *unused)
+{
+    PyObject *spares = spares_of((PortalTally *)self);
+    Py_XINCREF(spares);
+    return spares;
 }
 
 COLLECTED(PortalTally, counts, totals)
@@ -366,6 +374,43 @@ static PyType_Slot portal_slots[] = {
 };
 SPEC(PortalTally, portal_slots, Py_TPFLAGS_HAVE_GC);
 
+/* Running */
+
+COLLECTED(Running, awaitable, progress.node)
+static void
+deallocate_running(PyObject *self)
+{
+    PyObject_GC_UnTrack(self);
+    if (((Running *)self)->weakrefs != NULL) {
+        PyObject_ClearWeakRefs(self);
+    }
+    deallocate_Running(self);
+}
+static PyMemberDef running_members[] = {
+    OPTIONAL(Running, awaitable),
+    OPTIONAL(Running, opened),
+    OPTIONAL(Running, outermost),
+    OPTIONAL(Running, portal),
+    {"node", T_OBJECT, offsetof(Running, progress.node), 0, NULL},
+    {"tally", T_OBJECT, offsetof(Running, progress.tally), 0, NULL},
+    {"started", T_LONGLONG, offsetof(Running, progress.started), 0, NULL},
+    {"switches", T_LONGLONG, offsetof(Running, progress.switches), 0, NULL},
+    {"suspended_ns", T_LONGLONG, offsetof(Running, progress.suspended_ns), 0, NULL},
+    {"slow_ns", T_LONGLONG, offsetof(Running, progress.slow_ns), 0, NULL},
+    BOOLEAN(Running, is_clear),
+    BOOLEAN(Running, runs),
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Running, weakrefs), READONLY, NULL},
+    {NULL},
+};
+static PyType_Slot running_slots[] = {
+    {Py_tp_members, running_members},
+    {Py_tp_traverse, traverse_Running},
+    {Py_tp_clear, clear_Running},
+    {Py_tp_dealloc, deallocate_running},
+    {0, NULL},
+};
+SPEC(Running, running_slots, Py_TPFLAGS_HAVE_GC);
+
 /* Totals */
 
 /* A new object of a type that has the module's state, at `offset`. */
@@ -395,6 +440,7 @@ static PyMemberDef totals_members[] = {
     OPTIONAL(Totals, unset),
     NUMBER(Totals, quiet_until),
     NUMBER(Totals, slow_ns),
+    BOOLEAN(Totals, _gives_outermost),
     {NULL},
 };
 static PyType_Slot totals_slots[] = {
@@ -432,6 +478,53 @@ static PyType_Slot spans_slots[] = {
 };
 SPEC(Spans, spans_slots, Py_TPFLAGS_HAVE_GC);
 
+/* Debug and Watchdog */
+
+static PyObject *
+new_debug(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    return with_state(type, offsetof(Debug, state));
+}
+
+COLLECTED(Debug, _start, misuses)
+static PyMemberDef debug_members[] = {
+    OBJECT(Debug, _start),
+    OBJECT(Debug, _totals),
+    OBJECT(Debug, _watchdog),
+    OBJECT(Debug, misuses),
+    NUMBER(Debug, _long_ns),
+    BOOLEAN(Debug, _looks_at_start),
+    BOOLEAN(Debug, _looks_for_locks),
+    {NULL},
+};
+static PyType_Slot debug_slots[] = {
+    {Py_tp_new, new_debug},
+    {Py_tp_members, debug_members},
+    SLOTS(Debug),
+    {0, NULL},
+};
+SPEC(Debug, debug_slots, Py_TPFLAGS_HAVE_GC);
+
+static PyObject *
+new_watchdog(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    return with_state(type, offsetof(Watchdog, state));
+}
+
+COLLECTED(Watchdog, _running, _running)
+static PyMemberDef watchdog_members[] = {
+    OBJECT(Watchdog, _running),
+    BOOLEAN(Watchdog, _idle),
+    {NULL},
+};
+static PyType_Slot watchdog_slots[] = {
+    {Py_tp_new, new_watchdog},
+    {Py_tp_members, watchdog_members},
+    SLOTS(Watchdog),
+    {0, NULL},
+};
+SPEC(Watchdog, watchdog_slots, Py_TPFLAGS_HAVE_GC);
+
 static int
 add(PyObject *module, PyType_Spec *spec, PyTypeObject *base, PyTypeObject **place)
 {
@@ -454,8 +547,11 @@ add_structs(PyObject *module, State *state)
         add(module, &LibraryTally_spec, NULL, &state->LibraryTally) < 0 ||
         add(module, &Counts_spec, NULL, &state->Counts) < 0 ||
         add(module, &PortalTally_spec, state->Tally, &state->PortalTally) < 0 ||
+        add(module, &Running_spec, NULL, &state->Running) < 0 ||
         add(module, &Totals_spec, NULL, &state->Totals) < 0 ||
-        add(module, &Spans_spec, NULL, &state->Spans) < 0) {
+        add(module, &Spans_spec, NULL, &state->Spans) < 0 ||
+        add(module, &Debug_spec, NULL, &state->Debug) < 0 ||
+        add(module, &Watchdog_spec, NULL, &state->Watchdog) < 0) {
         return -1;
     }
     return 0;

@@ -19,36 +19,65 @@
 typedef struct {
     /* From `Counts` to `watched_name`: references. */
     PyTypeObject *Counts;
+    PyTypeObject *Debug;
     PyTypeObject *Histogram;
     PyTypeObject *KindTally;
     PyTypeObject *LibraryTally;
     PyTypeObject *Node;
     PyTypeObject *PortalTally;
+    PyTypeObject *Running;
     PyTypeObject *Spans;
     PyTypeObject *Tally;
     PyTypeObject *Totals;
+    PyTypeObject *Watchdog;
+    PyObject *str__before_suspension_in_python;
+    PyObject *str__count_postponed;
     PyObject *str__counts;
     PyObject *str__fail;
-    PyObject *str__count_postponed;
     PyObject *str__finish_failed;
     PyObject *str__finish_span;
     PyObject *str__finished_late;
+    PyObject *str__known;
+    PyObject *str__local;
+    PyObject *str__log_postponed;
+    PyObject *str__look_at;
     PyObject *str__new_caller;
     PyObject *str__new_portal;
     PyObject *str__new_root;
+    PyObject *str__refuse;
+    PyObject *str__rouse;
     PyObject *str__slow_step;
     PyObject *str_acquire;
+    PyObject *str_also_called_from;
+    PyObject *str_books;
     PyObject *str_bridge;
+    PyObject *str_called_from;
     PyObject *str_close_portal;
-    PyObject *str_enter_portal;
+    PyObject *str_close_portal_in_python;
+    PyObject *str_enter_portal_in_python;
+    PyObject *str_finish_step_in_python;
     PyObject *str_name;
+    PyObject *str_new_running;
     PyObject *str_open_portal;
+    PyObject *str_open_portal_in_python;
+    PyObject *str_postponed;
     PyObject *str_release;
     PyObject *str_step;
     PyObject *str_switch;
     PyObject *str_switch_and_step;
+    PyObject *str_sync;
     PyObject *str_to_task;
+    PyObject *str_withs;
+    /* Of misuse/listener.py, from `know`: NULL before. Namespaces, and what is in them. */
+    PyObject *around_worker;
+    PyObject *bridge_code;
+    PyObject *claims;
+    PyObject *detect;
+    PyObject *getcurrent;
+    PyObject *looked;
+    PyObject *worker_class;
     /* Of totals.py and spans.py, from `complete` and `watch`: NULL before. */
+    PyTypeObject *portal_class;
     PyTypeObject *portal_tally_class;
     PyObject *no_node;
     PyObject *is_main_thread;
@@ -57,8 +86,14 @@ typedef struct {
     PyObject *watched;
     PyObject *watched_name;
 
+    /* The engine's clock, and the capsule that keeps it. */
+    Clock *clock;
+    PyObject *clock_capsule;
+
     /* The upper ends of the buckets; the rest is higher than any duration. */
     int64_t bounds[BOUNDS];
+    /* For each length in bits, the first bucket that a duration of that length can be in. */
+    unsigned char first_bucket[65];
 } State;
 
 /* The sum, and the counts of the buckets. */
@@ -83,6 +118,8 @@ typedef struct {
     Tally tally;
     PyObject *code;
     PyObject *inner;
+    PyObject *is_known;
+    PyObject *is_without;
     PyObject *others;
     PyObject *outer;
     PyObject *outer_code;
@@ -156,6 +193,30 @@ typedef struct {
     char is_unsampled;
 } PortalTally;
 
+/* What is counted of a bridge under way. Whoever has one owns the tally. */
+typedef struct {
+    PortalTally *tally;
+    Node *node;
+    int64_t started;
+    int64_t switches;
+    int64_t suspended_ns;
+    int64_t slow_ns;
+} Progress;
+
+/* A bridge under way, for listeners in Python. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *awaitable;
+    PyObject *opened;
+    PyObject *outermost;
+    PyObject *portal;
+    /* Owns the node, too. */
+    Progress progress;
+    PyObject *weakrefs;
+    char is_clear;
+    char runs;
+} Running;
+
 typedef struct {
     PyObject_HEAD
     PyObject *_lock;
@@ -168,6 +229,7 @@ typedef struct {
     PyObject *spare;
     int64_t quiet_until;
     int64_t slow_ns;
+    char _gives_outermost;
     State *state;
 } Totals;
 
@@ -183,6 +245,25 @@ typedef struct {
     State *state;
 } Spans;
 
+typedef struct {
+    PyObject_HEAD
+    PyObject *_start;
+    PyObject *_totals;
+    PyObject *_watchdog;
+    PyObject *misuses;
+    int64_t _long_ns;
+    char _looks_at_start;
+    char _looks_for_locks;
+    State *state;
+} Debug;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *_running;
+    char _idle;
+    State *state;
+} Watchdog;
+
 static inline void
 put(PyObject **place, PyObject *value)
 {
@@ -194,6 +275,11 @@ put(PyObject **place, PyObject *value)
 
 /* structs.c */
 int add_structs(PyObject *module, State *state);
+/* A borrowed reference; NULL with an exception. */
+PyObject *spares_of(PortalTally *tally);
+
+/* methods.c and debug.c */
+extern PyMethodDef totals_methods[], debug_methods[], watchdog_methods[];
 
 /* hooks.c */
 extern const Hooks totals_hooks;

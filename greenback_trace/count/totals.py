@@ -7,8 +7,8 @@ call an instrument takes longer than all of the counting.
 To find its chain, a bridge walks outwards from the site along a tree of nodes that the thread has
 learned: at most one dictionary look-up per sync function. The node where the walk ends counts it.
 
-hooks.c does the same in C, and calls the methods here for what seldom happens. A change of one is a
-change of both. ``benchmarks/`` measures what they cost.
+counting.c does the same in C, and calls the methods here for what seldom happens. A change of one
+is a change of both. ``benchmarks/`` measures what they cost.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple, cast
 
 from greenback._engine.bridge import await_
+from greenback._engine.choice import compiled as engine
 from greenback._engine.work import with_frame
 from greenback.instruments import Portal
 
@@ -104,6 +105,7 @@ class Observer:
         raise error
 
 
+@layout.in_c
 class Totals(Sums):
     """The `greenback._listener.listener.Listener` that counts.
 
@@ -116,7 +118,6 @@ class Totals(Sums):
 
     __slots__ = (
         "__weakref__",
-        "_gives_outermost",
         "_local",
         "_observer",
         "_site_limit",
@@ -519,7 +520,7 @@ class Totals(Sums):
         except Exception as error:
             self._observer.failed(error)
 
-    # For hooks.c
+    # For counting.c
 
     def _finish_failed(
         self, node: Node, tally: PortalTally, error: BaseException, suspended: bool, spent: int
@@ -549,6 +550,8 @@ def _is_main_thread() -> bool:
 
 if layout.compiled is not None:
     layout.compiled.complete(
+        clock=engine.clock,
+        portal=Portal,
         portal_tally=PortalTally,
         no_node=NO_NODE,
         bounds=PORTAL_BOUNDS,

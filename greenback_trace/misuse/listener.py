@@ -8,13 +8,20 @@ from time import perf_counter_ns
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
-from greenback._frames import caller_of_bridge
+from greenlet import getcurrent
 
+from greenback._engine.bridge import await_
+from greenback._engine.state import Worker
+from greenback._frames import around_worker, caller_of_bridge
+
+from ..count import layout
 from ..count.frames import can_look_at_others
 from ..count.sites import OTHER, Site, outside_adapters
 from ..emit.sdk import unwatch_collections, watch_collections
+from . import detect
 from .detect import are_known, at_start
 from .detectors import lock_held
+from .evidence import blocks
 from .evidence.blocks import are_without, with_blocks
 from .evidence.locks import claims, replacements
 from .finding import Finding
@@ -34,39 +41,23 @@ if TYPE_CHECKING:
 _LOCK_HELD = "lock_held"
 #: Looking that takes longer than this is subtracted from the time of the step.
 _LONG_NS = 1_000_000
-#: Sync chains whose answers are remembered.
-_CHAINS_KEPT = 10_000
 
 
-class _Chains:
-    """Whether a statement holds of a sync chain, found out once for each.
+def _holds(says: Callable[[FrameType, int], bool], node: Node, frame: FrameType) -> Optional[bool]:
+    """Whether a statement holds of a bridge's sync chain; None if *node* does not tell the chain.
 
     Args:
-        holds: Says whether the statement holds of a frame and of a number of its callers.
+        says: Says whether it holds of a frame and of a number of its callers.
+        node: The node of the bridge.
+        frame: The frame that called `greenback.await_`.
     """
-
-    __slots__ = ("_found", "_holds")
-
-    def __init__(self, holds: Callable[[FrameType, int], bool]) -> None:
-        self._holds = holds
-        # Any thread writes it; what two threads write at once is equal.
-        self._found: Dict[Node, bool] = {}
-
-    def have(self, node: Node) -> Optional[bool]:
-        """Whether the statement holds of a bridge's chain; None if nobody has looked."""
-        return self._found.get(node)
-
-    def look(self, node: Node, frame: FrameType) -> bool:
-        """Find out. *frame* is the one that called `greenback.await_`."""
-        if node.site is OTHER or node.root().code is not frame.f_code:
-            return False  # the node stands for many chains, or its chain begins further out
-        if len(self._found) >= _CHAINS_KEPT:
-            self._found.clear()
-        holds = self._found[node] = self._holds(frame, len(node.chain()) - 1)
-        return holds
+    if node.site is OTHER or node.root().code is not frame.f_code:
+        return None  # the node stands for many chains, or its chain begins further out
+    return says(frame, len(node.chain()) - 1)
 
 
-class Debug:
+@layout.in_c
+class Debug(layout.Debug):
     """A `greenback._listener.listener.Listener` around `Totals` or `Spans` that looks for misuse.
 
     Detectors are called after *inner* was told that the bridge starts. So a bridge that is refused
@@ -82,17 +73,10 @@ class Debug:
 
     __slots__ = (
         "__weakref__",
-        "_calls",
         "_inner",
-        "_looks_at_start",
         "_spans",
-        "_start",
-        "_totals",
-        "_watchdog",
-        "_withs",
         "enter_portal",
         "finish_bridge",
-        "misuses",
         "open_portal",
         "resume_bridge",
         "start_step",
@@ -112,8 +96,7 @@ class Debug:
     ) -> None:
         self.misuses = misuses
         self._watchdog = Watchdog(slow_seconds)
-        self._calls = _Chains(are_known)
-        self._withs = _Chains(are_without)
+        self._long_ns = _LONG_NS
         self._inner = inner
         self._totals = totals
         self._spans = spans
@@ -128,8 +111,9 @@ class Debug:
         self._looks_at_start = any(
             action != OFF for kind, action in actions.items() if kind != _LOCK_HELD
         )
+        self._looks_for_locks = actions[_LOCK_HELD] != OFF
         self.suspend_bridge = None
-        if actions[_LOCK_HELD] != OFF:
+        if self._looks_for_locks:
             self.suspend_bridge = self._before_suspension
             replacements.install()
 
@@ -149,15 +133,24 @@ class Debug:
     # The hooks that do more than pass on
 
     def start_bridge(self, portal: Portal, awaitable: Any, frame: FrameType) -> Optional[Running]:
-        bridge: Optional[Running] = self._start(portal, awaitable, frame)
+        bridge = self._start(portal, awaitable, frame)
         try:
-            self._look(bridge, portal, frame)
+            return self._look_at(bridge, portal, frame)
         except BaseException as error:  # the bridge is refused, or a signal handler raises
             if bridge is not None:
-                self._excuse(bridge, portal)
-                self.finish_bridge(bridge, error, 0)
+                self._refuse(bridge, portal, error)
             raise
+
+    def _look_at(
+        self, bridge: Optional[Running], portal: Portal, frame: FrameType
+    ) -> Optional[Running]:
+        """Look at a bridge that begins, and return it."""
+        self._look(bridge, portal, frame)
         return bridge
+
+    def _refuse(self, bridge: Running, portal: Portal, error: BaseException) -> None:
+        self._excuse(bridge, portal)
+        self.finish_bridge(bridge, error, 0)
 
     def _excuse(self, bridge: Running, portal: Portal, since: int = 0) -> None:
         """Do not count the time since the bridge's start, or since *since*, as the bridge's."""
@@ -183,10 +176,10 @@ class Debug:
             bridge.portal = portal
         if self._looks_at_start:
             try:
-                is_known = None if node is None else self._calls.have(node)
+                is_known = None if node is None else node.is_known
                 finding = at_start(frame, outermost if is_known else None)
                 if finding is None and is_known is None and node is not None:
-                    self._calls.look(node, frame)
+                    node.is_known = _holds(are_known, node, frame)
             except Exception as error:
                 self.misuses.tell_failure("looking for misuse", error)
                 finding = None
@@ -212,12 +205,11 @@ class Debug:
         self, tally: PortalTally, node: Node, frame: FrameType, outermost: Optional[FrameType]
     ) -> bool:
         """Whether none of the bridge's callers in the task has a ``with`` block."""
-        is_known = self._withs.have(node)
-        if is_known is None:
-            is_known = self._withs.look(node, frame)
+        if node.is_without is None:
+            node.is_without = _holds(are_without, node, frame)
         if tally.is_bare is None:
             tally.is_bare = not with_blocks(None)
-        return not with_blocks(outermost if is_known else frame, tally.is_bare)
+        return not with_blocks(outermost if node.is_without else frame, tally.is_bare)
 
     def close_portal(self, portal: Portal) -> None:
         self._watchdog.finish_step(portal)  # a portal that was killed ends its step only here
@@ -234,7 +226,12 @@ class Debug:
                 self._inner.finish_step(portal)
             finally:
                 tally.held = None
-        if self.misuses.postponed and (tally is None or not tally.active()):
+        if self.misuses.postponed:
+            self._log_postponed(portal)
+
+    def _log_postponed(self, portal: Portal) -> None:
+        tally = portal.note
+        if tally is None or not tally.active():
             self.misuses.log_postponed()
 
     def _before_suspension(self, bridge: Running) -> None:
@@ -285,3 +282,15 @@ class Debug:
             "code.function.name": site.function,
         }
         return self._spans.note_misuse(bridge, portal, frame, attributes)
+
+
+if layout.compiled is not None:
+    layout.compiled.know(
+        detect=vars(detect),
+        claims=vars(claims),
+        looked=blocks._looked,
+        getcurrent=getcurrent,
+        worker=Worker,
+        bridge_code=await_.__code__,
+        around_worker=around_worker,
+    )

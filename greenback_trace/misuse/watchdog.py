@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from greenback._frames import frames_of_step, is_own, outwards
 
+from ..count import layout
 from ..count.frames import current_frames
 from ..count.sites import Sites
 
@@ -65,12 +66,13 @@ class _Samples:
         self.seen: Dict[Tuple[CodeType, int], Tuple[int, Held]] = {}
 
 
-# A running step: its thread, its start, and its samples
+# A running step: its thread, its start, and its samples. C code makes such lists, too.
 _Step = List[Any]
 _THREAD, _STARTED, _SAMPLES = range(3)
 
 
-class Watchdog:
+@layout.in_c
+class Watchdog(layout.Watchdog):
     """Samples the stacks of slow steps, in a thread that starts with the first step.
 
     Args:
@@ -79,9 +81,7 @@ class Watchdog:
 
     __slots__ = (
         "__weakref__",
-        "_idle",
         "_interval",
-        "_running",
         "_sites",
         "_slow_ns",
         "_starting",

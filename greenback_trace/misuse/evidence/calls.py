@@ -285,11 +285,12 @@ def _by_worker(is_it: Callable[[Any], bool]) -> Origin:
     while not is_worker(here):
         here = here.parent
     portal = here.portal
-    function = None if portal is None else portal.function
-    if function is None:
+    if portal is not None and is_it(portal.function):
+        return Origin(True, "the portal was calling it")
+    if portal is None or portal.function is None or portal.run is not None:
         return Origin(None, "the portal was running a coroutine")
     arguments = (*portal.args, *(portal.kwds or {}).values())
-    return _by_function("the portal was calling its function", function, arguments, is_it)
+    return _by_function("the portal was calling its function", portal.function, arguments, is_it)
 
 
 def _passes_only_scalars(node: ast.Call, evaluator: Any) -> bool:
