@@ -56,7 +56,11 @@ SEMANTICS = (
 #: Values of `GREENBACK_PURE`: the engine in Python, and mixes of both.
 PURE, PURE_BRIDGES, PURE_DRIVE = "1", "await_", "drive,work"
 #: What runs the extension modules.
-COMPILED_PARTS = (*RUNTIME, "tests/greenback_trace/count")
+COMPILED_PARTS = (
+    *RUNTIME,
+    "tests/greenback_trace/count",
+    "tests/greenback_trace/misuse/listener",
+)
 #: They read traces and sources, which the oldest, the newest and another Python suffice for.
 READERS = ("tests/greenback_trace/report",)
 DASHBOARDS = ("tests/dashboards",)

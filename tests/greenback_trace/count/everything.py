@@ -1,6 +1,6 @@
 """A program with every kind of bridge. Prints what was counted, without times, as JSON.
 
-The argument is the setting for spans; there is no SDK.
+The argument is the setting for spans, or "debug"; there is no SDK.
 """
 
 from __future__ import annotations
@@ -130,6 +130,22 @@ async def ensured(sleep: Callable[[float], Any]) -> None:
     greenback.await_(nop())
 
 
+async def closed_in_a_bridge(sleep: Callable[[float], Any]) -> None:
+    """The portal is closed in the middle of a bridge, and its task has steps after that."""
+    portals = greenback.portals_for_tree()
+    await portals.__aenter__()
+
+    async def close() -> None:
+        await portals.__aexit__(None, None, None)
+        await naps(sleep, 5)
+
+    def waits() -> None:
+        greenback.await_(close())
+
+    waits()
+    await naps(sleep, 3)
+
+
 async def enabled_in_between(config: Config) -> None:
     """Tracing is enabled again while a portal is open, and a bridge is under way."""
 
@@ -198,11 +214,14 @@ def counted() -> Any:
 
 
 def main() -> None:
-    config = Config(spans=sys.argv[1], sites=30, slow=0.5)
+    mode, spans = ("debug", "none") if sys.argv[1] == "debug" else ("on", sys.argv[1])
+    config = Config(mode=mode, spans=spans, sites=30, slow=0.5)
     greenback_trace.enable(config=config)
     asyncio.run(in_asyncio())
     asyncio.run(in_portal(slow))
+    asyncio.run(closed_in_a_bridge(asyncio.sleep))
     trio.run(in_trio)
+    trio.run(closed_in_a_bridge, trio.sleep)
     threads = [threading.Thread(target=lambda: asyncio.run(in_asyncio())) for _ in range(2)]
     for thread in threads:
         thread.start()

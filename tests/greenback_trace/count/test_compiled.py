@@ -7,6 +7,7 @@ import gc
 import importlib
 import json
 import sys
+import threading
 import weakref
 from bisect import bisect_left
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ from time import perf_counter_ns
 from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
+import trio
 
 import greenback
 import greenback_trace
 from greenback._engine import bridge, choice
-from greenback._engine.state import current_portal, portal_of
+from greenback._engine.state import Raised, Worker, current_portal, portal_of
 from greenback._listener.listener import is_primary, set_primary
+from greenback._tasks.libraries import Asyncio, Trio
 from greenback_trace import Config
 from greenback_trace.count import counts, layout
 from greenback_trace.count.totals import Observer, Totals
@@ -29,12 +32,16 @@ in_c = pytest.mark.skipif(layout.compiled is None, reason="counting is not compi
 
 #: A value of the type that the attribute has, if it is no object of any type.
 VALUES: Dict[str, Any] = {
-    **dict.fromkeys(("closed", "ends", "is_unsampled"), True),
+    **dict.fromkeys(("closed", "ends", "is_unsampled", "is_clear", "runs"), True),
     **dict.fromkeys(("_only_portals", "_only_suspended", "_waits_for_sdk"), True),
+    **dict.fromkeys(("_gives_outermost", "_looks_at_start", "_looks_for_locks", "_idle"), True),
     **dict.fromkeys(("cancelled", "errors", "ok", "suspended", "suspended_ns", "time_ns"), 1 << 62),
     **dict.fromkeys(("offset", "outer_offset"), -1),
     **dict.fromkeys(("open", "opened", "skip", "skipped_from", "unmeasured", "running_in_c"), 7),
-    **dict.fromkeys(("began", "opened_at", "slow_ns", "_slow_ns", "slow_steps"), 1 << 62),
+    **dict.fromkeys(
+        ("began", "opened_at", "slow_ns", "_slow_ns", "slow_steps", "started"), 1 << 62
+    ),
+    "_long_ns": 1 << 62,
     **dict.fromkeys(("step_max_ns", "switch_ns", "switches", "quiet_until"), 1 << 62),
 }
 #: The struct makes these itself.
@@ -77,8 +84,9 @@ class TestObjects:
     def test_cycles_are_collected(self, name: str) -> None:
         """The garbage collector sees each reference that a struct has."""
 
-        class Weak(getattr(layout.compiled, name)):  # type: ignore[misc]
-            __slots__ = ("__weakref__",)
+        kind = getattr(layout.compiled, name)
+        slots = () if "__weakref__" in dir(kind) or name == "Running" else ("__weakref__",)
+        Weak: Any = type("Weak", (kind,), {"__slots__": slots})
 
         for attribute in attributes(Weak):
             if attribute in VALUES or attribute in MADE:
@@ -195,7 +203,7 @@ if choice.compiled is None:
 
 class TestSameCounts:
     @pytest.mark.timeout(240)
-    @pytest.mark.parametrize("spans", ["none", "all"])
+    @pytest.mark.parametrize("spans", ["none", "all", "debug"])
     def test_of_every_engine(self, python: Any, spans: str) -> None:
         """Whichever parts of the engine are in Python, the counts are the same."""
         program = str(Path(__file__).with_name("everything.py"))
@@ -409,12 +417,137 @@ def nothing() -> None:
 
 
 @in_c
+class TestMethods:
+    """What listeners in Python call to count."""
+
+    def test_arguments(self) -> None:
+        """An object of another type is refused."""
+        totals = Totals(10)
+        portal: Any = greenback.instruments.Portal("task", Asyncio(None))
+        running = counts.Running(totals._new_portal(portal))
+        methods: Any = layout.compiled.methods["Totals"]
+        for name, arguments in (
+            ("start_bridge", (None, None, sys._getframe())),
+            ("start_bridge", (portal, None)),
+            ("resume_bridge", (None, portal, 0)),
+            ("resume_bridge", (running, None, 0)),
+            ("resume_bridge", (running, portal, "0")),
+            ("resume_bridge", (running,)),
+            ("finish_bridge", (None, None, 0)),
+            ("finish_bridge", (running, None, "0")),
+            ("finish_bridge", ()),
+            *((f"{verb}_portal", (None,)) for verb in ("open", "enter", "close")),
+            ("finish_step", (None,)),
+        ):
+            with pytest.raises(TypeError):
+                methods[name](totals, *arguments)
+
+    def test_finished_twice(self) -> None:
+        """A second end of a bridge, after a signal handler has interrupted, counts nothing."""
+        totals = Totals(10)
+        portal: Any = greenback.instruments.Portal("task", Asyncio(None))
+        bridge: Any = totals.start_bridge(portal, None, sys._getframe())
+        assert totals.finish_bridge(bridge, None, 0) > 0
+        assert totals.finish_bridge(bridge, None, 0) == 0
+        assert portal.note.ok == 1
+
+
+@in_c
+class TestReplacedListener:
+    """Tracing is disabled by code that runs while the engine is about to tell of something."""
+
+    @pytest.fixture
+    def disabled_in(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str], List[bool]]:
+        """Has a function of the engine disable tracing before it runs, once it is armed."""
+
+        def arrange(owner: Any, name: str) -> List[bool]:
+            armed = [False]
+            original = getattr(owner, name)
+
+            def disabling(*arguments: Any) -> Any:
+                if armed[0]:
+                    armed[0] = False
+                    greenback_trace.disable()
+                return original(*arguments)
+
+            monkeypatch.setattr(owner, name, disabling)
+            return armed
+
+        greenback_trace.enable(config=Config(spans="none"))
+        return arrange
+
+    def test_bridge(self, disabled_in: Any) -> None:
+        armed = disabled_in(Trio, "current_task")
+
+        async def main() -> None:
+            await greenback.ensure_portal()
+            for armed[0] in (False, True):
+                assert greenback.await_(trio.sleep(0)) is None
+
+        trio.run(main)
+        assert armed == [False]
+
+    def test_end_of_a_portal(self, disabled_in: Any) -> None:
+        armed = disabled_in(Raised, "__init__")
+
+        async def main() -> None:
+            for armed[0] in (False, True):
+                with pytest.raises(ZeroDivisionError):
+                    await greenback.with_portal_run_sync(divmod, 1, 0)
+
+        asyncio.run(main())
+        assert armed == [False]
+
+    def test_beginning_of_a_portal(self, disabled_in: Any) -> None:
+        armed = disabled_in(Worker, "__init__")
+
+        async def main() -> None:
+            waiting = asyncio.ensure_future(_run_sync(greenback.await_, asyncio.sleep(0.01)))
+            await asyncio.sleep(0)
+            armed[0] = True
+            await _run_sync(nothing)
+            await waiting
+
+        # A new thread has no worker that is idle.
+        thread = threading.Thread(target=asyncio.run, args=(main(),))
+        thread.start()
+        thread.join()
+        assert armed == [False]
+
+
+@in_c
+class TestCalls:
+    @pytest.mark.parametrize("mode", ["on", "debug"])
+    def test_known_bridges(self, mode: str) -> None:
+        """Bridges of known chains, and their steps, call no Python code of tracing."""
+        called: List[str] = []
+
+        def note(frame: Any, event: str, argument: object) -> None:
+            if event == "call" and frame.f_globals["__name__"].startswith("greenback_trace."):
+                called.append(frame.f_code.co_name)
+
+        def program() -> None:
+            for is_known in (False, False, True):
+                sys.setprofile(note if is_known else None)
+                for _ in range(5):
+                    greenback.await_(asyncio.sleep(0))
+                    bridges(1)
+            sys.setprofile(None)
+
+        greenback_trace.enable(config=Config(spans="none", mode=mode, slow=3600))
+        asyncio.run(_run_sync(program))
+        # A step that finds the watchdog asleep wakes it.
+        assert [name for name in called if name not in ("_rouse", "_release")] == []
+
+
+@in_c
 class TestMemory:
+    @pytest.mark.parametrize("mode", ["on", "debug"])
     @pytest.mark.parametrize(
         "program",
         ["bridges", "waits", "errors", "portals", "ensured", "late"],
     )
-    def test_does_not_grow(self, program: str) -> None:
+    def test_does_not_grow(self, program: str, mode: str) -> None:
         """10,000 bridges or portals leave no object and no reference behind."""
 
         def errors(times: int) -> None:
@@ -446,7 +579,7 @@ class TestMemory:
                 functions = {"bridges": bridges, "waits": waits, "errors": errors}
                 await greenback.with_portal_run_sync(functions[program], times)
 
-        greenback_trace.enable(config=Config(spans="none"))
+        greenback_trace.enable(config=Config(spans="none", mode=mode))
         session: Any = importlib.import_module("greenback_trace._activate")._current
         totals = session.totals
 

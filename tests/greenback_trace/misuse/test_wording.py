@@ -181,7 +181,10 @@ class TestLink:
         """The event in the log has the same link."""
         import structlog
 
-        with structlog.testing.capture_logs() as events:
-            misuse = self.misuse("https://docs.example.org")
+        try:
+            with structlog.testing.capture_logs() as events:
+                misuse = self.misuse("https://docs.example.org")
+        finally:
+            structlog.reset_defaults()  # it would count as configured
         [event] = [event for event in events if event["event"] == "greenback.misuse"]
         assert event["link"] == misuse.link

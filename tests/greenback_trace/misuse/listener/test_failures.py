@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from typing import Any, Callable, Iterator
 
 import pytest
@@ -13,6 +14,7 @@ import greenback
 import greenback_trace
 from greenback_trace import Config
 from greenback_trace.misuse import listener
+from greenback_trace.misuse.evidence.locks import claims
 
 from .misusing import advised, enable
 
@@ -153,3 +155,52 @@ class TestOddExceptions:
 
         enable("raise")
         backend.run(greenback.with_portal_run_sync, work)
+
+
+class TestLookingForLocks:
+    """The locks that a thread has noted are looked up for the first time in that thread."""
+
+    def bridge_in_between(
+        self, backend: Any, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]
+    ) -> None:
+        """Bridge, and have something happen in the middle of that look-up."""
+        original = claims._Local.__init__
+        armed = False
+
+        def make(this: Any) -> None:
+            nonlocal armed
+            if armed:
+                armed = False
+                happens()
+            original(this)
+
+        def bridge() -> None:
+            greenback.await_(backend.sleep(0))
+
+        def known() -> None:
+            nonlocal armed
+            for is_last in (False, False, False, True):
+                if is_last:  # as another thread that disables debug mode
+                    other = threading.Thread(target=claims.forget)
+                    other.start()
+                    other.join()
+                    armed = True
+                bridge()
+
+        monkeypatch.setattr(claims._Local, "__init__", make)
+        enable()
+        backend.run(greenback.with_portal_run_sync, known)
+        assert not armed
+
+    def test_ctrl_c(self, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An exception of a signal handler reaches the program."""
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.bridge_in_between(backend, monkeypatch, interrupt)
+
+    def test_forgotten(self, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another thread replaces what is being looked up."""
+        self.bridge_in_between(backend, monkeypatch, claims.forget)
