@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
@@ -228,11 +229,11 @@ class Results:
             return None
         return self.minima.get((library, "plain", work.plain, 1))
 
-    def of(self, work: str, implementation: str) -> Optional[float]:
-        """The figure on uvloop at sync depth 1, where the targets hold."""
+    def of(self, work: str, implementation: str, library: str = "uvloop") -> Optional[float]:
+        """The figure at sync depth 1. The targets hold on uvloop."""
         if implementation == "plain":
-            return self.minima.get(("uvloop", "plain", work, 1))
-        return self.cost("uvloop", implementation, BY_NAME[work], 1)
+            return self.minima.get((library, "plain", work, 1))
+        return self.cost(library, implementation, BY_NAME[work], 1)
 
     def ratio(
         self, library: str, work: Work, depth: int, above: str, below: str
@@ -427,7 +428,7 @@ def main() -> None:
     libraries: List[str] = arguments.library or list(LIBRARIES)
     settings = QUICK if arguments.quick else FULL
     # A pipe or a log has no width: use one that is wide enough for the tables.
-    console = Console(width=None if sys.stdout.isatty() else 104, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 112, highlight=False)
 
     python = arguments.python or find_python()
     name = describe(python)
@@ -472,7 +473,12 @@ def main() -> None:
     in_python = judge(TARGETS_IN_PYTHON, results.of)
     in_tracing = judge(tracing.TARGETS, costs.of)
     stated = "(for CPython 3.13, uvloop, depth 1)"
-    show_targets(console, f"Targets of the engine in C {stated}", in_c)
+    others = {
+        library: judge(TARGETS, partial(results.of, library=library))
+        for library in libraries
+        if library != "uvloop"
+    }
+    show_targets(console, f"Targets of the engine in C {stated}", in_c, others)
     show_targets(console, f"Targets of the engine in Python {stated}", in_python)
     show_targets(console, f"Targets of tracing {stated}, on {traced}", in_tracing)
     for setup, text in costs.failures.items():

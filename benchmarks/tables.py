@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from rich.console import Console
 from rich.table import Table
@@ -70,9 +70,29 @@ def new_table(title: str) -> Table:
     )
 
 
-def show_targets(console: Console, title: str, verdicts: List[Verdict]) -> None:
-    """Show those *verdicts* for which something was measured."""
-    verdicts = [verdict for verdict in verdicts if verdict.measured is not None]
+def show_targets(
+    console: Console,
+    title: str,
+    verdicts: List[Verdict],
+    others: Optional[Dict[str, List[Verdict]]] = None,
+) -> None:
+    """Show those *verdicts* for which something was measured.
+
+    Args:
+        console: Where to.
+        title: The title of the table.
+        verdicts: Where the targets hold.
+        others: The same elsewhere, as information, by the name of the place.
+    """
+    elsewhere = {
+        name: {each.title: each.measured for each in found if each.measured is not None}
+        for name, found in (others or {}).items()
+    }
+    verdicts = [
+        verdict
+        for verdict in verdicts
+        if verdict.measured is not None or any(verdict.title in each for each in elsewhere.values())
+    ]
     if not verdicts:
         return
     table = new_table(title)
@@ -80,12 +100,19 @@ def show_targets(console: Console, title: str, verdicts: List[Verdict]) -> None:
     table.add_column("wanted", justify="right")
     table.add_column("measured", justify="right", style="bold")
     table.add_column("met")
+    for name in elsewhere:
+        table.add_column(name, justify="right")
     for verdict in verdicts:
+        met = verdict.met
         table.add_row(
             verdict.title,
             f"{'<=' if verdict.at_most else '>='} {verdict.wanted:g}",
-            f"{verdict.measured:.3f}",
-            "[green]yes[/]" if verdict.met else "[red]no[/]",
+            "-" if verdict.measured is None else f"{verdict.measured:.3f}",
+            "-" if met is None else "[green]yes[/]" if met else "[red]no[/]",
+            *(
+                f"{found[verdict.title]:.3f}" if verdict.title in found else "-"
+                for found in elsewhere.values()
+            ),
         )
     console.print()
     console.print(table)
