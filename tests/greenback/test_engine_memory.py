@@ -35,7 +35,9 @@ pytestmark = [
 ]
 
 #: Of each operation.
-REPETITIONS = int(os.environ.get("TESTS_REPETITIONS", "2000"))
+REPETITIONS = int(
+    os.environ.get("TESTS_REPETITIONS", "2000" if "TESTS_SMALL" in os.environ else "10000")
+)
 #: Before the first count: pools fill up, and the interpreter specializes bytecode.
 WARM_UP = 200
 
