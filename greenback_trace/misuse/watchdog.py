@@ -189,6 +189,9 @@ class Watchdog(layout.Watchdog):
         next_due = None
         # copy(), since list() of items is interrupted by finalizers before CPython 3.12.
         for portal, step in self._running.copy().items():
+            if portal.home is None:  # it is over: the step of a killed worker has never begun
+                self._running.pop(portal, None)
+                continue
             samples = step[_SAMPLES]
             due = step[_STARTED] + self._interval if samples is None else samples.next_due
             if due <= now:

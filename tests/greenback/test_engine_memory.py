@@ -364,14 +364,18 @@ def count() -> Dict[str, int]:
 async def check(repeat: Callable[[int], Awaitable[None]], repetitions: int) -> None:
     await repeat(WARM_UP)
     count()  # makes what counting needs
-    before = count()
-    await repeat(repetitions)
-    after = count()
     # Caches and pools of the interpreter differ by some hundreds from count to count. What each
-    # repetition leaves behind is more.
+    # repetition leaves behind is more. What is made once, by a thread of tracing say, is made once.
     few = repetitions // 2
-    grown = {what: after[what] - before[what] for what in before}
-    assert all(growth < few for growth in grown.values()), f"{grown} in {repetitions}"
+    tries = []
+    for _ in range(3):
+        before = count()
+        await repeat(repetitions)
+        after = count()
+        tries.append({what: after[what] - before[what] for what in before})
+        if all(growth < few for growth in tries[-1].values()):
+            return
+    raise AssertionError(f"{tries} in {repetitions} each")
 
 
 def run(library: str, repeat: Callable[[int], Awaitable[None]], repetitions: int) -> None:

@@ -13,13 +13,20 @@ import greenlet
 import pytest
 
 import greenback
-from greenback._engine.state import NOWHERE, portal_of
+from greenback._engine.state import NOWHERE, portal_of, this_home
 from greenback.instruments import Instrument, Portal, add_instrument, remove_instrument
 from greenback_trace.misuse.watchdog import Held, Watchdog
 from tests.waiting import wait_until
 
 SLOW = 0.05
 pytestmark = pytest.mark.usefixtures("others_are_shown")
+
+
+def opened() -> Portal:
+    """A portal that is open, of no task."""
+    portal = Portal("run", NOWHERE.library)
+    portal.home = this_home()
+    return portal
 
 
 class Steps(Instrument):
@@ -158,7 +165,7 @@ class TestFinishStep:
 
     def test_the_longest_is_named(self, watchdog: Watchdog) -> None:
         """Of several functions that held the loop in turn, the one with the most time is named."""
-        portal = Portal("run", NOWHERE.library)
+        portal = opened()
 
         def briefly(seconds: float) -> None:
             time.sleep(seconds)
@@ -175,7 +182,7 @@ class TestFinishStep:
         """A step that is not slow is not reported, even if it was sampled."""
         watchdog = Watchdog(3_600)
         watchdog._interval = 1_000_000
-        portal = Portal("run", NOWHERE.library)
+        portal = opened()
         watchdog.start_step(portal)
         block(watchdog)
         assert watchdog.finish_step(portal) is None
@@ -187,7 +194,7 @@ class TestThread:
     def test_starts_with_the_first_step_and_rests_without_any(self, watchdog: Watchdog) -> None:
         """There is no thread before the first step, and the thread sleeps while no step runs."""
         assert watchdog._thread is None
-        portal = Portal("run", NOWHERE.library)
+        portal = opened()
         for _ in range(2):
             watchdog.start_step(portal)
             block(watchdog)
@@ -205,7 +212,7 @@ class TestThread:
         held = {}
 
         def loop(name: str) -> None:
-            portal = Portal("run", NOWHERE.library)
+            portal = opened()
             for _ in range(100):
                 watchdog.start_step(portal)
                 watchdog.finish_step(portal)
@@ -228,6 +235,14 @@ class TestThread:
         for name in places:
             assert f".{name} (" in held[name].stack[-2]
 
+    def test_of_a_closed_portal(self, watchdog: Watchdog) -> None:
+        """A step of a portal that is over, since its worker was killed, is not kept."""
+        portal = opened()
+        watchdog.start_step(portal)
+        portal.home = None
+        while watchdog._running:
+            time.sleep(0.001)
+
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_in_a_forked_child(self, python: Any) -> None:
         """A forked child, which has no such thread, starts its own."""
@@ -243,7 +258,7 @@ class TestThread:
 
 FORK = """
 import os, sys, time, warnings
-from greenback._engine.state import NOWHERE, portal_of, Portal
+from greenback._engine.state import NOWHERE, Portal, this_home
 from greenback_trace.misuse.watchdog import Watchdog
 warnings.simplefilter("ignore")
 
@@ -255,6 +270,7 @@ def hold():
             return
 
 watchdog, portal = Watchdog(0.05), Portal("run", NOWHERE.library)
+portal.home = this_home()
 watchdog.start_step(portal)
 hold()
 child = os.fork()
@@ -272,9 +288,10 @@ else:
 
 UNFINISHED = """
 import time
-from greenback._engine.state import NOWHERE, portal_of, Portal
+from greenback._engine.state import NOWHERE, Portal, this_home
 from greenback_trace.misuse.watchdog import Watchdog
-watchdog = Watchdog(0.001)
-watchdog.start_step(Portal("run", NOWHERE.library))
+watchdog, portal = Watchdog(0.001), Portal("run", NOWHERE.library)
+portal.home = this_home()
+watchdog.start_step(portal)
 time.sleep(0.1)
 """
