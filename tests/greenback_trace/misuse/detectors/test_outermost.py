@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import weakref
 from functools import partial
 from typing import Any, Callable, Iterator, List
@@ -62,6 +63,9 @@ class TestInterpreter:
         looking.only(backend, referents.clear, "weakref_callback")
         assert reference() is None
 
+    @pytest.mark.skipif(
+        sys.version_info < (3, 11), reason="the handler runs later, perhaps outside of the portal"
+    )
     def test_signal_handler(self, looking: Any, backend: Any, handled: Any) -> None:
         raises = partial(signal.raise_signal, signal.SIGUSR1)
         # It may be that `raise_signal` calls what was set as the handler.
