@@ -63,7 +63,6 @@ from .state import (
 from .work import (
     ERROR,
     MOVED,
-    NO_CALLER,
     CoroutineType,
     awaited,
     handled_exception,
@@ -196,7 +195,7 @@ def await_(aw: Awaitable[T]) -> T:
                         if type(portal) is not Portal:
                             raise portal
                     if hooks is not None and not portal.hushed:
-                        bridge = hooks.start_bridge(portal, aw, sys._getframe().f_back or NO_CALLER)
+                        bridge = hooks.start_bridge(portal, aw, sys._getframe(1))
                     if type(aw) is not CoroutineType or aw.cr_await is not None:
                         aw = awaited(aw)
                     chain = steps = _step(aw, box)

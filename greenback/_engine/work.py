@@ -94,10 +94,6 @@ def with_frame(function: Callable[..., Any], *args: Any, **kwds: Any) -> Any:
     return function(*args, **kwds)
 
 
-#: Stands for the frame that calls `await_` where a greenlet calls it directly.
-NO_CALLER: types.FrameType = with_frame(sys._getframe)
-
-
 def run_function(portal: Portal) -> Any:
     """The work of a `with_portal_run_sync` that needs a frame of its own."""
     return portal.function(*portal.args, **portal.kwds)
