@@ -195,7 +195,6 @@ switch_with(Engine *engine, PyObject *greenlet, PyObject *value)
 
 /* Exceptions: errors.c */
 void drop(PyObject **place);
-PyObject *handled_exception(void);
 int is_killing(Engine *engine, PyObject *error);
 void leave_handler(PyObject *error, PyObject *handled);
 void hide_frames_of(PyObject *error, PyObject *code);

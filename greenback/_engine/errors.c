@@ -11,25 +11,6 @@ drop(PyObject **place)
     raise_again(error);
 }
 
-/* The exception that the calling code is handling, or NULL. */
-PyObject *
-handled_exception(void)
-{
-    PyObject *error;
-#if PY_VERSION_HEX >= 0x030B0000
-    error = PyErr_GetHandledException();
-#else
-    PyObject *type, *traceback;
-    PyErr_GetExcInfo(&type, &error, &traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-#endif
-    if (error == Py_None) {
-        Py_CLEAR(error);
-    }
-    return error;
-}
-
 /* Whether a switch that raised `error` did so because its own greenlet is being killed. */
 int
 is_killing(Engine *engine, PyObject *error)

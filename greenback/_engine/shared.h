@@ -13,10 +13,12 @@
 #define NOT_INLINE __declspec(noinline)
 #define INLINE __forceinline
 #define RARELY static __declspec(noinline)
+#define APART static __declspec(noinline)
 #else
 #define NOT_INLINE __attribute__((noinline))
 #define INLINE inline __attribute__((always_inline))
 #define RARELY static __attribute__((noinline, cold, unused))
+#define APART static __attribute__((noinline, unused))
 #define COLD __attribute__((noinline, cold))
 #endif
 
@@ -63,6 +65,25 @@ raise_again(PyObject *error)
     PyObject *type = Py_NewRef((PyObject *)Py_TYPE(error));
     PyErr_Restore(type, error, traceback_of(error));
 #endif
+}
+
+/* The exception that the calling code is handling, or NULL. */
+APART PyObject *
+handled_exception(void)
+{
+    PyObject *error;
+#if PY_VERSION_HEX >= 0x030B0000
+    error = PyErr_GetHandledException();
+#else
+    PyObject *type, *traceback;
+    PyErr_GetExcInfo(&type, &error, &traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+#endif
+    if (error == Py_None) {
+        Py_CLEAR(error);
+    }
+    return error;
 }
 
 #endif

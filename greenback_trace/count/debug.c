@@ -23,22 +23,12 @@ attribute(PyObject *object, PyObject *name)
     return value;
 }
 
-/* Whether an exception is being handled. */
 static int
 is_handling(void)
 {
-    PyObject *error;
-#if PY_VERSION_HEX >= 0x030B0000
-    error = PyErr_GetHandledException();
-#else
-    PyObject *type, *traceback;
-    PyErr_GetExcInfo(&type, &error, &traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-#endif
-    int is_handling = !IS_NONE(error);
+    PyObject *error = handled_exception();
     Py_XDECREF(error);
-    return is_handling;
+    return error != NULL;
 }
 
 /* In what follows, 1 means yes, 0 no, and -1 that an exception is raised. */

@@ -411,7 +411,7 @@ static PyType_Slot running_slots[] = {
 };
 SPEC(Running, running_slots, Py_TPFLAGS_HAVE_GC);
 
-/* Totals */
+/* What needs the module's state has it from its beginning. */
 
 /* A new object of a type that has the module's state, at `offset`. */
 static PyObject *
@@ -425,11 +425,20 @@ with_state(PyTypeObject *type, size_t offset)
     return self;
 }
 
-static PyObject *
-new_totals(PyTypeObject *type, PyObject *args, PyObject *keywords)
-{
-    return with_state(type, offsetof(Totals, state));
-}
+#define WITH_STATE(Struct, members)                                                                \
+    static PyObject *new_##Struct(PyTypeObject *type, PyObject *args, PyObject *keywords)          \
+    {                                                                                              \
+        return with_state(type, offsetof(Struct, state));                                          \
+    }                                                                                              \
+    static PyType_Slot members##_slots[] = {                                                       \
+        {Py_tp_new, new_##Struct},                                                                 \
+        {Py_tp_members, members},                                                                  \
+        SLOTS(Struct),                                                                             \
+        {0, NULL},                                                                                 \
+    };                                                                                             \
+    SPEC(Struct, members##_slots, Py_TPFLAGS_HAVE_GC)
+
+/* Totals */
 
 COLLECTED(Totals, _lock, spare)
 static PyMemberDef totals_members[] = {
@@ -443,21 +452,9 @@ static PyMemberDef totals_members[] = {
     BOOLEAN(Totals, _gives_outermost),
     {NULL},
 };
-static PyType_Slot totals_slots[] = {
-    {Py_tp_new, new_totals},
-    {Py_tp_members, totals_members},
-    SLOTS(Totals),
-    {0, NULL},
-};
-SPEC(Totals, totals_slots, Py_TPFLAGS_HAVE_GC);
+WITH_STATE(Totals, totals_members);
 
 /* Spans */
-
-static PyObject *
-new_spans(PyTypeObject *type, PyObject *args, PyObject *keywords)
-{
-    return with_state(type, offsetof(Spans, state));
-}
 
 COLLECTED(Spans, _portals, _tracer)
 static PyMemberDef spans_members[] = {
@@ -470,21 +467,9 @@ static PyMemberDef spans_members[] = {
     BOOLEAN(Spans, _waits_for_sdk),
     {NULL},
 };
-static PyType_Slot spans_slots[] = {
-    {Py_tp_new, new_spans},
-    {Py_tp_members, spans_members},
-    SLOTS(Spans),
-    {0, NULL},
-};
-SPEC(Spans, spans_slots, Py_TPFLAGS_HAVE_GC);
+WITH_STATE(Spans, spans_members);
 
 /* Debug and Watchdog */
-
-static PyObject *
-new_debug(PyTypeObject *type, PyObject *args, PyObject *keywords)
-{
-    return with_state(type, offsetof(Debug, state));
-}
 
 COLLECTED(Debug, _start, misuses)
 static PyMemberDef debug_members[] = {
@@ -497,19 +482,7 @@ static PyMemberDef debug_members[] = {
     BOOLEAN(Debug, _looks_for_locks),
     {NULL},
 };
-static PyType_Slot debug_slots[] = {
-    {Py_tp_new, new_debug},
-    {Py_tp_members, debug_members},
-    SLOTS(Debug),
-    {0, NULL},
-};
-SPEC(Debug, debug_slots, Py_TPFLAGS_HAVE_GC);
-
-static PyObject *
-new_watchdog(PyTypeObject *type, PyObject *args, PyObject *keywords)
-{
-    return with_state(type, offsetof(Watchdog, state));
-}
+WITH_STATE(Debug, debug_members);
 
 COLLECTED(Watchdog, _running, _running)
 static PyMemberDef watchdog_members[] = {
@@ -517,13 +490,7 @@ static PyMemberDef watchdog_members[] = {
     BOOLEAN(Watchdog, _idle),
     {NULL},
 };
-static PyType_Slot watchdog_slots[] = {
-    {Py_tp_new, new_watchdog},
-    {Py_tp_members, watchdog_members},
-    SLOTS(Watchdog),
-    {0, NULL},
-};
-SPEC(Watchdog, watchdog_slots, Py_TPFLAGS_HAVE_GC);
+WITH_STATE(Watchdog, watchdog_members);
 
 static int
 add(PyObject *module, PyType_Spec *spec, PyTypeObject *base, PyTypeObject **place)
