@@ -53,6 +53,7 @@ SEMANTICS = (
     "tests/greenback/test_nesting.py",
     "tests/greenback/test_recursion.py",
 )
+MEMORY = ("tests/greenback/test_engine_memory.py",)
 #: Values of `GREENBACK_PURE`: the engine in Python, and mixes of both.
 PURE, PURE_BRIDGES, PURE_DRIVE = "1", "await_", "drive,work"
 #: What runs the extension modules.
@@ -297,9 +298,10 @@ def engines(session: nox.Session, pure: str) -> None:
     environment = {"GREENBACK_PURE": pure, "TESTS_SMALL": "1"}
     untraced = RUNTIME if pure == PURE else SEMANTICS
     run_as_make_test(session, *PYTEST, *untraced, *COUNTING, *session.posargs, **environment)
+    traced = (*SEMANTICS, *MEMORY) if pure == PURE else SEMANTICS  # `traced` does it in C
     for tracing in ("1", "debug"):
         environment["GREENBACK_TRACE"] = tracing
-        run_as_make_test(session, *PYTEST, *SEMANTICS, *session.posargs, **environment)
+        run_as_make_test(session, *PYTEST, *traced, *session.posargs, **environment)
 
 
 @nox.session(python=False)

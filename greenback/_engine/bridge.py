@@ -71,6 +71,7 @@ from .work import (
     is_unfinished,
     leave_handler,
     new_work,
+    no_caller,
     run_function,
     run_while_handling,
     set_traceback,
@@ -137,7 +138,7 @@ def set_hooks(hooks: Optional[Listener]) -> None:
 # Bridges
 
 #: How far below its `def` the line of `await_` is in which a bridge waits.
-LINE_OF_STEPS = 61
+LINE_OF_STEPS = 63
 
 
 def await_(aw: Awaitable[T]) -> T:
@@ -195,7 +196,9 @@ def await_(aw: Awaitable[T]) -> T:
                         if type(portal) is not Portal:
                             raise portal
                     if hooks is not None and not portal.hushed:
-                        bridge = hooks.start_bridge(portal, aw, sys._getframe(1))
+                        bridge = hooks.start_bridge(
+                            portal, aw, sys._getframe().f_back or no_caller()
+                        )
                     if type(aw) is not CoroutineType or aw.cr_await is not None:
                         aw = awaited(aw)
                     chain = steps = _step(aw, box)

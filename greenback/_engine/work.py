@@ -94,6 +94,14 @@ def with_frame(function: Callable[..., Any], *args: Any, **kwds: Any) -> Any:
     return function(*args, **kwds)
 
 
+def no_caller() -> types.FrameType:
+    """A frame that stands for the caller of `await_` where a greenlet runs `await_` itself.
+
+    It is made in a greenlet, since a frame keeps the frames of its callers, and their variables.
+    """
+    return greenlet.greenlet(with_frame).switch(sys._getframe)  # type: ignore[no-any-return]
+
+
 def run_function(portal: Portal) -> Any:
     """The work of a `with_portal_run_sync` that needs a frame of its own."""
     return portal.function(*portal.args, **portal.kwds)

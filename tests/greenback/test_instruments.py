@@ -12,6 +12,7 @@ import types
 import weakref
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
+import greenlet
 import pytest
 import trio
 
@@ -333,6 +334,22 @@ class TestHooks:
         backend.run(main)
         assert recorder.names()[-3:] == [FINISHED, STOP, CLOSED]
         assert recorder.calls[-3][2].__class__ is backend.cancelled
+
+    def test_called_by_a_greenlet(self, backend: Any, recorder: Recorder) -> None:
+        """A greenlet of the program's that runs `await_` itself has no function that calls it."""
+
+        async def value() -> int:
+            await backend.checkpoint()
+            return 42
+
+        async def main() -> None:
+            await greenback.with_portal_run_sync(sync)
+
+        def sync() -> None:
+            assert greenlet.greenlet(await_).switch(value()) == 42
+
+        backend.run(main)
+        assert recorder.names().count(STARTED) == recorder.names().count(FINISHED) == 1
 
     def test_without_a_portal(self, backend: Any, recorder: Recorder) -> None:
         """A call of await_() that is refused is not announced as a bridge."""
