@@ -141,10 +141,6 @@ is_harmless(State *state, Debug *debug, Running *bridge, PyObject *frame)
     }
     Py_INCREF(known); /* any code may replace it */
     int result = are_quiet(state, debug, known, (PyFrameObject *)bridge->outermost);
-    if (result > 0 && debug->_looks_at_start) {
-        PyObject *sync = attribute(known, state->str_sync);
-        result = sync == NULL ? -1 : has_id(sync, code_of((PyFrameObject *)frame));
-    }
     Py_DECREF(known);
     return result;
 }

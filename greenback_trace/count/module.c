@@ -42,7 +42,6 @@ static const struct {
     NAME(step),
     NAME(switch),
     NAME(switch_and_step),
-    NAME(sync),
     NAME(to_task),
     NAME(withs),
 #undef NAME

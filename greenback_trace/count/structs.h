@@ -65,7 +65,6 @@ typedef struct {
     PyObject *str_step;
     PyObject *str_switch;
     PyObject *str_switch_and_step;
-    PyObject *str_sync;
     PyObject *str_to_task;
     PyObject *str_withs;
     /* Of misuse/listener.py, from `know`: NULL before. Namespaces, and what is in them. */

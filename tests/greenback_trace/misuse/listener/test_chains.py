@@ -43,13 +43,14 @@ class TestChains:
             await greenback.ensure_portal()
             for _ in range(3):
                 await without()
-            await within()
+            for _ in range(3):
+                await within()
             await without()
 
         with pytest.warns(MisuseWarning, match="acquired at"):
             backend.run(main)
         (misuse,) = greenback_trace.snapshot().misuses
-        assert (misuse.kind, misuse.count) == ("lock_held", 1)
+        assert (misuse.kind, misuse.count) == ("lock_held", 3)
 
     def test_acquired_meanwhile(self, backend: Any) -> None:
         """A lock that was taken by calling acquire() is found in a known chain."""
@@ -72,6 +73,36 @@ class TestChains:
             backend.run(greenback.with_portal_run_sync, work)
         (misuse,) = greenback_trace.snapshot().misuses
         assert (misuse.kind, misuse.count) == ("lock_held", 2)
+
+    @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
+    @pytest.mark.parametrize("depth", [0, 50])
+    def test_called_by_the_interpreter(self, backend: Any, depth: int) -> None:
+        """A known chain is found out where an object's end begins it, or what is beyond its end."""
+        enable()
+
+        def deep(levels: int) -> None:  # a chain ends after 32 functions
+            if levels:
+                deep(levels - 1)
+            else:
+                greenback.await_(backend.sleep(0))
+
+        class Connection:
+            def __del__(self) -> None:
+                deep(depth)
+
+        async def main() -> None:
+            await greenback.ensure_portal()
+            connections = [Connection() for _ in range(2)]
+            for _ in range(3):
+                for each in connections:
+                    each.__del__()
+            del each
+            connections.clear()
+
+        with pytest.warns(MisuseWarning, match="finalizer"):
+            backend.run(main)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.kind, misuse.count) == ("finalizer", 2)
 
     @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
     def test_more_than_are_told_apart(self, backend: Any) -> None:
