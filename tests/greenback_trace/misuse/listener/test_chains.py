@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import types
 import weakref
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
@@ -103,6 +104,39 @@ class TestChains:
             backend.run(main)
         (misuse,) = greenback_trace.snapshot().misuses
         assert (misuse.kind, misuse.count) == ("finalizer", 2)
+
+    @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
+    def test_in_a_collected_coroutine(self, backend: Any) -> None:
+        """A known chain is found out where a coroutine cleans up since it is collected."""
+        enable()
+
+        def clean_up() -> None:
+            greenback.await_(backend.sleep(0))
+
+        @types.coroutine
+        def step(fails: bool) -> Iterator[None]:
+            if fails:
+                raise LookupError
+            yield
+
+        async def work(fails: bool) -> None:
+            try:
+                await step(fails)
+            except BaseException:
+                clean_up()
+
+        async def main() -> None:
+            await greenback.ensure_portal()
+            for _ in range(3):
+                await work(True)
+            coroutine = work(False)
+            coroutine.send(None)
+            del coroutine
+
+        with pytest.warns(MisuseWarning, match="finalizer"):
+            backend.run(main)
+        (misuse,) = greenback_trace.snapshot().misuses
+        assert (misuse.kind, misuse.count) == ("finalizer", 1)
 
     @pytest.mark.skipif(IS_PYPY, reason="nothing is freed when it is dropped on PyPy")
     def test_more_than_are_told_apart(self, backend: Any) -> None:
